@@ -1,0 +1,564 @@
+//! Frames to messages and back, in both encodings.
+
+use std::fmt;
+
+use crate::code::ErrorCode;
+use crate::field::{Field, FieldError, RequestId, Scalar, Text};
+use crate::message::{BATCH_MAX, ClientMessage, Error, ServerMessage};
+use crate::raw::{Entries, Raw, SyntaxError, Value};
+use crate::write::{JsonWriter, MessagePackWriter, Write};
+use crate::{json, msgpack};
+
+/// How messages are spelled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Encoding {
+    /// JSON in text frames.
+    Json,
+    /// MessagePack in binary frames.
+    MessagePack,
+}
+
+impl Encoding {
+    /// The WebSocket subprotocol that names this encoding.
+    pub fn subprotocol(self) -> &'static str {
+        match self {
+            Encoding::Json => "taskyard.v1.json",
+            Encoding::MessagePack => "taskyard.v1.msgpack",
+        }
+    }
+}
+
+/// A message of a client's, and the `id` it wants its answer to repeat.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Request {
+    /// Without one there is no positive answer.
+    pub id: Option<RequestId>,
+    /// What is said.
+    pub message: ClientMessage,
+}
+
+/// A message of the broker's, and the `id` of the message that it answers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Response {
+    /// None on what the broker sends on its own.
+    pub reference: Option<RequestId>,
+    /// What is said.
+    pub message: ServerMessage,
+}
+
+/// A message that was refused before anybody acted on it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rejection {
+    /// The message's `id`, where one could be read.
+    pub id: Option<RequestId>,
+    /// What to answer.
+    pub error: Error,
+}
+
+/// What a frame holds.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Frame<T> {
+    /// One message.
+    One(T),
+    /// An array of messages, each to be answered by itself.
+    Many(Vec<T>),
+}
+
+impl<T> IntoIterator for Frame<T> {
+    type Item = T;
+    type IntoIter = std::iter::Chain<std::option::IntoIter<T>, std::vec::IntoIter<T>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        match self {
+            Frame::One(message) => Some(message).into_iter().chain(Vec::new()),
+            Frame::Many(messages) => None.into_iter().chain(messages),
+        }
+    }
+}
+
+/// A frame that is not of its encoding, or too deep: there is no message to answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Undecodable(String);
+
+impl fmt::Display for Undecodable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Undecodable {}
+
+impl Undecodable {
+    /// The answer to such a frame.
+    pub fn error(&self) -> Error {
+        Error::new(ErrorCode::BadRequest, &self.0)
+    }
+}
+
+fn undecodable(encoding: Encoding, error: SyntaxError) -> Undecodable {
+    Undecodable(match encoding {
+        Encoding::Json => format!("the frame is not JSON: {error}; send one object, or an array of objects"),
+        Encoding::MessagePack => {
+            format!("the frame is not MessagePack: {error}; send one map, or an array of maps")
+        }
+    })
+}
+
+/// What a client sent in one frame: messages and refused messages, in order.
+pub type ClientFrame = Frame<Result<Request, Rejection>>;
+
+/// Reads a client's frame. `bytes` of JSON must be UTF-8, as text frames are.
+pub fn decode_client(encoding: Encoding, bytes: &[u8]) -> Result<ClientFrame, Undecodable> {
+    decode(encoding, bytes, client_message)
+}
+
+/// Reads a frame of the broker's.
+pub fn decode_server(encoding: Encoding, bytes: &[u8]) -> Result<Frame<Response>, Undecodable> {
+    let frame = decode(encoding, bytes, |item| {
+        let mut entries = match item {
+            Item::Map(entries) => entries,
+            Item::Other(_) => return Err(Undecodable("the broker sent something that is no message".into())),
+        };
+        let wrong = |e: FieldError| Undecodable(e.message);
+        let reference: Option<RequestId> = Field::take(&mut entries, "ref").map_err(wrong)?;
+        let type_text: Text<64> = Field::take(&mut entries, "type").map_err(wrong)?;
+        match ServerMessage::take(type_text.as_str(), &mut entries) {
+            Some(Ok(message)) => Ok(Response { reference, message }),
+            Some(Err(error)) => Err(wrong(error)),
+            None => Err(Undecodable(format!("the broker sent an unknown message {:?}", type_text.as_str()))),
+        }
+    })?;
+    Ok(match frame {
+        Frame::One(message) => Frame::One(message?),
+        Frame::Many(messages) => Frame::Many(messages.into_iter().collect::<Result<_, _>>()?),
+    })
+}
+
+/// Reads the body of an HTTP request as the message `type_text`; `extra` are the fields that its
+/// path and headers give, as text.
+pub fn decode_body(
+    encoding: Encoding,
+    bytes: &[u8],
+    type_text: &'static str,
+    extra: &[(&'static str, &str)],
+) -> Result<ClientMessage, Error> {
+    let bad = |message: String| Error::new(ErrorCode::BadRequest, message);
+    if encoding == Encoding::Json && std::str::from_utf8(bytes).is_err() {
+        return Err(bad("the body is not UTF-8".into()));
+    }
+    let empty = match encoding {
+        Encoding::Json => json::skip_space(bytes, 0) == bytes.len(),
+        Encoding::MessagePack => bytes.is_empty(),
+    };
+    // Declared before what borrows from it.
+    let mut writer = JsonWriter::default();
+    let mut entries = if empty {
+        Entries::default()
+    } else {
+        match decode(encoding, bytes, |item| item).map_err(|e| e.error())? {
+            Frame::One(Item::Map(entries)) => entries,
+            _ => return Err(bad(format!("expected one object with the fields of `{type_text}`"))),
+        }
+    };
+    if let Some(key) = entries.duplicate() {
+        return Err(bad(format!("the key {key:?} stands twice")));
+    }
+    let spans: Vec<_> = extra
+        .iter()
+        .map(|(_, value)| {
+            let start = writer.out.len();
+            writer.text(value);
+            start..writer.out.len()
+        })
+        .collect();
+    for ((name, _), span) in extra.iter().zip(spans) {
+        entries.take(name);
+        entries.push((*name).into(), Raw { encoding: Encoding::Json, bytes: &writer.out[span] });
+    }
+    client_fields(type_text, &mut entries)
+}
+
+/// Reads a message from pairs of text, as a query string holds them. A value that is a JSON number,
+/// `true`, `false` or an object is read as such where `is_text` says no.
+pub fn decode_pairs(
+    type_text: &'static str,
+    pairs: &[(String, String)],
+    is_text: impl Fn(&str) -> bool,
+) -> Result<ClientMessage, Error> {
+    let mut writer = JsonWriter::default();
+    let mut spans = Vec::new();
+    for (key, value) in pairs {
+        let start = writer.out.len();
+        let literal = !is_text(key)
+            && value.starts_with(|c: char| c.is_ascii_digit() || "-{[tfn".contains(c))
+            && json::skip_value(value.as_bytes(), 0) == Ok(value.len());
+        if literal {
+            writer.out.extend_from_slice(value.as_bytes());
+        } else {
+            writer.text(value);
+        }
+        spans.push((key, start..writer.out.len()));
+    }
+    let mut entries = Entries::default();
+    for (key, span) in spans {
+        entries.push(key.as_str().into(), Raw { encoding: Encoding::Json, bytes: &writer.out[span] });
+    }
+    if let Some(key) = entries.duplicate() {
+        return Err(Error::new(ErrorCode::BadRequest, format!("the parameter {key:?} stands twice")));
+    }
+    client_fields(type_text, &mut entries)
+}
+
+/// Splits the body of a bulk submit into its submits: an array.
+pub fn decode_bulk(encoding: Encoding, bytes: &[u8]) -> Result<Vec<Result<ClientMessage, Error>>, Error> {
+    if encoding == Encoding::Json && std::str::from_utf8(bytes).is_err() {
+        return Err(Error::new(ErrorCode::BadRequest, "the body is not UTF-8"));
+    }
+    let frame = decode(encoding, bytes, |item| match item {
+        Item::Map(mut entries) => match entries.duplicate() {
+            Some(key) => Err(Error::new(ErrorCode::BadRequest, format!("the key {key:?} stands twice"))),
+            None => client_fields("submit", &mut entries),
+        },
+        Item::Other(_) => Err(Error::new(ErrorCode::BadRequest, "expected an object with the fields of `submit`")),
+    });
+    match frame.map_err(|e| e.error())? {
+        Frame::Many(items) => Ok(items),
+        Frame::One(_) => Err(Error::new(
+            ErrorCode::BadRequest,
+            "expected an array of submits; for one submit POST to /v1/queues/{queue}/tasks",
+        )),
+    }
+}
+
+/// Something at the top of a frame.
+enum Item<'a> {
+    Map(Entries<'a>),
+    Other(Raw<'a>),
+}
+
+fn decode<'a, T>(
+    encoding: Encoding,
+    bytes: &'a [u8],
+    mut read: impl FnMut(Item<'a>) -> T,
+) -> Result<Frame<T>, Undecodable> {
+    let wrong = |error| undecodable(encoding, error);
+    let frame;
+    let end;
+    match encoding {
+        Encoding::Json => {
+            let start = json::skip_space(bytes, 0);
+            if bytes.get(start) == Some(&b'[') {
+                let mut items = Vec::new();
+                let mut at = json::skip_space(bytes, start + 1);
+                if bytes.get(at) != Some(&b']') {
+                    loop {
+                        let (item, after) = json_item(bytes, at).map_err(wrong)?;
+                        push_item(&mut items, read(item))?;
+                        at = json::skip_space(bytes, after);
+                        match bytes.get(at) {
+                            Some(b',') => at = json::skip_space(bytes, at + 1),
+                            Some(b']') => break,
+                            _ => return Err(wrong(SyntaxError::new(at, "expected ',' or ']' in a JSON array"))),
+                        }
+                    }
+                }
+                end = json::skip_space(bytes, at + 1);
+                frame = Frame::Many(items);
+            } else {
+                let (item, after) = json_item(bytes, start).map_err(wrong)?;
+                end = json::skip_space(bytes, after);
+                frame = Frame::One(read(item));
+            }
+        }
+        Encoding::MessagePack => {
+            if matches!(bytes.first(), Some(0x90..=0x9f | 0xdc | 0xdd)) {
+                // Checks the whole first: then the array's count is true, and its items' ends are cheap.
+                end = msgpack_array_end(bytes).map_err(wrong)?;
+                let parts = msgpack::items(&bytes[..end]).unwrap_or_default();
+                let mut items = Vec::new();
+                for part in parts {
+                    let (item, _) = msgpack_item(part.bytes, 0).map_err(wrong)?;
+                    push_item(&mut items, read(item))?;
+                }
+                frame = Frame::Many(items);
+            } else {
+                let (item, after) = msgpack_item(bytes, 0).map_err(wrong)?;
+                end = after;
+                frame = Frame::One(read(item));
+            }
+        }
+    }
+    if end != bytes.len() {
+        return Err(wrong(SyntaxError::new(end, "bytes after the message")));
+    }
+    Ok(frame)
+}
+
+fn push_item<T>(items: &mut Vec<T>, item: T) -> Result<(), Undecodable> {
+    if items.len() == BATCH_MAX {
+        return Err(Undecodable(format!("the frame holds more than {BATCH_MAX} messages: send several frames")));
+    }
+    items.push(item);
+    Ok(())
+}
+
+fn json_item(bytes: &[u8], at: usize) -> Result<(Item<'_>, usize), SyntaxError> {
+    if bytes.get(at) == Some(&b'{') {
+        return json::object(bytes, at).map(|(entries, end)| (Item::Map(entries), end));
+    }
+    let end = json::skip_value(bytes, at)?;
+    Ok((Item::Other(Raw { encoding: Encoding::Json, bytes: &bytes[at..end] }), end))
+}
+
+/// The end of the array at the frame's start. Each item is walked by itself, so that depth is
+/// counted from the message and not from the array around it.
+fn msgpack_array_end(bytes: &[u8]) -> Result<usize, SyntaxError> {
+    let (count, mut at) = match bytes[0] {
+        first @ 0x90..=0x9f => (usize::from(first & 0x0f), 1),
+        0xdc => (be(bytes, 2)?, 3),
+        _ => (be(bytes, 4)?, 5),
+    };
+    if count > bytes.len() - at {
+        return Err(SyntaxError::new(0, "MessagePack container longer than the message"));
+    }
+    for _ in 0..count {
+        at = msgpack_item_end(bytes, at)?;
+    }
+    Ok(at)
+}
+
+fn be(bytes: &[u8], length: usize) -> Result<usize, SyntaxError> {
+    let field = bytes.get(1..1 + length).ok_or_else(|| SyntaxError::new(1, "MessagePack ends too early"))?;
+    Ok(field.iter().fold(0, |sum, b| sum << 8 | usize::from(*b)))
+}
+
+fn msgpack_item_end(bytes: &[u8], at: usize) -> Result<usize, SyntaxError> {
+    if is_msgpack_map(bytes, at) {
+        return msgpack::map(bytes, at).map(|(_, end)| end);
+    }
+    msgpack::skip_value(bytes, at)
+}
+
+fn is_msgpack_map(bytes: &[u8], at: usize) -> bool {
+    matches!(bytes.get(at), Some(0x80..=0x8f | 0xde | 0xdf))
+}
+
+fn msgpack_item(bytes: &[u8], at: usize) -> Result<(Item<'_>, usize), SyntaxError> {
+    if is_msgpack_map(bytes, at) {
+        return msgpack::map(bytes, at).map(|(entries, end)| (Item::Map(entries), end));
+    }
+    let end = msgpack::skip_value(bytes, at)?;
+    Ok((Item::Other(Raw { encoding: Encoding::MessagePack, bytes: &bytes[at..end] }), end))
+}
+
+fn client_message(item: Item<'_>) -> Result<Request, Rejection> {
+    let bad = |id: Option<RequestId>, message: String| Rejection {
+        id,
+        error: Error::new(ErrorCode::BadRequest, message),
+    };
+    let mut entries = match item {
+        Item::Map(entries) => entries,
+        Item::Other(raw) => {
+            let what = match raw.value() {
+                Value::Array => "an array inside the array",
+                _ => "not an object",
+            };
+            return Err(bad(None, format!("expected an object with a string `type`, got {what}")));
+        }
+    };
+    let duplicate = entries.duplicate().map(str::to_owned);
+    let id = match entries.take("id") {
+        Some(raw) if !raw.is_null() => match RequestId::read(raw) {
+            Ok(id) => Some(id),
+            Err(error) => {
+                let error = Error::new(ErrorCode::BadRequest, format!("field `id`: {error}")).field("id");
+                return Err(Rejection { id: None, error });
+            }
+        },
+        _ => None,
+    };
+    if let Some(key) = duplicate {
+        // Which of the two was meant cannot be known, be it the `id` itself.
+        let id = if key == "id" { None } else { id };
+        return Err(bad(id, format!("the key {key:?} stands twice in the message")));
+    }
+    let type_text = match entries.take("type").map(Raw::value) {
+        Some(Value::Text(text)) => text,
+        _ => {
+            let error = Error::new(ErrorCode::BadRequest, "expected a string `type`, as in {\"type\":\"ping\"}");
+            return Err(Rejection { id, error: error.field("type") });
+        }
+    };
+    match client_fields(&type_text, &mut entries) {
+        Ok(message) => Ok(Request { id, message }),
+        Err(error) => Err(Rejection { id, error }),
+    }
+}
+
+fn client_fields(type_text: &str, entries: &mut Entries<'_>) -> Result<ClientMessage, Error> {
+    match ClientMessage::take(type_text, entries) {
+        Some(Ok(message)) => Ok(message),
+        Some(Err(FieldError { field, message })) => {
+            Err(Error::new(ErrorCode::BadRequest, format!("`{type_text}`, {message}")).field(field))
+        }
+        None => {
+            let names: Vec<&str> = ClientMessage::TABLE.iter().map(|(name, _)| *name).collect();
+            let shown: String = type_text.chars().take(40).collect();
+            Err(Error::new(
+                ErrorCode::UnknownType,
+                format!("there is no message of type {shown:?}; expected one of {}", names.join(", ")),
+            ))
+        }
+    }
+}
+
+trait Message {
+    const TAG: &'static str;
+    fn tag(&self) -> Option<&RequestId>;
+    fn type_text(&self) -> &'static str;
+    fn count_fields(&self) -> usize;
+    fn put_fields(&self, writer: &mut impl Write);
+
+    fn write(&self, writer: &mut impl Write) {
+        writer.begin_map(1 + usize::from(self.tag().is_some()) + self.count_fields());
+        writer.key("type");
+        writer.plain(self.type_text());
+        if let Some(tag) = self.tag() {
+            writer.key(Self::TAG);
+            tag.write(writer);
+        }
+        self.put_fields(writer);
+        writer.end_map();
+    }
+}
+
+impl Message for Response {
+    const TAG: &'static str = "ref";
+    fn tag(&self) -> Option<&RequestId> {
+        self.reference.as_ref()
+    }
+    fn type_text(&self) -> &'static str {
+        self.message.type_text()
+    }
+    fn count_fields(&self) -> usize {
+        self.message.count_fields()
+    }
+    fn put_fields(&self, writer: &mut impl Write) {
+        self.message.put_fields(writer);
+    }
+}
+
+impl Message for Request {
+    const TAG: &'static str = "id";
+    fn tag(&self) -> Option<&RequestId> {
+        self.id.as_ref()
+    }
+    fn type_text(&self) -> &'static str {
+        self.message.type_text()
+    }
+    fn count_fields(&self) -> usize {
+        self.message.count_fields()
+    }
+    fn put_fields(&self, writer: &mut impl Write) {
+        self.message.put_fields(writer);
+    }
+}
+
+/// Appends to `out` with the writer of `encoding`.
+fn append(encoding: Encoding, out: &mut Vec<u8>, write: impl AppendTo) {
+    match encoding {
+        Encoding::Json => {
+            let mut writer = JsonWriter::appending(std::mem::take(out));
+            write.append_to(&mut writer);
+            *out = writer.out;
+        }
+        Encoding::MessagePack => {
+            let mut writer = MessagePackWriter { out: std::mem::take(out) };
+            write.append_to(&mut writer);
+            *out = writer.out;
+        }
+    }
+}
+
+/// A closure over "any writer", which Rust's closures cannot be.
+trait AppendTo {
+    fn append_to(self, writer: &mut impl Write);
+}
+
+struct One<'a, M>(&'a M);
+
+impl<M: Message> AppendTo for One<'_, M> {
+    fn append_to(self, writer: &mut impl Write) {
+        self.0.write(writer);
+    }
+}
+
+struct Array<'a, M>(&'a [M]);
+
+impl<M: Message> AppendTo for Array<'_, M> {
+    fn append_to(self, writer: &mut impl Write) {
+        writer.begin_array(self.0.len());
+        for message in self.0 {
+            writer.element();
+            message.write(writer);
+        }
+        writer.end_array();
+    }
+}
+
+struct Body<'a>(&'a ServerMessage);
+
+impl AppendTo for Body<'_> {
+    fn append_to(self, writer: &mut impl Write) {
+        writer.begin_map(self.0.count_fields());
+        self.0.put_fields(writer);
+        writer.end_map();
+    }
+}
+
+struct Bodies<'a>(&'a [ServerMessage]);
+
+impl AppendTo for Bodies<'_> {
+    fn append_to(self, writer: &mut impl Write) {
+        writer.begin_array(self.0.len());
+        for message in self.0 {
+            writer.element();
+            Body(message).append_to(writer);
+        }
+        writer.end_array();
+    }
+}
+
+/// Appends one message of the broker's.
+pub fn encode_server(encoding: Encoding, response: &Response, out: &mut Vec<u8>) {
+    append(encoding, out, One(response));
+}
+
+/// Appends an array of messages of the broker's.
+pub fn encode_server_batch(encoding: Encoding, responses: &[Response], out: &mut Vec<u8>) {
+    append(encoding, out, Array(responses));
+}
+
+/// Appends one message of a client's.
+pub fn encode_client(encoding: Encoding, request: &Request, out: &mut Vec<u8>) {
+    append(encoding, out, One(request));
+}
+
+/// Appends an array of messages of a client's.
+pub fn encode_client_batch(encoding: Encoding, requests: &[Request], out: &mut Vec<u8>) {
+    append(encoding, out, Array(requests));
+}
+
+/// The body of an HTTP answer: the message without `type` and `ref`.
+pub fn encode_body(encoding: Encoding, message: &ServerMessage) -> Vec<u8> {
+    let mut out = Vec::new();
+    append(encoding, &mut out, Body(message));
+    out
+}
+
+/// The body of a bulk answer: an array of message bodies.
+pub fn encode_bodies(encoding: Encoding, messages: &[ServerMessage]) -> Vec<u8> {
+    let mut out = Vec::new();
+    append(encoding, &mut out, Bodies(messages));
+    out
+}

@@ -1,0 +1,327 @@
+//! Walks over JSON text (RFC 8259) without building it: checks syntax and depth, finds the slices.
+//!
+//! Written as a walker because payloads pass through as they came: they must be checked, and must
+//! not be decoded. It never recurses.
+
+use std::borrow::Cow;
+
+use crate::codec::Encoding;
+use crate::raw::{DEPTH_MAX, Entries, Raw, SyntaxError, Value};
+
+pub(crate) fn skip_space(bytes: &[u8], mut at: usize) -> usize {
+    while let Some(b' ' | b'\t' | b'\n' | b'\r') = bytes.get(at) {
+        at += 1;
+    }
+    at
+}
+
+/// The end of the value that begins at `at`.
+pub(crate) fn skip_value(bytes: &[u8], mut at: usize) -> Result<usize, SyntaxError> {
+    // One bit a container, the innermost lowest: 1 for an object.
+    let mut objects: u64 = 0;
+    let mut depth = 0;
+    loop {
+        // A value is due here.
+        match bytes.get(at) {
+            Some(b'"') => at = skip_string(bytes, at)?,
+            Some(b'-' | b'0'..=b'9') => at = skip_number(bytes, at)?,
+            Some(&open @ (b'{' | b'[')) => {
+                if depth == DEPTH_MAX {
+                    return Err(SyntaxError::new(at, "nested deeper than 64"));
+                }
+                depth += 1;
+                let object = open == b'{';
+                objects = objects << 1 | u64::from(object);
+                at = skip_space(bytes, at + 1);
+                let close = if object { b'}' } else { b']' };
+                if bytes.get(at) == Some(&close) {
+                    depth -= 1;
+                    objects >>= 1;
+                    at += 1;
+                } else {
+                    if object {
+                        at = skip_key(bytes, at)?;
+                    }
+                    continue;
+                }
+            }
+            Some(b't') => at = skip_word(bytes, at, b"true")?,
+            Some(b'f') => at = skip_word(bytes, at, b"false")?,
+            Some(b'n') => at = skip_word(bytes, at, b"null")?,
+            Some(_) => return Err(SyntaxError::new(at, "not a JSON value")),
+            None => return Err(SyntaxError::new(at, "JSON ends too early")),
+        }
+        // A value has ended: close what closes, then go on to the next one.
+        loop {
+            if depth == 0 {
+                return Ok(at);
+            }
+            at = skip_space(bytes, at);
+            let object = objects & 1 == 1;
+            match bytes.get(at) {
+                Some(b',') => {
+                    at = skip_space(bytes, at + 1);
+                    if object {
+                        at = skip_key(bytes, at)?;
+                    }
+                    break;
+                }
+                Some(b'}') if object => at += 1,
+                Some(b']') if !object => at += 1,
+                Some(_) => return Err(SyntaxError::new(at, "expected ',' or the end of a JSON container")),
+                None => return Err(SyntaxError::new(at, "JSON ends too early")),
+            }
+            depth -= 1;
+            objects >>= 1;
+        }
+    }
+}
+
+/// Skips `"key" :` and the space after it.
+fn skip_key(bytes: &[u8], at: usize) -> Result<usize, SyntaxError> {
+    if bytes.get(at) != Some(&b'"') {
+        return Err(SyntaxError::new(at, "expected a JSON object key in double quotes"));
+    }
+    let at = skip_space(bytes, skip_string(bytes, at)?);
+    if bytes.get(at) != Some(&b':') {
+        return Err(SyntaxError::new(at, "expected ':' after a JSON object key"));
+    }
+    Ok(skip_space(bytes, at + 1))
+}
+
+fn skip_word(bytes: &[u8], at: usize, word: &[u8]) -> Result<usize, SyntaxError> {
+    if bytes[at..].starts_with(word) {
+        Ok(at + word.len())
+    } else {
+        Err(SyntaxError::new(at, "not a JSON value (NaN and Infinity are not JSON)"))
+    }
+}
+
+fn skip_string(bytes: &[u8], start: usize) -> Result<usize, SyntaxError> {
+    let mut at = start + 1;
+    loop {
+        let Some(run) = memchr::memchr2(b'"', b'\\', &bytes[at..]) else {
+            return Err(SyntaxError::new(bytes.len(), "JSON string without an end"));
+        };
+        // Checked a run at a time, so that the compiler makes vector code of it.
+        if bytes[at..at + run].iter().fold(false, |bad, b| bad | (*b < 0x20)) {
+            return Err(SyntaxError::new(at, "control character in a JSON string"));
+        }
+        at += run;
+        if bytes[at] == b'"' {
+            return Ok(at + 1);
+        }
+        match bytes.get(at + 1) {
+            Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => at += 2,
+            Some(b'u') => {
+                let hex = bytes.get(at + 2..at + 6);
+                if !hex.is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit)) {
+                    return Err(SyntaxError::new(at, "bad \\u escape in a JSON string"));
+                }
+                at += 6;
+            }
+            _ => return Err(SyntaxError::new(at, "bad escape in a JSON string")),
+        }
+    }
+}
+
+fn skip_digits(bytes: &[u8], mut at: usize) -> Result<usize, SyntaxError> {
+    let start = at;
+    while bytes.get(at).is_some_and(u8::is_ascii_digit) {
+        at += 1;
+    }
+    if at == start { Err(SyntaxError::new(at, "expected a digit in a JSON number")) } else { Ok(at) }
+}
+
+fn skip_number(bytes: &[u8], mut at: usize) -> Result<usize, SyntaxError> {
+    if bytes[at] == b'-' {
+        at += 1;
+    }
+    at = if bytes.get(at) == Some(&b'0') { at + 1 } else { skip_digits(bytes, at)? };
+    if bytes.get(at).is_some_and(u8::is_ascii_digit) {
+        return Err(SyntaxError::new(at, "JSON number with a leading zero"));
+    }
+    if bytes.get(at) == Some(&b'.') {
+        at = skip_digits(bytes, at + 1)?;
+    }
+    if let Some(b'e' | b'E') = bytes.get(at) {
+        at += 1;
+        if let Some(b'+' | b'-') = bytes.get(at) {
+            at += 1;
+        }
+        at = skip_digits(bytes, at)?;
+    }
+    Ok(at)
+}
+
+/// The value of `bytes`, which hold one checked JSON value and nothing else.
+pub(crate) fn value(bytes: &[u8]) -> Value<'_> {
+    match bytes.first() {
+        Some(b'"') => Value::Text(unescape(&bytes[1..bytes.len() - 1])),
+        Some(b'{') => Value::Map,
+        Some(b'[') => Value::Array,
+        Some(b't') => Value::Bool(true),
+        Some(b'f') => Value::Bool(false),
+        Some(b'n') | None => Value::Null,
+        Some(_) => number(std::str::from_utf8(bytes).expect("a checked JSON number is ASCII")),
+    }
+}
+
+fn number(text: &str) -> Value<'_> {
+    let integral = !text.contains(['.', 'e', 'E']);
+    // −0 stays a float: as an integer it would lose its sign.
+    if integral && text != "-0" {
+        if let Ok(integer) = text.parse::<i128>() {
+            if (i128::from(i64::MIN)..=i128::from(u64::MAX)).contains(&integer) {
+                return Value::Integer(integer);
+            }
+        }
+    }
+    Value::Float(text.parse().expect("the JSON number grammar is within Rust's"))
+}
+
+/// The text between the quotes of a checked JSON string. A lone surrogate becomes U+FFFD.
+fn unescape(inner: &[u8]) -> Cow<'_, str> {
+    let text = std::str::from_utf8(inner).expect("frames are checked to be UTF-8 and strings end at ASCII");
+    let Some(first) = memchr::memchr(b'\\', inner) else {
+        return Cow::Borrowed(text);
+    };
+    let mut out = String::with_capacity(text.len());
+    out.push_str(&text[..first]);
+    let mut rest = &text[first..];
+    while let Some(at) = rest.find('\\') {
+        out.push_str(&rest[..at]);
+        let escape = rest.as_bytes()[at + 1];
+        rest = &rest[at + 2..];
+        match escape {
+            b'b' => out.push('\u{8}'),
+            b'f' => out.push('\u{c}'),
+            b'n' => out.push('\n'),
+            b'r' => out.push('\r'),
+            b't' => out.push('\t'),
+            b'u' => {
+                let unit = hex4(rest);
+                rest = &rest[4..];
+                let low = rest.strip_prefix("\\u").map(hex4).filter(|low| (0xDC00..0xE000).contains(low));
+                match (unit, low) {
+                    (0xD800..0xDC00, Some(low)) => {
+                        rest = &rest[6..];
+                        let point = 0x10000 + ((unit - 0xD800) << 10) + (low - 0xDC00);
+                        out.push(char::from_u32(point).expect("a surrogate pair is a code point"));
+                    }
+                    _ => out.push(char::from_u32(unit).unwrap_or(char::REPLACEMENT_CHARACTER)),
+                }
+            }
+            other => out.push(char::from(other)),
+        }
+    }
+    out.push_str(rest);
+    Cow::Owned(out)
+}
+
+fn hex4(text: &str) -> u32 {
+    u32::from_str_radix(&text[..4], 16).expect("four hex digits were checked")
+}
+
+/// The entries of a checked object.
+pub(crate) fn entries(bytes: &[u8]) -> Option<Result<Entries<'_>, SyntaxError>> {
+    (bytes.first() == Some(&b'{')).then(|| object(bytes, 0).map(|(entries, _)| entries))
+}
+
+/// Walks the object at `at`, checking as it goes; its entries and its end.
+pub(crate) fn object(bytes: &[u8], at: usize) -> Result<(Entries<'_>, usize), SyntaxError> {
+    let mut entries = Entries::default();
+    let mut at = skip_space(bytes, at + 1);
+    if bytes.get(at) == Some(&b'}') {
+        return Ok((entries, at + 1));
+    }
+    loop {
+        let key_end = match bytes.get(at) {
+            Some(b'"') => skip_string(bytes, at)?,
+            _ => return Err(SyntaxError::new(at, "expected a JSON object key in double quotes")),
+        };
+        let key = unescape(&bytes[at + 1..key_end - 1]);
+        let start = skip_key(bytes, at)?;
+        let end = skip_value(bytes, start)?;
+        entries.push(key, Raw { encoding: Encoding::Json, bytes: &bytes[start..end] });
+        at = skip_space(bytes, end);
+        match bytes.get(at) {
+            Some(b',') => at = skip_space(bytes, at + 1),
+            Some(b'}') => return Ok((entries, at + 1)),
+            Some(_) => return Err(SyntaxError::new(at, "expected ',' or '}' in a JSON object")),
+            None => return Err(SyntaxError::new(at, "JSON ends too early")),
+        }
+    }
+}
+
+/// The items of a checked array.
+pub(crate) fn items(bytes: &[u8]) -> Option<Vec<Raw<'_>>> {
+    if bytes.first() != Some(&b'[') {
+        return None;
+    }
+    let mut items = Vec::new();
+    let mut at = skip_space(bytes, 1);
+    while bytes.get(at).is_some_and(|b| *b != b']') {
+        let end = skip_value(bytes, at).ok()?;
+        items.push(Raw { encoding: Encoding::Json, bytes: &bytes[at..end] });
+        at = skip_space(bytes, end);
+        if bytes.get(at) == Some(&b',') {
+            at = skip_space(bytes, at + 1);
+        }
+    }
+    Some(items)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn whole(text: &str) -> bool {
+        skip_value(text.as_bytes(), 0) == Ok(text.len())
+    }
+
+    #[test]
+    fn agrees_with_serde_json_on_what_is_json() {
+        let cases = [
+            "0", "-0", "01", "-", "1.", "1.5", ".5", "1e", "1e5", "1E+5", "1e-", "true", "tru", "null",
+            "NaN", "Infinity", "\"a\"", "\"\\x\"", "\"\\u12\"", "\"\\u12G4\"", "\"\\ud800\"", "\"\n\"", "\"",
+            "[]", "[1]", "[1,]", "[,1]", "[1 2]", "{}", "{\"a\":1}", "{\"a\":}", "{\"a\"}", "{a:1}",
+            "{\"a\":1,}", "{\"a\":1,\"b\":[{}]}", "[}", "{]", "[[]", "\"\u{7f}é😀\"", "[1 , 2 ]", "'a'",
+        ];
+        for case in cases {
+            // serde_json decodes strings and refuses lone surrogates; the grammar of JSON allows them.
+            let expected = case == "\"\\ud800\"" || serde_json::from_str::<serde_json::Value>(case).is_ok();
+            assert_eq!(whole(case), expected, "{case}");
+        }
+    }
+
+    #[test]
+    fn depth_is_counted_from_the_outermost_container() {
+        assert!(whole(&format!("{}{}", "[".repeat(64), "]".repeat(64))));
+        assert!(!whole(&format!("{}{}", "[".repeat(65), "]".repeat(65))));
+        assert!(whole(&format!("{}1{}", "{\"a\":[".repeat(32), "]}".repeat(32))));
+        assert!(!whole(&"[".repeat(1_000_000)));
+    }
+
+    #[test]
+    fn strings_are_unescaped_and_lone_surrogates_replaced() {
+        let read = |text: &str| match value(text.as_bytes()) {
+            Value::Text(text) => text.into_owned(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(read(r#""a\n\"\\\/\u0041""#), "a\n\"\\/A");
+        assert_eq!(read(r#""\ud83d\ude00""#), "😀");
+        assert_eq!(read(r#""\ud83dx""#), "\u{fffd}x");
+        assert_eq!(read(r#""\ud83d\ud83d\ude00""#), "\u{fffd}😀");
+        assert_eq!(read(r#""\ude00\ud83d""#), "\u{fffd}\u{fffd}");
+    }
+
+    #[test]
+    fn numbers_keep_their_kind() {
+        assert!(matches!(value(b"18446744073709551615"), Value::Integer(n) if n == i128::from(u64::MAX)));
+        assert!(matches!(value(b"18446744073709551616"), Value::Float(_)));
+        assert!(matches!(value(b"-9223372036854775808"), Value::Integer(n) if n == i128::from(i64::MIN)));
+        assert!(matches!(value(b"1.0"), Value::Float(f) if f == 1.0));
+        assert!(matches!(value(b"-0"), Value::Float(f) if f == 0.0 && f.is_sign_negative()));
+    }
+}

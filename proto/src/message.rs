@@ -1,0 +1,883 @@
+//! The whole conversation: [`ClientMessage`] is all that a client may say, [`ServerMessage`] all
+//! that the broker answers or sends on its own. Fields, defaults and ranges are those of
+//! `PROTOCOL.md` section 3; an absent field is `None`, so that who knows the queue's own default
+//! can fill it in.
+
+use smol_str::SmolStr;
+
+use crate::code::ErrorCode;
+use crate::field::{Field, FieldError, Scalar, expected, read_map, words};
+pub use crate::field::{
+    Applies, ErrorText, Flag, GivenLease, Headers, Int, Key, LeaseList, Number, RequestId, Resume, RunAt, Secret,
+    Text,
+};
+use crate::name::{GroupName, LeaseId, QueueName, RoomName, TaskId, WorkerName};
+use crate::payload::Payload;
+use crate::raw::{Entries, Raw, Value};
+use crate::write::Write;
+
+/// The most unsettled tasks a subscription may hold.
+pub const CREDIT_MAX: u64 = 1024;
+/// The most submits of one session that may wait for their answer.
+pub const UNCONFIRMED_MAX: u64 = 1024;
+/// The most messages in one frame.
+pub const BATCH_MAX: usize = 1024;
+/// The longest time that a protocol field can say: 365 days, in milliseconds.
+pub const YEAR_MS: u64 = 365 * 86_400_000;
+/// The protocol's version, as `welcome` tells it.
+pub const VERSION: u64 = 1;
+
+/// A time of 0 to 365 days, in milliseconds.
+pub type DelayMs = Int<0, YEAR_MS>;
+/// A time of 1 ms to 365 days.
+pub type TtlMs = Int<1, YEAR_MS>;
+/// An ack timeout or run limit: 100 ms to one day.
+pub type TimeoutMs = Int<100, 86_400_000>;
+/// How many unsettled tasks a subscription may hold.
+pub type Credit = Int<0, CREDIT_MAX>;
+/// A task's priority, higher first.
+pub type Priority = Int<0, 9>;
+/// How many charged deliveries a task gets.
+pub type Attempts = Int<1, 1000>;
+
+words! {
+    /// All the states of a task.
+    TaskState {
+        /// Waits for its time.
+        Scheduled = "scheduled",
+        /// Waits for a worker.
+        Queued = "queued",
+        /// Is with a worker.
+        Leased = "leased",
+        /// Waits out a back-off after a failed attempt.
+        Retrying = "retrying",
+        /// Was acknowledged.
+        Done = "done",
+        /// Used up its attempts, or was refused for good.
+        Dead = "dead",
+        /// Was cancelled or purged.
+        Cancelled = "cancelled",
+        /// Outlived its `ttl_ms`.
+        Expired = "expired",
+    }
+    /// How a subscription settles.
+    Mode {
+        /// By the worker's ack.
+        Manual = "manual",
+        /// When it is written to the socket: at most once.
+        Auto = "auto",
+    }
+    /// When the producer hears `accepted`.
+    Confirm {
+        /// Once the task survives a power cut.
+        Durable = "durable",
+        /// Once it is in memory.
+        Memory = "memory",
+        /// Never; errors are still sent.
+        None = "none",
+    }
+    /// How a worker is chosen.
+    Assign {
+        /// In turn.
+        RoundRobin = "round_robin",
+        /// The one with the smallest share of its credit in use.
+        LeastLoaded = "least_loaded",
+        /// By the hash of `sticky_key`.
+        Sticky = "sticky",
+    }
+    /// What becomes of a task to one worker while that worker is absent.
+    IfAbsent {
+        /// It waits.
+        Wait = "wait",
+        /// The submit is refused.
+        Fail = "fail",
+        /// Any worker may take it.
+        Any = "any",
+    }
+    /// What became of a settle.
+    SettleOutcome {
+        /// It counts.
+        Ok = "ok",
+        /// This session has said the same of this lease before.
+        Already = "already",
+        /// The lease is not current.
+        LeaseLost = "lease_lost",
+    }
+    /// Why a lease was taken back.
+    RevokeReason {
+        /// No settle within the ack timeout.
+        AckTimeout = "ack_timeout",
+        /// The attempt ran longer than `timeout_ms`.
+        RunLimit = "run_limit",
+        /// The task was cancelled.
+        Cancelled = "cancelled",
+        /// The task outlived its `ttl_ms`.
+        Expired = "expired",
+        /// An operator removed it.
+        Removed = "removed",
+    }
+    /// Why the broker goes away.
+    AwayReason {
+        /// It restarts.
+        Restart = "restart",
+        /// An operator drains this worker.
+        Operator = "operator",
+    }
+}
+
+impl TaskState {
+    /// Whether nothing can follow this state but a redrive.
+    pub fn is_final(self) -> bool {
+        matches!(self, TaskState::Done | TaskState::Dead | TaskState::Cancelled | TaskState::Expired)
+    }
+}
+
+/// Declares structs that read and write themselves as maps.
+macro_rules! fields {
+    ($($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* })*) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct $name { $($(#[$field_doc])* pub $field: $type,)* }
+
+        impl $name {
+            fn take_fields(entries: &mut Entries<'_>) -> Result<Self, FieldError> {
+                let _ = &entries;
+                Ok($name { $($field: Field::take(entries, stringify!($field))?,)* })
+            }
+
+            fn count_fields(&self, lean: bool) -> usize {
+                let _ = lean;
+                0 $(+ usize::from(!self.$field.omit(lean)))*
+            }
+
+            fn put_fields(&self, lean: bool, writer: &mut impl Write) {
+                let _ = (lean, &writer);
+                $(if !self.$field.omit(lean) {
+                    self.$field.put(stringify!($field), writer);
+                })*
+            }
+        }
+    )*};
+}
+
+/// Declares one direction of the conversation: an enum with a struct for each message.
+macro_rules! conversation {
+    ($(#[$doc:meta])* $enum:ident, lean: $lean:literal;
+     $($(#[$message_doc:meta])* $name:ident = $text:literal { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* })*) => {
+        fields! { $($(#[$message_doc])* $name { $($(#[$field_doc])* $field: $type,)* })* }
+
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq)]
+        #[expect(missing_docs, reason = "each variant holds the struct of its name, which is documented")]
+        #[expect(clippy::large_enum_variant, reason = "the largest is also the most frequent: a box would cost an allocation a task")]
+        pub enum $enum { $($name($name),)* }
+
+        $(impl From<$name> for $enum {
+            fn from(message: $name) -> $enum {
+                $enum::$name(message)
+            }
+        })*
+
+        impl $enum {
+            /// The `type` of every message, with the names of its fields: what `PROTOCOL.md` is held against.
+            pub const TABLE: &'static [(&'static str, &'static [&'static str])] =
+                &[$(($text, &[$(stringify!($field),)*]),)*];
+
+            /// The message's `type`.
+            pub fn type_text(&self) -> &'static str {
+                match self { $($enum::$name(_) => $text,)* }
+            }
+
+            /// Reads the fields of a message whose `type` is `text`; `None` when there is no such message.
+            pub(crate) fn take(text: &str, entries: &mut Entries<'_>) -> Option<Result<$enum, FieldError>> {
+                match text {
+                    $($text => Some($name::take_fields(entries).map($enum::$name)),)*
+                    _ => None,
+                }
+            }
+
+            pub(crate) fn count_fields(&self) -> usize {
+                match self { $($enum::$name(message) => message.count_fields($lean),)* }
+            }
+
+            pub(crate) fn put_fields(&self, writer: &mut impl Write) {
+                match self { $($enum::$name(message) => message.put_fields($lean, writer),)* }
+            }
+        }
+    };
+}
+
+conversation! {
+    /// All that a client may say.
+    ClientMessage, lean: true;
+
+    /// Introduces the client; if sent at all, it is first.
+    Hello = "hello" {
+        /// The token, for a client that cannot set headers.
+        token: Option<Secret>,
+        /// The worker's name; made up if absent.
+        worker: Option<WorkerName>,
+        /// The groups the worker is in.
+        groups: Vec<GroupName>,
+        /// Shown to operators.
+        labels: Headers,
+        /// Whether the session may be resumed, or which one is.
+        resume: Option<Resume>,
+        /// The leases that a resuming client still works on.
+        in_flight: Vec<GivenLease>,
+        /// Whether the broker may send arrays of messages.
+        batch: bool,
+        /// What program this is.
+        client: Option<Text<128>>,
+    }
+    /// Asks for a queue's tasks; again on the same queue it updates.
+    Subscribe = "subscribe" {
+        /// The queue, made if there is none.
+        queue: QueueName,
+        /// How many unsettled tasks to hold at most; 1 if absent.
+        credit: Option<Credit>,
+        /// How deliveries are settled; manual if absent.
+        mode: Option<Mode>,
+        /// Whether an attempt is charged only from `start` on.
+        explicit_start: bool,
+    }
+    /// Changes a subscription's credit; 0 pauses it.
+    SetCredit = "credit" {
+        /// The queue.
+        queue: QueueName,
+        /// The window of unsettled tasks, as an absolute number.
+        credit: Credit,
+    }
+    /// Ends a subscription; leases stay.
+    Unsubscribe = "unsubscribe" {
+        /// The queue.
+        queue: QueueName,
+    }
+    /// Says that work on a delivery has begun: its ack timeout begins anew.
+    Start = "start" {
+        /// The delivery's lease.
+        lease: GivenLease,
+    }
+    /// Settles deliveries: the work is done.
+    Ack = "ack" {
+        /// Which deliveries.
+        leases: LeaseList,
+        /// What came of it, for whoever watches or waits.
+        result: Payload,
+    }
+    /// Settles deliveries: the work failed.
+    Nack = "nack" {
+        /// Which deliveries.
+        leases: LeaseList,
+        /// What went wrong.
+        error: Option<ErrorText>,
+        /// Replaces the back-off.
+        delay_ms: Option<DelayMs>,
+        /// `false`: no further attempt; `true` if absent.
+        retry: Option<Flag>,
+    }
+    /// Gives deliveries back unharmed.
+    Release = "release" {
+        /// Which deliveries.
+        leases: LeaseList,
+        /// How long the task waits before it is offered again; 0 if absent.
+        delay_ms: Option<DelayMs>,
+    }
+    /// Answers a `stop`: the work was broken off.
+    Cancelled = "cancelled" {
+        /// The delivery's lease.
+        lease: GivenLease,
+        /// What to record.
+        error: Option<ErrorText>,
+    }
+    /// Moves a lease's deadline to now + the given time.
+    Extend = "extend" {
+        /// The delivery's lease.
+        lease: GivenLease,
+        /// The time from now; the task's own ack timeout if absent.
+        ack_timeout_ms: Option<TimeoutMs>,
+    }
+    /// Tells watchers how far the work is; the deadline moves to at least now + the ack timeout.
+    Progress = "progress" {
+        /// The delivery's lease.
+        lease: GivenLease,
+        /// How much is done.
+        percent: Option<Number<0, 100>>,
+        /// Anything for the watchers.
+        data: Payload,
+    }
+    /// No more deliveries; what is held will be finished.
+    Drain = "drain" {}
+    /// Leaves: all leases return free of charge.
+    Bye = "bye" {}
+    /// Submits a task.
+    Submit = "submit" {
+        /// The queue, made if there is none.
+        queue: QueueName,
+        /// What the worker gets.
+        payload: Payload,
+        /// Text by text, handed to the worker.
+        headers: Headers,
+        /// Who may take it; any worker if absent.
+        to: Option<Target>,
+        /// How a worker is chosen; the queue's if absent.
+        assign: Option<Assign>,
+        /// What `sticky` hashes.
+        sticky_key: Option<Key>,
+        /// Tasks of one key run one at a time, in order.
+        order_key: Option<Key>,
+        /// Keys take turns.
+        fair_key: Option<Key>,
+        /// 4 if absent.
+        priority: Option<Priority>,
+        /// How long the task waits before it is queued; 0 if absent.
+        delay_ms: Option<DelayMs>,
+        /// When the task is queued, in wall-clock time.
+        run_at: Option<RunAt>,
+        /// How long the task is of use; for ever if absent.
+        ttl_ms: Option<TtlMs>,
+        /// How long a worker may keep silent; 30 s if absent.
+        ack_timeout_ms: Option<TimeoutMs>,
+        /// How long one attempt may run, whatever `extend` says; no limit if absent.
+        timeout_ms: Option<TimeoutMs>,
+        /// How many charged deliveries; 5 if absent.
+        max_attempts: Option<Attempts>,
+        /// How long to wait between attempts.
+        backoff: Option<Backoff>,
+        /// Tells a retried submit from a new one.
+        dedup_id: Option<Key>,
+        /// When a task to all is complete; `all` if absent.
+        complete: Option<Complete>,
+        /// When `accepted` is said; `durable` if absent.
+        confirm: Option<Confirm>,
+        /// Whether the producer hears `event` and `finished`.
+        watch: bool,
+    }
+    /// Asks for a task's events and its end.
+    Watch = "watch" {
+        /// The task.
+        task: TaskId,
+        /// Only events with a greater `seq`; 0 if absent.
+        from_seq: Option<u64>,
+    }
+    /// Ends a watch.
+    Unwatch = "unwatch" {
+        /// The task.
+        task: TaskId,
+    }
+    /// Stops a task wherever it is.
+    Cancel = "cancel" {
+        /// The task.
+        task: TaskId,
+        /// How long a worker may take to stop; 10 s if absent.
+        grace_ms: Option<Int<0, 3_600_000>>,
+    }
+    /// Enters a room.
+    Join = "join" {
+        /// The room.
+        room: RoomName,
+    }
+    /// Leaves a room.
+    Leave = "leave" {
+        /// The room.
+        room: RoomName,
+    }
+    /// Sends to all in a room.
+    Publish = "publish" {
+        /// The room.
+        room: RoomName,
+        /// What they get.
+        payload: Payload,
+        /// Whether the sender is left out.
+        exclude_self: bool,
+    }
+    /// Asks for a `pong`.
+    Ping = "ping" {}
+}
+
+conversation! {
+    /// All that the broker answers, or sends on its own.
+    ServerMessage, lean: false;
+
+    /// Answers `hello`, said or implied.
+    Welcome = "welcome" {
+        /// The session's name, for logs.
+        session: Text<64>,
+        /// The worker's name, given or made up.
+        worker: WorkerName,
+        /// The protocol's version.
+        version: u64,
+        /// The broker and its version.
+        server: Text<64>,
+        /// The token to resume with; null if the session is not resumable.
+        resume: Option<Secret>,
+        /// Whether this is an earlier session taken up.
+        resumed: bool,
+        /// The leases that the session still has.
+        kept: Vec<LeaseId>,
+        /// The leases that it named and no longer has.
+        lost: Vec<Text<48>>,
+        /// How often the broker pings.
+        ping_ms: u64,
+        /// What a message and a session may be.
+        limits: Limits,
+    }
+    /// Answers `subscribe`.
+    Subscribed = "subscribed" {
+        /// The queue.
+        queue: QueueName,
+        /// The credit in force.
+        credit: u64,
+        /// The queue's ack timeout.
+        ack_timeout_ms: u64,
+    }
+    /// Hands a task to a worker.
+    Task = "task" {
+        /// The task.
+        task: TaskId,
+        /// The right to settle; null in mode auto.
+        lease: Option<LeaseId>,
+        /// The queue.
+        queue: QueueName,
+        /// Charged deliveries so far, plus one.
+        attempt: u64,
+        /// How many there may be.
+        max_attempts: u64,
+        /// Whether this is not certainly the first delivery.
+        redelivered: bool,
+        /// How long the worker may keep silent.
+        ack_timeout_ms: u64,
+        /// Time since acceptance.
+        age_ms: u64,
+        /// The task's priority.
+        priority: u64,
+        /// The producer's headers.
+        headers: Headers,
+        /// What the producer sent.
+        payload: Payload,
+    }
+    /// Answers a settle: durable.
+    Settled = "settled" {
+        /// The lease, where one was settled.
+        lease: Applies<Text<48>>,
+        /// What became of it.
+        outcome: Applies<SettleOutcome>,
+        /// What became of each, where several were settled.
+        results: Applies<Vec<SettleResult>>,
+    }
+    /// Asks a worker to break off.
+    Stop = "stop" {
+        /// The delivery's lease.
+        lease: LeaseId,
+        /// Why.
+        reason: Text<4096>,
+        /// How long it may take.
+        grace_ms: u64,
+    }
+    /// Tells a worker that it no longer holds a lease.
+    Revoked = "revoked" {
+        /// The lease.
+        lease: LeaseId,
+        /// Why.
+        reason: RevokeReason,
+    }
+    /// Answers `submit`.
+    Accepted = "accepted" {
+        /// The task's id.
+        task: TaskId,
+        /// Whether an earlier submit with this `dedup_id` made it.
+        duplicate: bool,
+    }
+    /// Tells a watcher what happens to a task.
+    Event = "event" {
+        /// The task.
+        task: TaskId,
+        /// Counts a task's events, from 1.
+        seq: u64,
+        /// The task's state.
+        state: TaskState,
+        /// Whether the worker has said `start`.
+        started: bool,
+        /// Who holds it.
+        worker: Option<WorkerName>,
+        /// The attempt.
+        attempt: u64,
+        /// The latest progress.
+        percent: Option<Number<0, 100>>,
+        /// The latest progress's data.
+        data: Payload,
+        /// What the latest failed attempt said.
+        error: Option<ErrorText>,
+    }
+    /// The last word on a task.
+    Finished = "finished" {
+        /// The task.
+        task: TaskId,
+        /// Counts on from the task's events.
+        seq: u64,
+        /// done, dead, cancelled or expired.
+        state: TaskState,
+        /// The ack's result.
+        result: Payload,
+        /// Why it failed.
+        error: Option<ErrorText>,
+        /// Charged deliveries, the successful one included.
+        attempts: u64,
+        /// Task to all: what became of each recipient, failures first, at most 1000.
+        recipients: Option<RecipientList>,
+        /// Task to all: how many recipients got it.
+        delivered: Option<u64>,
+        /// Task to all: how many acknowledged it.
+        acked: Option<u64>,
+        /// Task to all: how many did not.
+        failed: Option<u64>,
+    }
+    /// Somebody said something in a room.
+    RoomMessage = "room_message" {
+        /// The room.
+        room: RoomName,
+        /// The speaker's worker name.
+        from: WorkerName,
+        /// Counts the room's messages: a gap was missed.
+        seq: u64,
+        /// What was said.
+        payload: Payload,
+    }
+    /// Room messages were dropped because the client read too slowly.
+    Lagged = "lagged" {
+        /// The room.
+        room: RoomName,
+        /// How many.
+        missed: u64,
+    }
+    /// Answers `ping`.
+    Pong = "pong" {}
+    /// Answers what has no answer of its own.
+    Done = "ok" {
+        /// Answers `cancel`: the task's state.
+        state: Applies<TaskState>,
+        /// Answers `extend`: the time that is left.
+        ack_timeout_ms: Applies<u64>,
+    }
+    /// Refuses a message.
+    Error = "error" {
+        /// Which kind of refusal.
+        code: ErrorCode,
+        /// What happened, what was expected, what to do.
+        message: Text<4096>,
+        /// Whether the same message may succeed later.
+        retryable: bool,
+        /// When to try again.
+        retry_after_ms: Applies<u64>,
+        /// The lease it is about.
+        lease: Applies<Text<48>>,
+        /// The task it is about.
+        task: Applies<TaskId>,
+        /// The field at fault.
+        field: Applies<Text<64>>,
+    }
+    /// The broker stops, or this worker is drained.
+    GoingAway = "going_away" {
+        /// Which of the two.
+        reason: AwayReason,
+        /// How long settles are still served.
+        grace_ms: u64,
+        /// When to come back.
+        reconnect_after_ms: u64,
+    }
+}
+
+fields! {
+    /// What a message and a session may be.
+    Limits {
+        /// The longest message, in bytes.
+        message_bytes: u64,
+        /// The most credit of a subscription.
+        credit: u64,
+        /// The most submits without an answer.
+        unconfirmed: u64,
+    }
+    /// What became of one of several leases.
+    SettleResult {
+        /// The lease, as it was given.
+        lease: Text<48>,
+        /// What became of it.
+        outcome: SettleOutcome,
+    }
+    /// What became of one recipient of a task to all.
+    RecipientOutcome {
+        /// Its name.
+        worker: WorkerName,
+        /// The state of its share: done, dead, cancelled, expired, or where it was when the task was decided.
+        state: TaskState,
+        /// Charged deliveries to it.
+        attempts: u64,
+        /// Its result.
+        result: Payload,
+        /// What went wrong.
+        error: Option<ErrorText>,
+    }
+    /// How long to wait between attempts: `min(max_ms, initial_ms × factor^(attempt−1))`.
+    Backoff {
+        /// After the first failure; 1 s if absent.
+        initial_ms: Option<Int<0, 86_400_000>>,
+        /// The longest wait; 5 min if absent.
+        max_ms: Option<Int<0, 86_400_000>>,
+        /// How it grows; 2 if absent.
+        factor: Option<Number<1, 10>>,
+    }
+}
+
+macro_rules! map_scalars {
+    ($($name:ident, $lean:literal;)*) => {$(
+        impl Scalar for $name {
+            fn read(raw: Raw<'_>) -> Result<Self, String> {
+                $name::take_fields(&mut read_map(raw)?).map_err(|e| e.message)
+            }
+
+            fn write(&self, writer: &mut impl Write) {
+                writer.begin_map(self.count_fields($lean));
+                self.put_fields($lean, writer);
+                writer.end_map();
+            }
+        }
+    )*};
+}
+
+map_scalars! { Limits, false; SettleResult, false; RecipientOutcome, false; Backoff, true; }
+
+/// The outcomes of a task to all.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct RecipientList(pub Vec<RecipientOutcome>);
+
+impl Scalar for RecipientList {
+    fn read(raw: Raw<'_>) -> Result<Self, String> {
+        let items = raw.items().ok_or_else(|| expected("an array", raw))?;
+        items.into_iter().map(RecipientOutcome::read).collect::<Result<_, _>>().map(RecipientList)
+    }
+
+    fn write(&self, writer: &mut impl Write) {
+        writer.begin_array(self.0.len());
+        for outcome in &self.0 {
+            writer.element();
+            outcome.write(writer);
+        }
+        writer.end_array();
+    }
+}
+
+impl Scalar for ErrorCode {
+    fn read(raw: Raw<'_>) -> Result<Self, String> {
+        match raw.value() {
+            Value::Text(text) => ErrorCode::parse(&text),
+            _ => None,
+        }
+        .ok_or_else(|| expected("an error code", raw))
+    }
+
+    fn write(&self, writer: &mut impl Write) {
+        writer.plain(self.as_str());
+    }
+}
+
+/// Who may take a task.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Target {
+    /// Any worker of the queue.
+    #[default]
+    Any,
+    /// One worker by name.
+    Worker {
+        /// Its name.
+        worker: WorkerName,
+        /// What to do while it is absent.
+        if_absent: IfAbsent,
+    },
+    /// Any worker of a group.
+    Group(GroupName),
+    /// Every worker subscribed when the task is accepted, or every one of a group.
+    All(Option<GroupName>),
+}
+
+impl Scalar for Target {
+    fn read(raw: Raw<'_>) -> Result<Self, String> {
+        let mut entries = read_map(raw)?;
+        let text = |e: FieldError| e.message;
+        let worker: Option<WorkerName> = Field::take(&mut entries, "worker").map_err(text)?;
+        let if_absent: Option<IfAbsent> = Field::take(&mut entries, "if_absent").map_err(text)?;
+        let group: Option<GroupName> = Field::take(&mut entries, "group").map_err(text)?;
+        let all: bool = Field::take(&mut entries, "all").map_err(text)?;
+        match (worker, group, all) {
+            (None, None, false) if if_absent.is_none() => Ok(Target::Any),
+            (Some(worker), None, false) => {
+                Ok(Target::Worker { worker, if_absent: if_absent.unwrap_or(IfAbsent::Wait) })
+            }
+            (None, Some(group), false) if if_absent.is_none() => Ok(Target::Group(group)),
+            (None, group, true) if if_absent.is_none() => Ok(Target::All(group)),
+            _ => Err("expected one of {}, {worker, if_absent}, {group}, {all:true}, {group, all:true}".into()),
+        }
+    }
+
+    fn write(&self, writer: &mut impl Write) {
+        match self {
+            Target::Any => writer.begin_map(0),
+            Target::Worker { worker, if_absent } => {
+                writer.begin_map(2);
+                worker.put("worker", writer);
+                if_absent.put("if_absent", writer);
+            }
+            Target::Group(group) => {
+                writer.begin_map(1);
+                group.put("group", writer);
+            }
+            Target::All(None) => {
+                writer.begin_map(1);
+                true.put("all", writer);
+            }
+            Target::All(Some(group)) => {
+                writer.begin_map(2);
+                group.put("group", writer);
+                true.put("all", writer);
+            }
+        }
+        writer.end_map();
+    }
+}
+
+/// When a task to all is complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Complete {
+    /// When every recipient has finished.
+    #[default]
+    All,
+    /// With the first ack.
+    Any,
+    /// With this many acks.
+    Quorum(u64),
+}
+
+impl Scalar for Complete {
+    fn read(raw: Raw<'_>) -> Result<Self, String> {
+        let wrong = || expected("\"all\", \"any\" or {quorum: 1 or more}", raw);
+        match raw.value() {
+            Value::Text(text) if text == "all" => Ok(Complete::All),
+            Value::Text(text) if text == "any" => Ok(Complete::Any),
+            Value::Map => {
+                let quorum: Int<1, 1_000_000> =
+                    Field::take(&mut read_map(raw)?, "quorum").map_err(|e| e.message)?;
+                Ok(Complete::Quorum(quorum.get()))
+            }
+            _ => Err(wrong()),
+        }
+    }
+
+    fn write(&self, writer: &mut impl Write) {
+        match self {
+            Complete::All => writer.plain("all"),
+            Complete::Any => writer.plain("any"),
+            Complete::Quorum(count) => {
+                writer.begin_map(1);
+                count.put("quorum", writer);
+                writer.end_map();
+            }
+        }
+    }
+}
+
+impl Submit {
+    /// A submit with every option at its default.
+    pub fn new(queue: QueueName, payload: Payload) -> Submit {
+        Submit {
+            queue,
+            payload,
+            headers: Headers::default(),
+            to: None,
+            assign: None,
+            sticky_key: None,
+            order_key: None,
+            fair_key: None,
+            priority: None,
+            delay_ms: None,
+            run_at: None,
+            ttl_ms: None,
+            ack_timeout_ms: None,
+            timeout_ms: None,
+            max_attempts: None,
+            backoff: None,
+            dedup_id: None,
+            complete: None,
+            confirm: None,
+            watch: false,
+        }
+    }
+}
+
+impl Hello {
+    /// A hello that says nothing: what any other first message implies.
+    pub fn empty() -> Hello {
+        Hello {
+            token: None,
+            worker: None,
+            groups: Vec::new(),
+            labels: Headers::default(),
+            resume: None,
+            in_flight: Vec::new(),
+            batch: false,
+            client: None,
+        }
+    }
+}
+
+impl Error {
+    /// An error with nothing but its code and its text.
+    pub fn new(code: ErrorCode, message: impl AsRef<str>) -> Error {
+        Error {
+            code,
+            message: Text::cut(message.as_ref()),
+            retryable: code.retryable(),
+            retry_after_ms: Applies(code.retryable().then_some(RETRY_AFTER_MS)),
+            lease: Applies(None),
+            task: Applies(None),
+            field: Applies(None),
+        }
+    }
+
+    /// The same error, about a field.
+    pub fn field(mut self, field: &str) -> Error {
+        self.field = Applies(Some(Text::cut(field)));
+        self
+    }
+
+    /// The same error, about a lease as the client gave it.
+    pub fn lease(mut self, lease: &GivenLease) -> Error {
+        self.lease = Applies(Some(lease_text(lease)));
+        self
+    }
+
+    /// The same error, about a task.
+    pub fn task(mut self, task: TaskId) -> Error {
+        self.task = Applies(Some(task));
+        self
+    }
+}
+
+/// When to try a retryable message again, where nothing better is known.
+pub const RETRY_AFTER_MS: u64 = 1000;
+
+/// A lease as the client gave it, for an answer.
+pub fn lease_text(lease: &GivenLease) -> Text<48> {
+    match lease {
+        GivenLease::Lease(id) => Text::cut(&id.to_string()),
+        GivenLease::Garbled(text) => text.clone(),
+    }
+}
+
+impl Done {
+    /// Nothing but `ok`.
+    pub const PLAIN: Done = Done { state: Applies(None), ack_timeout_ms: Applies(None) };
+}
+
+/// A name for a session in `welcome` and in logs.
+pub fn session_text(number: u64) -> Text<64> {
+    Text::cut(&SmolStr::from(format!("s{number:x}")))
+}

@@ -1,0 +1,219 @@
+//! Identifiers and names. Each is parsed at the door; a value that exists is right.
+
+use std::fmt;
+use std::str::FromStr;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use smol_str::SmolStr;
+use uuid::Uuid;
+
+/// The longest name of a queue, worker, group or room, in bytes.
+pub const NAME_BYTES_MAX: usize = 128;
+
+/// What is wrong with a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NameError {
+    /// What kind of name: `queue name`, `worker name`, …
+    pub what: &'static str,
+    /// The text that is not one, cut to a printable length.
+    pub given: String,
+}
+
+impl fmt::Display for NameError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:?} is not a {}: use 1 to 128 letters, digits, '_', '-' or '.', not beginning with '.'",
+            self.given, self.what
+        )
+    }
+}
+
+impl std::error::Error for NameError {}
+
+fn is_name(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    let plain = |b: &u8| b.is_ascii_alphanumeric() || *b == b'_' || *b == b'-';
+    !bytes.is_empty()
+        && bytes.len() <= NAME_BYTES_MAX
+        && plain(&bytes[0])
+        && bytes.iter().all(|b| plain(b) || *b == b'.')
+}
+
+macro_rules! names {
+    ($($(#[$doc:meta])* $name:ident, $what:literal;)*) => {$(
+        $(#[$doc])*
+        ///
+        /// Text of the form `[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}`.
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(SmolStr);
+
+        impl $name {
+            /// Parses the name; the error says what a name looks like.
+            pub fn parse(text: &str) -> Result<Self, NameError> {
+                if is_name(text) {
+                    Ok($name(SmolStr::new(text)))
+                } else {
+                    Err(NameError { what: $what, given: text.chars().take(64).collect() })
+                }
+            }
+
+            /// The name as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = NameError;
+            fn from_str(text: &str) -> Result<Self, NameError> {
+                Self::parse(text)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(&self.0, f)
+            }
+        }
+    )*};
+}
+
+names! {
+    /// Where a task waits.
+    QueueName, "queue name";
+    /// Who takes tasks: one name, one session at a time.
+    WorkerName, "worker name";
+    /// A named set of workers.
+    GroupName, "group name";
+    /// A lossy event channel.
+    RoomName, "room name";
+}
+
+/// A task's identifier: a UUIDv7, made when the submit reaches the broker.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TaskId(pub u128);
+
+impl TaskId {
+    /// A new identifier from the clock and the system's randomness.
+    pub fn generate() -> TaskId {
+        TaskId(Uuid::now_v7().as_u128())
+    }
+
+    /// Parses the hyphenated text form, and no other.
+    pub fn parse(text: &str) -> Option<TaskId> {
+        // `Uuid::try_parse` takes braced and simple forms too; one spelling keeps ids comparable as text.
+        (text.len() == 36).then(|| Uuid::try_parse(text).ok()).flatten().map(|id| TaskId(id.as_u128()))
+    }
+
+    /// Writes the hyphenated text form (36 bytes) into `buffer`.
+    pub fn encode(self, buffer: &mut [u8; 36]) -> &str {
+        Uuid::from_u128(self.0).hyphenated().encode_lower(buffer)
+    }
+}
+
+impl fmt::Display for TaskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&Uuid::from_u128(self.0).hyphenated(), f)
+    }
+}
+
+impl fmt::Debug for TaskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The right to settle one delivery. Opaque to clients; 22 characters on the wire.
+///
+/// The broker finds the lease by its place (`slot`, `recipient`) and knows it by its `number`,
+/// which is never given twice, not even after a restart.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LeaseId {
+    /// Unique among all leases of a store.
+    pub number: u64,
+    /// Where the broker keeps the task.
+    pub slot: u32,
+    /// Which recipient of the task: 0 unless it is a task to all.
+    pub recipient: u32,
+}
+
+/// The length of a lease on the wire, in characters.
+const LEASE_CHARS: usize = 22;
+
+impl LeaseId {
+    /// Parses the wire form. Anything else is nobody's lease.
+    pub fn parse(text: &str) -> Option<LeaseId> {
+        if text.len() != LEASE_CHARS {
+            return None;
+        }
+        let mut bytes = [0; 18];
+        let length = URL_SAFE_NO_PAD.decode_slice(text, &mut bytes).ok()?;
+        if length != 16 {
+            return None;
+        }
+        let whole = u128::from_be_bytes(bytes[..16].try_into().ok()?);
+        Some(LeaseId { number: (whole >> 64) as u64, slot: (whole >> 32) as u32, recipient: whole as u32 })
+    }
+
+    /// Writes the wire form into `buffer`.
+    pub fn encode(self, buffer: &mut [u8; LEASE_CHARS]) -> &str {
+        let whole =
+            u128::from(self.number) << 64 | u128::from(self.slot) << 32 | u128::from(self.recipient);
+        URL_SAFE_NO_PAD
+            .encode_slice(whole.to_be_bytes(), buffer)
+            .expect("16 bytes are 22 characters of unpadded base64");
+        std::str::from_utf8(buffer).expect("base64 is ASCII")
+    }
+}
+
+impl fmt::Display for LeaseId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.encode(&mut [0; LEASE_CHARS]))
+    }
+}
+
+impl fmt::Debug for LeaseId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_the_grammar() {
+        for good in ["a", "A-b_c.d", "-", "_", "9", &"x".repeat(128)] {
+            assert!(QueueName::parse(good).is_ok(), "{good}");
+        }
+        for bad in ["", ".a", "a b", "ä", "a/b", "a\n", "..", &"x".repeat(129)] {
+            assert!(QueueName::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_lease_reads_back_and_garbage_does_not() {
+        let lease = LeaseId { number: u64::MAX - 7, slot: 3, recipient: 9 };
+        assert_eq!(LeaseId::parse(&lease.to_string()), Some(lease));
+        for bad in ["", "x", &"A".repeat(21), &"A".repeat(23), &"!".repeat(22)] {
+            assert_eq!(LeaseId::parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_task_id_has_one_spelling() {
+        let id = TaskId::generate();
+        assert_eq!(TaskId::parse(&id.to_string()), Some(id));
+        assert_eq!(TaskId::parse(&id.to_string().replace('-', "")), None);
+        assert_eq!(TaskId::parse(&format!("{{{id}}}")), None);
+    }
+}

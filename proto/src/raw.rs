@@ -1,0 +1,123 @@
+//! A value still in its wire form: found by walking over it, read only when asked.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use smallvec::SmallVec;
+
+use crate::codec::Encoding;
+use crate::{json, msgpack};
+
+/// How deep a value may nest, counted from its own outermost container.
+pub(crate) const DEPTH_MAX: usize = 64;
+
+/// Why bytes are not a value of their encoding.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SyntaxError {
+    /// Offset into the frame.
+    pub(crate) at: usize,
+    pub(crate) what: &'static str,
+}
+
+impl SyntaxError {
+    pub(crate) fn new(at: usize, what: &'static str) -> SyntaxError {
+        SyntaxError { at, what }
+    }
+}
+
+impl fmt::Display for SyntaxError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at byte {}", self.what, self.at)
+    }
+}
+
+/// One value whose syntax has been checked.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Raw<'a> {
+    pub(crate) encoding: Encoding,
+    pub(crate) bytes: &'a [u8],
+}
+
+/// What a [`Raw`] turns out to be.
+#[derive(Debug)]
+pub(crate) enum Value<'a> {
+    Null,
+    Bool(bool),
+    /// An integer of −2^63 … 2^64−1.
+    Integer(i128),
+    Float(f64),
+    Text(Cow<'a, str>),
+    Binary(&'a [u8]),
+    Array,
+    Map,
+    Extension,
+}
+
+impl<'a> Raw<'a> {
+    pub(crate) fn value(self) -> Value<'a> {
+        match self.encoding {
+            Encoding::Json => json::value(self.bytes),
+            Encoding::MessagePack => msgpack::value(self.bytes),
+        }
+    }
+
+    pub(crate) fn is_null(self) -> bool {
+        match self.encoding {
+            Encoding::Json => self.bytes == b"null",
+            Encoding::MessagePack => self.bytes == [msgpack::NIL],
+        }
+    }
+
+    /// The entries of a map; `None` when this is no map, or a key is no text.
+    pub(crate) fn entries(self) -> Option<Result<Entries<'a>, SyntaxError>> {
+        match self.encoding {
+            Encoding::Json => json::entries(self.bytes),
+            Encoding::MessagePack => msgpack::entries(self.bytes),
+        }
+    }
+
+    /// The items of an array; `None` when this is no array.
+    pub(crate) fn items(self) -> Option<Vec<Raw<'a>>> {
+        match self.encoding {
+            Encoding::Json => json::items(self.bytes),
+            Encoding::MessagePack => msgpack::items(self.bytes),
+        }
+    }
+}
+
+/// A map's entries, taken out one by one as a message's fields ask for them.
+#[derive(Debug, Default)]
+pub(crate) struct Entries<'a> {
+    list: SmallVec<[(Cow<'a, str>, Raw<'a>); 12]>,
+}
+
+impl<'a> Entries<'a> {
+    /// More keys than this and the check for duplicates sorts instead of comparing each with each.
+    const PAIRWISE_MAX: usize = 24;
+
+    pub(crate) fn push(&mut self, key: Cow<'a, str>, value: Raw<'a>) {
+        self.list.push((key, value));
+    }
+
+    pub(crate) fn take(&mut self, key: &str) -> Option<Raw<'a>> {
+        // Most messages carry few of their fields: once all are taken each further look is free.
+        let at = self.list.iter().position(|(name, _)| name == key)?;
+        Some(self.list.swap_remove(at).1)
+    }
+
+    pub(crate) fn into_list(self) -> SmallVec<[(Cow<'a, str>, Raw<'a>); 12]> {
+        self.list
+    }
+
+    pub(crate) fn duplicate(&self) -> Option<&str> {
+        let list = &self.list;
+        if list.len() <= Self::PAIRWISE_MAX {
+            return (1..list.len())
+                .find(|&i| list[..i].iter().any(|(key, _)| *key == list[i].0))
+                .map(|i| &*list[i].0);
+        }
+        let mut keys: Vec<&str> = list.iter().map(|(key, _)| &**key).collect();
+        keys.sort_unstable();
+        keys.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0])
+    }
+}
