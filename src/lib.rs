@@ -1,0 +1,8 @@
+//! Taskyard: a broker that pushes durable tasks to workers over WebSocket.
+//!
+//! The binary is the product; this library is its rooms, so that tests and benchmarks can enter
+//! them. `ARCHITECTURE.md` is the map.
+
+pub mod core;
+pub mod engine;
+pub mod log;

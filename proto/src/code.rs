@@ -70,49 +70,62 @@ impl std::fmt::Display for ErrorCode {
     }
 }
 
-/// A WebSocket close code that the broker sends. Ranges tell a client what to do next:
-/// 40xx do not reconnect, 41xx back off, 42xx reconnect now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct CloseCode(pub u16);
+macro_rules! close_codes {
+    ($($(#[$doc:meta])* $name:ident = $number:literal;)*) => {
+        /// A WebSocket close code that the broker sends. Ranges tell a client what to do next:
+        /// 40xx do not reconnect, 41xx back off, 42xx reconnect now.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub struct CloseCode(pub u16);
+
+        impl CloseCode {
+            $($(#[$doc])* pub const $name: CloseCode = CloseCode($number);)*
+
+            /// Every code the broker sends, in the order of the table in `PROTOCOL.md`.
+            pub const ALL: &'static [CloseCode] = &[$(CloseCode::$name,)*];
+        }
+    };
+}
+
+close_codes! {
+    /// A clean end, after `bye` or a close of the client's.
+    NORMAL = 1000;
+    /// Broken WebSocket framing.
+    PROTOCOL_ERROR = 1002;
+    /// A frame of the other kind where an encoding was negotiated.
+    UNSUPPORTED_DATA = 1003;
+    /// Text that is not UTF-8.
+    INVALID_TEXT = 1007;
+    /// Against a rule; reconnecting would not help.
+    POLICY = 1008;
+    /// A frame or message over the limit.
+    TOO_BIG = 1009;
+    /// A fault of the broker.
+    INTERNAL = 1011;
+    /// The broker restarts: back off, then reconnect.
+    RESTART = 1012;
+    /// The broker is overloaded: back off.
+    OVERLOADED = 1013;
+    /// No token, or a wrong one.
+    UNAUTHORIZED = 4001;
+    /// The token does not allow this.
+    FORBIDDEN = 4003;
+    /// Another session took this worker's name or session.
+    REPLACED = 4009;
+    /// An operator disconnected this worker.
+    REMOVED = 4010;
+    /// No `hello` in time.
+    HELLO_TIMEOUT = 4108;
+    /// Too many messages.
+    RATE = 4129;
+    /// The client does not read what it is sent.
+    SLOW = 4130;
+    /// Nothing was heard within the ping timeout.
+    PING_TIMEOUT = 4201;
+    /// The token expired: reconnect with a new one.
+    TOKEN_EXPIRED = 4203;
+}
 
 impl CloseCode {
-    /// A clean end, after `bye` or a close of the client's.
-    pub const NORMAL: CloseCode = CloseCode(1000);
-    /// Broken WebSocket framing.
-    pub const PROTOCOL_ERROR: CloseCode = CloseCode(1002);
-    /// A frame of the other kind where an encoding was negotiated.
-    pub const UNSUPPORTED_DATA: CloseCode = CloseCode(1003);
-    /// Text that is not UTF-8.
-    pub const INVALID_TEXT: CloseCode = CloseCode(1007);
-    /// Against a rule; reconnecting would not help.
-    pub const POLICY: CloseCode = CloseCode(1008);
-    /// A frame or message over the limit.
-    pub const TOO_BIG: CloseCode = CloseCode(1009);
-    /// A fault of the broker.
-    pub const INTERNAL: CloseCode = CloseCode(1011);
-    /// The broker restarts: back off, then reconnect.
-    pub const RESTART: CloseCode = CloseCode(1012);
-    /// The broker is overloaded: back off.
-    pub const OVERLOADED: CloseCode = CloseCode(1013);
-    /// No token, or a wrong one.
-    pub const UNAUTHORIZED: CloseCode = CloseCode(4001);
-    /// The token does not allow this.
-    pub const FORBIDDEN: CloseCode = CloseCode(4003);
-    /// Another session took this worker's name or session.
-    pub const REPLACED: CloseCode = CloseCode(4009);
-    /// An operator disconnected this worker.
-    pub const REMOVED: CloseCode = CloseCode(4010);
-    /// No `hello` in time.
-    pub const HELLO_TIMEOUT: CloseCode = CloseCode(4108);
-    /// Too many messages.
-    pub const RATE: CloseCode = CloseCode(4129);
-    /// The client does not read what it is sent.
-    pub const SLOW: CloseCode = CloseCode(4130);
-    /// Nothing was heard within the ping timeout.
-    pub const PING_TIMEOUT: CloseCode = CloseCode(4201);
-    /// The token expired: reconnect with a new one.
-    pub const TOKEN_EXPIRED: CloseCode = CloseCode(4203);
-
     /// What a client should do after this code.
     pub fn advice(self) -> Advice {
         match self.0 {

@@ -5,6 +5,7 @@ use std::fmt;
 use crate::code::ErrorCode;
 use crate::field::{Field, FieldError, RequestId, Scalar, Text};
 use crate::message::{BATCH_MAX, ClientMessage, Error, ServerMessage};
+use crate::msgpack::Head;
 use crate::raw::{Entries, Raw, SyntaxError, Value};
 use crate::write::{JsonWriter, MessagePackWriter, Write};
 use crate::{json, msgpack};
@@ -95,43 +96,77 @@ impl Undecodable {
     }
 }
 
-fn undecodable(encoding: Encoding, error: SyntaxError) -> Undecodable {
-    Undecodable(match encoding {
-        Encoding::Json => format!("the frame is not JSON: {error}; send one object, or an array of objects"),
-        Encoding::MessagePack => {
-            format!("the frame is not MessagePack: {error}; send one map, or an array of maps")
+/// Why bytes are not a frame.
+enum Fault {
+    Syntax(SyntaxError),
+    TooMany,
+}
+
+impl From<SyntaxError> for Fault {
+    fn from(error: SyntaxError) -> Fault {
+        Fault::Syntax(error)
+    }
+}
+
+impl Fault {
+    /// The fault in words; `what` is the frame or the body.
+    fn text(&self, what: &str, encoding: Encoding) -> String {
+        match (self, encoding) {
+            (Fault::Syntax(error), Encoding::Json) => {
+                format!("the {what} is not JSON: {error}; send one object, or an array of objects")
+            }
+            (Fault::Syntax(error), Encoding::MessagePack) => {
+                format!("the {what} is not MessagePack: {error}; send one map, or an array of maps")
+            }
+            (Fault::TooMany, _) => format!("the {what} holds more than {BATCH_MAX} messages: send several"),
         }
-    })
+    }
+
+    fn of_body(self, encoding: Encoding) -> Error {
+        Error::new(ErrorCode::BadRequest, self.text("body", encoding))
+    }
 }
 
 /// What a client sent in one frame: messages and refused messages, in order.
 pub type ClientFrame = Frame<Result<Request, Rejection>>;
 
-/// Reads a client's frame. `bytes` of JSON must be UTF-8, as text frames are.
+/// Reads a client's frame.
 pub fn decode_client(encoding: Encoding, bytes: &[u8]) -> Result<ClientFrame, Undecodable> {
-    decode(encoding, bytes, client_message)
+    decode(encoding, bytes, client_message).or_else(|fault| {
+        let text = fault.text("frame", encoding);
+        match fault {
+            Fault::Syntax(_) => Err(Undecodable(text)),
+            // An ordinary bad request: too long an array is well-formed all the same.
+            Fault::TooMany => {
+                Ok(Frame::One(Err(Rejection { id: None, error: Error::new(ErrorCode::BadRequest, text) })))
+            }
+        }
+    })
 }
 
-/// Reads a frame of the broker's.
+/// Reads a frame of the broker's. Messages of unknown types, which later versions may add, are left
+/// out: a frame with nothing else is an empty array.
 pub fn decode_server(encoding: Encoding, bytes: &[u8]) -> Result<Frame<Response>, Undecodable> {
-    let frame = decode(encoding, bytes, |item| {
-        let mut entries = match item {
-            Item::Map(entries) => entries,
-            Item::Other(_) => return Err(Undecodable("the broker sent something that is no message".into())),
-        };
-        let wrong = |e: FieldError| Undecodable(e.message);
-        let reference: Option<RequestId> = Field::take(&mut entries, "ref").map_err(wrong)?;
-        let type_text: Text<64> = Field::take(&mut entries, "type").map_err(wrong)?;
-        match ServerMessage::take(type_text.as_str(), &mut entries) {
-            Some(Ok(message)) => Ok(Response { reference, message }),
-            Some(Err(error)) => Err(wrong(error)),
-            None => Err(Undecodable(format!("the broker sent an unknown message {:?}", type_text.as_str()))),
-        }
-    })?;
+    let frame =
+        decode(encoding, bytes, server_message).map_err(|f| Undecodable(f.text("frame", encoding)))?;
     Ok(match frame {
-        Frame::One(message) => Frame::One(message?),
-        Frame::Many(messages) => Frame::Many(messages.into_iter().collect::<Result<_, _>>()?),
+        Frame::One(message) => message?.map_or(Frame::Many(Vec::new()), Frame::One),
+        Frame::Many(messages) => {
+            Frame::Many(messages.into_iter().filter_map(Result::transpose).collect::<Result<_, _>>()?)
+        }
     })
+}
+
+/// `None` when the message's type is unknown.
+fn server_message(item: Item<'_>) -> Result<Option<Response>, Undecodable> {
+    let Item::Map(mut entries) = item else {
+        return Err(Undecodable("the broker sent something that is no message".into()));
+    };
+    let wrong = |error: FieldError| Undecodable(error.message);
+    let reference: Option<RequestId> = Field::take(&mut entries, "ref").map_err(wrong)?;
+    let type_text: Text<64> = Field::take(&mut entries, "type").map_err(wrong)?;
+    let message = ServerMessage::take(type_text.as_str(), &mut entries).transpose().map_err(wrong)?;
+    Ok(message.map(|message| Response { reference, message }))
 }
 
 /// Reads the body of an HTTP request as the message `type_text`; `extra` are the fields that its
@@ -143,9 +178,6 @@ pub fn decode_body(
     extra: &[(&'static str, &str)],
 ) -> Result<ClientMessage, Error> {
     let bad = |message: String| Error::new(ErrorCode::BadRequest, message);
-    if encoding == Encoding::Json && std::str::from_utf8(bytes).is_err() {
-        return Err(bad("the body is not UTF-8".into()));
-    }
     let empty = match encoding {
         Encoding::Json => json::skip_space(bytes, 0) == bytes.len(),
         Encoding::MessagePack => bytes.is_empty(),
@@ -155,14 +187,11 @@ pub fn decode_body(
     let mut entries = if empty {
         Entries::default()
     } else {
-        match decode(encoding, bytes, |item| item).map_err(|e| e.error())? {
+        match decode(encoding, bytes, |item| item).map_err(|fault| fault.of_body(encoding))? {
             Frame::One(Item::Map(entries)) => entries,
             _ => return Err(bad(format!("expected one object with the fields of `{type_text}`"))),
         }
     };
-    if let Some(key) = entries.duplicate() {
-        return Err(bad(format!("the key {key:?} stands twice")));
-    }
     let spans: Vec<_> = extra
         .iter()
         .map(|(_, value)| {
@@ -174,6 +203,9 @@ pub fn decode_body(
     for ((name, _), span) in extra.iter().zip(spans) {
         entries.take(name);
         entries.push((*name).into(), Raw { encoding: Encoding::Json, bytes: &writer.out[span] });
+    }
+    if let Some(fault) = entries.fault() {
+        return Err(bad(fault));
     }
     client_fields(type_text, &mut entries)
 }
@@ -203,25 +235,24 @@ pub fn decode_pairs(
     for (key, span) in spans {
         entries.push(key.as_str().into(), Raw { encoding: Encoding::Json, bytes: &writer.out[span] });
     }
-    if let Some(key) = entries.duplicate() {
-        return Err(Error::new(ErrorCode::BadRequest, format!("the parameter {key:?} stands twice")));
+    if let Some(fault) = entries.fault() {
+        return Err(Error::new(ErrorCode::BadRequest, fault));
     }
     client_fields(type_text, &mut entries)
 }
 
 /// Splits the body of a bulk submit into its submits: an array.
 pub fn decode_bulk(encoding: Encoding, bytes: &[u8]) -> Result<Vec<Result<ClientMessage, Error>>, Error> {
-    if encoding == Encoding::Json && std::str::from_utf8(bytes).is_err() {
-        return Err(Error::new(ErrorCode::BadRequest, "the body is not UTF-8"));
-    }
     let frame = decode(encoding, bytes, |item| match item {
-        Item::Map(mut entries) => match entries.duplicate() {
-            Some(key) => Err(Error::new(ErrorCode::BadRequest, format!("the key {key:?} stands twice"))),
+        Item::Map(mut entries) => match entries.fault() {
+            Some(fault) => Err(Error::new(ErrorCode::BadRequest, fault)),
             None => client_fields("submit", &mut entries),
         },
-        Item::Other(_) => Err(Error::new(ErrorCode::BadRequest, "expected an object with the fields of `submit`")),
+        Item::Other(_) => {
+            Err(Error::new(ErrorCode::BadRequest, "expected an object with the fields of `submit`"))
+        }
     });
-    match frame.map_err(|e| e.error())? {
+    match frame.map_err(|fault| fault.of_body(encoding))? {
         Frame::Many(items) => Ok(items),
         Frame::One(_) => Err(Error::new(
             ErrorCode::BadRequest,
@@ -231,6 +262,7 @@ pub fn decode_bulk(encoding: Encoding, bytes: &[u8]) -> Result<Vec<Result<Client
 }
 
 /// Something at the top of a frame.
+#[expect(clippy::large_enum_variant, reason = "nearly always the map, which is on the stack to be cheap")]
 enum Item<'a> {
     Map(Entries<'a>),
     Other(Raw<'a>),
@@ -240,66 +272,75 @@ fn decode<'a, T>(
     encoding: Encoding,
     bytes: &'a [u8],
     mut read: impl FnMut(Item<'a>) -> T,
-) -> Result<Frame<T>, Undecodable> {
-    let wrong = |error| undecodable(encoding, error);
-    let frame;
-    let end;
-    match encoding {
+) -> Result<Frame<T>, Fault> {
+    let (frame, end) = match encoding {
         Encoding::Json => {
+            // Here once, for all that is cut out of the frame later.
+            if let Err(error) = std::str::from_utf8(bytes) {
+                return Err(SyntaxError::new(error.valid_up_to(), "not UTF-8").into());
+            }
             let start = json::skip_space(bytes, 0);
-            if bytes.get(start) == Some(&b'[') {
-                let mut items = Vec::new();
-                let mut at = json::skip_space(bytes, start + 1);
-                if bytes.get(at) != Some(&b']') {
-                    loop {
-                        let (item, after) = json_item(bytes, at).map_err(wrong)?;
-                        push_item(&mut items, read(item))?;
-                        at = json::skip_space(bytes, after);
-                        match bytes.get(at) {
-                            Some(b',') => at = json::skip_space(bytes, at + 1),
-                            Some(b']') => break,
-                            _ => return Err(wrong(SyntaxError::new(at, "expected ',' or ']' in a JSON array"))),
-                        }
-                    }
-                }
-                end = json::skip_space(bytes, at + 1);
-                frame = Frame::Many(items);
+            let (frame, end) = if bytes.get(start) == Some(&b'[') {
+                let (items, end) = json_array(bytes, start, &mut read)?;
+                (Frame::Many(items), end)
             } else {
-                let (item, after) = json_item(bytes, start).map_err(wrong)?;
-                end = json::skip_space(bytes, after);
-                frame = Frame::One(read(item));
-            }
+                let (item, end) = json_item(bytes, start)?;
+                (Frame::One(read(item)), end)
+            };
+            (frame, json::skip_space(bytes, end))
         }
-        Encoding::MessagePack => {
-            if matches!(bytes.first(), Some(0x90..=0x9f | 0xdc | 0xdd)) {
-                // Checks the whole first: then the array's count is true, and its items' ends are cheap.
-                end = msgpack_array_end(bytes).map_err(wrong)?;
-                let parts = msgpack::items(&bytes[..end]).unwrap_or_default();
+        Encoding::MessagePack => match msgpack::head(bytes, 0)? {
+            (Head::Array(count), mut at) => {
                 let mut items = Vec::new();
-                for part in parts {
-                    let (item, _) = msgpack_item(part.bytes, 0).map_err(wrong)?;
+                for _ in 0..count {
+                    let (item, end) = msgpack_item(bytes, at)?;
                     push_item(&mut items, read(item))?;
+                    at = end;
                 }
-                frame = Frame::Many(items);
-            } else {
-                let (item, after) = msgpack_item(bytes, 0).map_err(wrong)?;
-                end = after;
-                frame = Frame::One(read(item));
+                (Frame::Many(items), at)
             }
-        }
-    }
+            _ => {
+                let (item, end) = msgpack_item(bytes, 0)?;
+                (Frame::One(read(item)), end)
+            }
+        },
+    };
     if end != bytes.len() {
-        return Err(wrong(SyntaxError::new(end, "bytes after the message")));
+        return Err(SyntaxError::new(end, "bytes after the message").into());
     }
     Ok(frame)
 }
 
-fn push_item<T>(items: &mut Vec<T>, item: T) -> Result<(), Undecodable> {
+fn push_item<T>(items: &mut Vec<T>, item: T) -> Result<(), Fault> {
     if items.len() == BATCH_MAX {
-        return Err(Undecodable(format!("the frame holds more than {BATCH_MAX} messages: send several frames")));
+        return Err(Fault::TooMany);
     }
     items.push(item);
     Ok(())
+}
+
+/// Reads the items of the array at `start`. Each is walked by itself, so that depth is counted from
+/// the message and not from the array around it.
+fn json_array<'a, T>(
+    bytes: &'a [u8],
+    start: usize,
+    read: &mut impl FnMut(Item<'a>) -> T,
+) -> Result<(Vec<T>, usize), Fault> {
+    let mut items = Vec::new();
+    let mut at = json::skip_space(bytes, start + 1);
+    if bytes.get(at) == Some(&b']') {
+        return Ok((items, at + 1));
+    }
+    loop {
+        let (item, end) = json_item(bytes, at)?;
+        push_item(&mut items, read(item))?;
+        at = json::skip_space(bytes, end);
+        match bytes.get(at) {
+            Some(b',') => at = json::skip_space(bytes, at + 1),
+            Some(b']') => return Ok((items, at + 1)),
+            _ => return Err(SyntaxError::new(at, "expected ',' or ']' in a JSON array").into()),
+        }
+    }
 }
 
 fn json_item(bytes: &[u8], at: usize) -> Result<(Item<'_>, usize), SyntaxError> {
@@ -310,41 +351,8 @@ fn json_item(bytes: &[u8], at: usize) -> Result<(Item<'_>, usize), SyntaxError> 
     Ok((Item::Other(Raw { encoding: Encoding::Json, bytes: &bytes[at..end] }), end))
 }
 
-/// The end of the array at the frame's start. Each item is walked by itself, so that depth is
-/// counted from the message and not from the array around it.
-fn msgpack_array_end(bytes: &[u8]) -> Result<usize, SyntaxError> {
-    let (count, mut at) = match bytes[0] {
-        first @ 0x90..=0x9f => (usize::from(first & 0x0f), 1),
-        0xdc => (be(bytes, 2)?, 3),
-        _ => (be(bytes, 4)?, 5),
-    };
-    if count > bytes.len() - at {
-        return Err(SyntaxError::new(0, "MessagePack container longer than the message"));
-    }
-    for _ in 0..count {
-        at = msgpack_item_end(bytes, at)?;
-    }
-    Ok(at)
-}
-
-fn be(bytes: &[u8], length: usize) -> Result<usize, SyntaxError> {
-    let field = bytes.get(1..1 + length).ok_or_else(|| SyntaxError::new(1, "MessagePack ends too early"))?;
-    Ok(field.iter().fold(0, |sum, b| sum << 8 | usize::from(*b)))
-}
-
-fn msgpack_item_end(bytes: &[u8], at: usize) -> Result<usize, SyntaxError> {
-    if is_msgpack_map(bytes, at) {
-        return msgpack::map(bytes, at).map(|(_, end)| end);
-    }
-    msgpack::skip_value(bytes, at)
-}
-
-fn is_msgpack_map(bytes: &[u8], at: usize) -> bool {
-    matches!(bytes.get(at), Some(0x80..=0x8f | 0xde | 0xdf))
-}
-
 fn msgpack_item(bytes: &[u8], at: usize) -> Result<(Item<'_>, usize), SyntaxError> {
-    if is_msgpack_map(bytes, at) {
+    if let (Head::Map(_), _) = msgpack::head(bytes, at)? {
         return msgpack::map(bytes, at).map(|(entries, end)| (Item::Map(entries), end));
     }
     let end = msgpack::skip_value(bytes, at)?;
@@ -366,7 +374,9 @@ fn client_message(item: Item<'_>) -> Result<Request, Rejection> {
             return Err(bad(None, format!("expected an object with a string `type`, got {what}")));
         }
     };
-    let duplicate = entries.duplicate().map(str::to_owned);
+    // Which of two was meant cannot be known, be it the `id` itself.
+    let twice_id = entries.duplicate() == Some("id");
+    let fault = entries.fault();
     let id = match entries.take("id") {
         Some(raw) if !raw.is_null() => match RequestId::read(raw) {
             Ok(id) => Some(id),
@@ -377,15 +387,14 @@ fn client_message(item: Item<'_>) -> Result<Request, Rejection> {
         },
         _ => None,
     };
-    if let Some(key) = duplicate {
-        // Which of the two was meant cannot be known, be it the `id` itself.
-        let id = if key == "id" { None } else { id };
-        return Err(bad(id, format!("the key {key:?} stands twice in the message")));
+    if let Some(fault) = fault {
+        return Err(bad(id.filter(|_| !twice_id), fault));
     }
     let type_text = match entries.take("type").map(Raw::value) {
         Some(Value::Text(text)) => text,
         _ => {
-            let error = Error::new(ErrorCode::BadRequest, "expected a string `type`, as in {\"type\":\"ping\"}");
+            let error =
+                Error::new(ErrorCode::BadRequest, "expected a string `type`, as in {\"type\":\"ping\"}");
             return Err(Rejection { id, error: error.field("type") });
         }
     };

@@ -10,7 +10,7 @@ use smol_str::SmolStr;
 
 use crate::name::{GroupName, LeaseId, QueueName, RoomName, TaskId, WorkerName};
 use crate::payload::Payload;
-use crate::raw::{Entries, Raw, Value};
+use crate::raw::{Entries, Raw, Value, quoted};
 use crate::write::Write;
 
 /// A field that is not what its message allows.
@@ -105,15 +105,15 @@ impl<T: Scalar> Field for Vec<T> {
 /// The most items a list in a message may have.
 pub(crate) const LIST_MAX: usize = 1024;
 
-fn read_list<T: Scalar>(raw: Raw<'_>) -> Result<Vec<T>, String> {
-    let items = raw.items().ok_or_else(|| expected("an array", raw))?;
+pub(crate) fn read_list<T: Scalar>(raw: Raw<'_>) -> Result<Vec<T>, String> {
+    let items = raw.items(LIST_MAX + 1).ok_or_else(|| expected("an array", raw))?;
     if items.len() > LIST_MAX {
-        return Err(format!("expected at most {LIST_MAX} items, got {}", items.len()));
+        return Err(format!("expected at most {LIST_MAX} items, got more"));
     }
     items.into_iter().map(T::read).collect()
 }
 
-fn write_list<T: Scalar>(list: &[T], writer: &mut impl Write) {
+pub(crate) fn write_list<T: Scalar>(list: &[T], writer: &mut impl Write) {
     writer.begin_array(list.len());
     for item in list {
         writer.element();
@@ -121,7 +121,6 @@ fn write_list<T: Scalar>(list: &[T], writer: &mut impl Write) {
     }
     writer.end_array();
 }
-
 
 /// A field of a broker's message that is left out where it does not apply.
 #[derive(Debug, Clone, PartialEq)]
@@ -175,16 +174,12 @@ impl<T: Scalar> Field for Applies<Vec<T>> {
 
 /// A short picture of a value that is not what was expected.
 fn got(raw: Raw<'_>) -> String {
-    let cut = |text: &str| match text.char_indices().nth(40) {
-        Some((at, _)) => format!("{:?}…", &text[..at]),
-        None => format!("{text:?}"),
-    };
     match raw.value() {
         Value::Null => "null".into(),
         Value::Bool(flag) => flag.to_string(),
         Value::Integer(integer) => integer.to_string(),
         Value::Float(float) => format!("{float:?}"),
-        Value::Text(text) => cut(&text),
+        Value::Text(text) => quoted(&text),
         Value::Binary(bytes) => format!("{} bytes", bytes.len()),
         Value::Array => "an array".into(),
         Value::Map => "an object".into(),
@@ -596,13 +591,14 @@ fn base64_name(name: &'static str) -> &'static str {
 impl Field for Payload {
     fn take(entries: &mut Entries<'_>, name: &'static str) -> Result<Self, FieldError> {
         let base64_name = base64_name(name);
-        let value = entries.take(name);
+        let value = entries.take(name).filter(|raw| !raw.is_null());
         let bytes = entries.take(base64_name).filter(|raw| !raw.is_null());
         match (value, bytes) {
             (value, None) => Ok(value.map(Payload::from_raw).unwrap_or_default()),
-            (Some(_), Some(_)) => {
-                Err(FieldError::new(name, format_args!("`{name}` and `{base64_name}` were both given: give one")))
-            }
+            (Some(_), Some(_)) => Err(FieldError::new(
+                name,
+                format_args!("`{name}` and `{base64_name}` were both given: give one"),
+            )),
             (None, Some(raw)) => match raw.value() {
                 Value::Text(text) => STANDARD.decode(text.as_bytes()).map(Payload::binary).map_err(|e| {
                     FieldError::new(base64_name, format_args!("expected standard base64 with padding: {e}"))
@@ -626,7 +622,7 @@ const HEADERS_BYTES_MAX: usize = 4096;
 
 /// Text by text, for the tasks' own use: at most 4 KiB in all.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Headers(Option<Box<BTreeMap<SmolStr, SmolStr>>>);
+pub struct Headers(BTreeMap<SmolStr, SmolStr>);
 
 impl Headers {
     /// Builds headers from pairs; a later pair of the same key wins.
@@ -635,24 +631,26 @@ impl Headers {
             pairs.into_iter().map(|(key, value)| (SmolStr::new(key), SmolStr::new(value))).collect();
         let bytes: usize = map.iter().map(|(key, value)| key.len() + value.len()).sum();
         if bytes > HEADERS_BYTES_MAX {
-            return Err(format!("expected at most {HEADERS_BYTES_MAX} bytes of keys and values, got {bytes}"));
+            return Err(format!(
+                "expected at most {HEADERS_BYTES_MAX} bytes of keys and values, got {bytes}"
+            ));
         }
-        Ok(Headers((!map.is_empty()).then(|| Box::new(map))))
+        Ok(Headers(map))
     }
 
     /// The pairs, by key.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.iter().flat_map(|map| map.iter()).map(|(key, value)| (key.as_str(), value.as_str()))
+        self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
     /// The value of `key`.
     pub fn value(&self, key: &str) -> Option<&str> {
-        self.0.as_ref()?.get(key).map(SmolStr::as_str)
+        self.0.get(key).map(SmolStr::as_str)
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.0.is_none()
+        self.0.is_empty()
     }
 }
 
@@ -661,15 +659,13 @@ impl Field for Headers {
         let Some(raw) = entries.take(name).filter(|raw| !raw.is_null()) else {
             return Ok(Headers::default());
         };
-        let pairs = raw
-            .entries()
-            .and_then(Result::ok)
-            .ok_or_else(|| FieldError::new(name, expected("an object of text by text", raw)))?
+        let pairs = read_map(raw)
+            .map_err(|e| FieldError::new(name, e))?
             .into_list()
             .into_iter()
             .map(|(key, value)| match value.value() {
                 Value::Text(text) => Ok((key, text)),
-                _ => Err(FieldError::new(name, expected(format_args!("text for {key:?}"), value))),
+                _ => Err(FieldError::new(name, expected(format_args!("text for {}", quoted(&key)), value))),
             })
             .collect::<Result<SmallVec<[_; 8]>, _>>()?;
         Headers::from_pairs(pairs.iter().map(|(key, value)| (&**key, &**value)))
@@ -678,7 +674,7 @@ impl Field for Headers {
 
     fn put(&self, name: &'static str, writer: &mut impl Write) {
         writer.key(name);
-        writer.begin_map(self.0.as_ref().map_or(0, |map| map.len()));
+        writer.begin_map(self.0.len());
         for (key, value) in self.iter() {
             writer.any_key(key);
             writer.text(value);
@@ -808,11 +804,9 @@ macro_rules! words {
 pub(crate) use words;
 
 pub(crate) fn read_map<'a>(raw: Raw<'a>) -> Result<Entries<'a>, String> {
-    match raw.entries() {
-        Some(Ok(entries)) => match entries.duplicate() {
-            Some(key) => Err(format!("the key {key:?} stands twice")),
-            None => Ok(entries),
-        },
-        _ => Err(expected("an object", raw)),
+    let entries = raw.entries().ok_or_else(|| expected("an object", raw))?;
+    match entries.fault() {
+        Some(fault) => Err(fault),
+        None => Ok(entries),
     }
 }

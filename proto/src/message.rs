@@ -6,11 +6,11 @@
 use smol_str::SmolStr;
 
 use crate::code::ErrorCode;
-use crate::field::{Field, FieldError, Scalar, expected, read_map, words};
 pub use crate::field::{
-    Applies, ErrorText, Flag, GivenLease, Headers, Int, Key, LeaseList, Number, RequestId, Resume, RunAt, Secret,
-    Text,
+    Applies, ERROR_BYTES_MAX, ErrorText, Flag, GivenLease, Headers, Int, Key, LeaseList, Number, RequestId,
+    Resume, RunAt, Secret, Text,
 };
+use crate::field::{Field, FieldError, Scalar, expected, read_list, read_map, words, write_list};
 use crate::name::{GroupName, LeaseId, QueueName, RoomName, TaskId, WorkerName};
 use crate::payload::Payload;
 use crate::raw::{Entries, Raw, Value};
@@ -169,7 +169,6 @@ macro_rules! conversation {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq)]
         #[expect(missing_docs, reason = "each variant holds the struct of its name, which is documented")]
-        #[expect(clippy::large_enum_variant, reason = "the largest is also the most frequent: a box would cost an allocation a task")]
         pub enum $enum { $($name($name),)* }
 
         $(impl From<$name> for $enum {
@@ -209,6 +208,10 @@ macro_rules! conversation {
 
 conversation! {
     /// All that a client may say.
+    #[expect(
+        clippy::large_enum_variant,
+        reason = "the largest is also the most frequent: a box would cost an allocation a task"
+    )]
     ClientMessage, lean: true;
 
     /// Introduces the client; if sent at all, it is first.
@@ -652,17 +655,11 @@ pub struct RecipientList(pub Vec<RecipientOutcome>);
 
 impl Scalar for RecipientList {
     fn read(raw: Raw<'_>) -> Result<Self, String> {
-        let items = raw.items().ok_or_else(|| expected("an array", raw))?;
-        items.into_iter().map(RecipientOutcome::read).collect::<Result<_, _>>().map(RecipientList)
+        read_list(raw).map(RecipientList)
     }
 
     fn write(&self, writer: &mut impl Write) {
-        writer.begin_array(self.0.len());
-        for outcome in &self.0 {
-            writer.element();
-            outcome.write(writer);
-        }
-        writer.end_array();
+        write_list(&self.0, writer);
     }
 }
 
@@ -714,7 +711,9 @@ impl Scalar for Target {
             }
             (None, Some(group), false) if if_absent.is_none() => Ok(Target::Group(group)),
             (None, group, true) if if_absent.is_none() => Ok(Target::All(group)),
-            _ => Err("expected one of {}, {worker, if_absent}, {group}, {all:true}, {group, all:true}".into()),
+            _ => {
+                Err("expected one of {}, {worker, if_absent}, {group}, {all:true}, {group, all:true}".into())
+            }
         }
     }
 

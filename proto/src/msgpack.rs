@@ -12,7 +12,7 @@ use crate::raw::{DEPTH_MAX, Entries, Raw, SyntaxError, Value};
 pub(crate) const NIL: u8 = 0xc0;
 
 /// What stands at the head of a value.
-enum Head {
+pub(crate) enum Head {
     /// A scalar: the value ends after this many more bytes.
     Scalar(usize),
     /// This many values follow.
@@ -22,12 +22,13 @@ enum Head {
 }
 
 fn be(bytes: &[u8], at: usize, length: usize) -> Result<usize, SyntaxError> {
-    let field = bytes.get(at..at + length).ok_or_else(|| SyntaxError::new(at, "MessagePack ends too early"))?;
+    let field =
+        bytes.get(at..at + length).ok_or_else(|| SyntaxError::new(at, "MessagePack ends too early"))?;
     Ok(field.iter().fold(0, |sum, b| sum << 8 | usize::from(*b)))
 }
 
 /// The head at `at`, and where what follows it begins.
-fn head(bytes: &[u8], at: usize) -> Result<(Head, usize), SyntaxError> {
+pub(crate) fn head(bytes: &[u8], at: usize) -> Result<(Head, usize), SyntaxError> {
     let first = *bytes.get(at).ok_or_else(|| SyntaxError::new(at, "MessagePack ends too early"))?;
     let at = at + 1;
     let sized = |length: usize, extra: usize| -> Result<(Head, usize), SyntaxError> {
@@ -65,10 +66,7 @@ fn head(bytes: &[u8], at: usize) -> Result<(Head, usize), SyntaxError> {
 
 /// Whether the value with this first byte is a string, whose bytes must be UTF-8.
 fn is_text(first: u8) -> bool {
-    matches!(
-        Marker::from_u8(first),
-        Marker::FixStr(_) | Marker::Str8 | Marker::Str16 | Marker::Str32
-    )
+    matches!(Marker::from_u8(first), Marker::FixStr(_) | Marker::Str8 | Marker::Str16 | Marker::Str32)
 }
 
 /// The end of the value that begins at `at`.
@@ -147,9 +145,9 @@ pub(crate) fn value(bytes: &[u8]) -> Value<'_> {
         Marker::I8 | Marker::I16 | Marker::I32 | Marker::I64 => Value::Integer(i128::from(signed())),
         Marker::F32 => Value::Float(f64::from(f32::from_bits(unsigned() as u32))),
         Marker::F64 => Value::Float(f64::from_bits(unsigned())),
-        Marker::FixStr(_) | Marker::Str8 | Marker::Str16 | Marker::Str32 => {
-            Value::Text(Cow::Borrowed(std::str::from_utf8(body).expect("the walk checked that this is UTF-8")))
-        }
+        Marker::FixStr(_) | Marker::Str8 | Marker::Str16 | Marker::Str32 => Value::Text(Cow::Borrowed(
+            std::str::from_utf8(body).expect("the walk checked that this is UTF-8"),
+        )),
         Marker::Bin8 | Marker::Bin16 | Marker::Bin32 => Value::Binary(body),
         Marker::Null => Value::Null,
         _ => Value::Extension,
@@ -157,11 +155,11 @@ pub(crate) fn value(bytes: &[u8]) -> Value<'_> {
 }
 
 /// The entries of a checked map.
-pub(crate) fn entries(bytes: &[u8]) -> Option<Result<Entries<'_>, SyntaxError>> {
-    matches!(head(bytes, 0), Ok((Head::Map(_), _))).then(|| map(bytes, 0).map(|(entries, _)| entries))
+pub(crate) fn entries(bytes: &[u8]) -> Option<Entries<'_>> {
+    map(bytes, 0).ok().map(|(entries, _)| entries)
 }
 
-/// Walks the map at `at`, whose keys must be strings; its entries and its end.
+/// Walks the map at `at`, whose keys should be strings; its entries and its end.
 pub(crate) fn map(bytes: &[u8], at: usize) -> Result<(Entries<'_>, usize), SyntaxError> {
     let mut entries = Entries::default();
     let (found, mut at) = head(bytes, at)?;
@@ -170,21 +168,23 @@ pub(crate) fn map(bytes: &[u8], at: usize) -> Result<(Entries<'_>, usize), Synta
     };
     for _ in 0..count {
         let key_end = skip_value(bytes, at)?;
-        let Value::Text(key) = value(&bytes[at..key_end]) else {
-            return Err(SyntaxError::new(at, "a key of the message is not a string"));
-        };
         let end = skip_value(bytes, key_end)?;
-        entries.push(key, Raw { encoding: Encoding::MessagePack, bytes: &bytes[key_end..end] });
+        match value(&bytes[at..key_end]) {
+            Value::Text(key) => {
+                entries.push(key, Raw { encoding: Encoding::MessagePack, bytes: &bytes[key_end..end] });
+            }
+            _ => entries.refuse("a key is not a string"),
+        }
         at = end;
     }
     Ok((entries, at))
 }
 
-/// The items of a checked array.
-pub(crate) fn items(bytes: &[u8]) -> Option<Vec<Raw<'_>>> {
+/// The first items of a checked array, at most `most`.
+pub(crate) fn items(bytes: &[u8], most: usize) -> Option<Vec<Raw<'_>>> {
     let Ok((Head::Array(count), mut at)) = head(bytes, 0) else { return None };
     let mut items = Vec::new();
-    for _ in 0..count {
+    for _ in 0..count.min(most) {
         let end = skip_value(bytes, at).ok()?;
         items.push(Raw { encoding: Encoding::MessagePack, bytes: &bytes[at..end] });
         at = end;
@@ -192,21 +192,7 @@ pub(crate) fn items(bytes: &[u8]) -> Option<Vec<Raw<'_>>> {
     Some(items)
 }
 
-/// The pairs of a checked map whose keys may be of any kind.
-pub(crate) fn pairs(bytes: &[u8]) -> Option<Vec<(Raw<'_>, Raw<'_>)>> {
-    let Ok((Head::Map(count), mut at)) = head(bytes, 0) else { return None };
-    let mut pairs = Vec::new();
-    for _ in 0..count {
-        let middle = skip_value(bytes, at).ok()?;
-        let end = skip_value(bytes, middle).ok()?;
-        let raw = |range: std::ops::Range<usize>| Raw { encoding: Encoding::MessagePack, bytes: &bytes[range] };
-        pairs.push((raw(at..middle), raw(middle..end)));
-        at = end;
-    }
-    Some(pairs)
-}
-
-/// Type and body of an extension value; `None` when it is none.
+/// The body of an extension value, without its type; `None` when it is none.
 pub(crate) fn extension(bytes: &[u8]) -> Option<&[u8]> {
     let (_, after) = head(bytes, 0).ok()?;
     matches!(value(bytes), Value::Extension).then(|| &bytes[after + 1..])

@@ -165,8 +165,7 @@ impl LeaseId {
 
     /// Writes the wire form into `buffer`.
     pub fn encode(self, buffer: &mut [u8; LEASE_CHARS]) -> &str {
-        let whole =
-            u128::from(self.number) << 64 | u128::from(self.slot) << 32 | u128::from(self.recipient);
+        let whole = u128::from(self.number) << 64 | u128::from(self.slot) << 32 | u128::from(self.recipient);
         URL_SAFE_NO_PAD
             .encode_slice(whole.to_be_bytes(), buffer)
             .expect("16 bytes are 22 characters of unpadded base64");

@@ -1,11 +1,14 @@
 //! Values that travel through the broker without being looked at: payloads, results, data.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::codec::Encoding;
-use crate::raw::{Raw, Value};
+use crate::msgpack::Head;
+use crate::raw::{Raw, SyntaxError, Value};
 use crate::write::{JsonWriter, MessagePackWriter, Write};
 use crate::{json, msgpack};
 
@@ -164,63 +167,143 @@ impl Payload {
     }
 }
 
-/// Writes a JSON value as MessagePack. Recursion is bounded: the value's depth was checked.
+/// Writes a checked JSON value as MessagePack, in two walks: MessagePack tells a container's size
+/// before its items, JSON after them. Counting each container by itself would walk the innermost
+/// items once a level.
 pub(crate) fn json_to_message_pack(bytes: &[u8], out: &mut MessagePackWriter) {
-    let raw = Raw { encoding: Encoding::Json, bytes };
-    match raw.value() {
-        Value::Array => {
-            let items = raw.items().unwrap_or_default();
-            out.begin_array(items.len());
-            for item in items {
-                json_to_message_pack(item.bytes, out);
-            }
+    let mut count = Count::default();
+    let start = out.out.len();
+    let written = json::walk(bytes, 0, &mut count).and_then(|_| {
+        json::walk(bytes, 0, &mut Convert { bytes, counts: count.counts.into_iter(), out: &mut *out })
+    });
+    if written.is_err() {
+        // A damaged record of the store is the only way to here: rather null than a broken frame.
+        out.out.truncate(start);
+        out.null();
+    }
+}
+
+/// Counts what each container holds, in the order in which they open.
+#[derive(Default)]
+struct Count {
+    counts: Vec<u32>,
+    /// The open containers: their place in `counts`, and whether they are objects.
+    open: Vec<(usize, bool)>,
+}
+
+impl Count {
+    /// A value begins. In an object its key was counted.
+    fn value(&mut self) {
+        if let Some((place, false)) = self.open.last() {
+            self.counts[*place] += 1;
         }
-        Value::Map => {
-            let entries = raw.entries().and_then(Result::ok).unwrap_or_default().into_list();
-            out.begin_map(entries.len());
-            for (key, value) in entries {
-                out.text(&key);
-                json_to_message_pack(value.bytes, out);
-            }
+    }
+}
+
+impl json::Visit for Count {
+    fn open(&mut self, object: bool) {
+        self.value();
+        self.open.push((self.counts.len(), object));
+        self.counts.push(0);
+    }
+
+    fn close(&mut self) {
+        self.open.pop();
+    }
+
+    fn key(&mut self, _: usize, _: usize) {
+        if let Some((place, _)) = self.open.last() {
+            self.counts[*place] += 1;
         }
+    }
+
+    fn scalar(&mut self, _: usize, _: usize) {
+        self.value();
+    }
+}
+
+struct Convert<'a> {
+    bytes: &'a [u8],
+    counts: std::vec::IntoIter<u32>,
+    out: &'a mut MessagePackWriter,
+}
+
+impl json::Visit for Convert<'_> {
+    fn open(&mut self, object: bool) {
+        let count = self.counts.next().unwrap_or_default() as usize;
+        if object { self.out.begin_map(count) } else { self.out.begin_array(count) }
+    }
+
+    fn close(&mut self) {}
+
+    fn key(&mut self, start: usize, end: usize) {
+        self.out.text(&json::unescape(&self.bytes[start + 1..end - 1]));
+    }
+
+    fn scalar(&mut self, start: usize, end: usize) {
+        write_scalar(json::value(&self.bytes[start..end]), self.out);
+    }
+}
+
+/// Writes a checked MessagePack value as JSON, in one walk.
+pub(crate) fn message_pack_to_json(bytes: &[u8], out: &mut JsonWriter) {
+    let start = out.out.len();
+    if write_json(bytes, 0, out).is_err() {
+        // As above: rather null than a broken frame.
+        out.out.truncate(start);
+        out.null();
+    }
+}
+
+/// Writes the value at `at`; its end. Recursion is bounded: the value's depth was checked.
+fn write_json(bytes: &[u8], at: usize, out: &mut JsonWriter) -> Result<usize, SyntaxError> {
+    let (head, mut next) = msgpack::head(bytes, at)?;
+    match head {
+        Head::Array(count) => {
+            out.begin_array(count);
+            for _ in 0..count {
+                out.element();
+                next = write_json(bytes, next, out)?;
+            }
+            out.end_array();
+        }
+        Head::Map(count) => {
+            out.begin_map(count);
+            for _ in 0..count {
+                let value = msgpack::skip_value(bytes, next)?;
+                write_key(&bytes[next..value], out);
+                next = write_json(bytes, value, out)?;
+            }
+            out.end_map();
+        }
+        Head::Scalar(_) => {
+            next = msgpack::skip_value(bytes, at)?;
+            write_json_scalar(&bytes[at..next], out);
+        }
+    }
+    Ok(next)
+}
+
+fn write_json_scalar(bytes: &[u8], out: &mut JsonWriter) {
+    match msgpack::value(bytes) {
+        Value::Binary(body) => out.base64(body),
+        Value::Extension => out.base64(msgpack::extension(bytes).unwrap_or_default()),
         scalar => write_scalar(scalar, out),
     }
 }
 
-/// Writes a MessagePack value as JSON. Recursion is bounded: the value's depth was checked.
-pub(crate) fn message_pack_to_json(bytes: &[u8], out: &mut JsonWriter) {
-    let raw = Raw { encoding: Encoding::MessagePack, bytes };
-    match raw.value() {
-        Value::Array => {
-            let items = raw.items().unwrap_or_default();
-            out.begin_array(items.len());
-            for item in items {
-                out.element();
-                message_pack_to_json(item.bytes, out);
-            }
-            out.end_array();
+/// JSON has only text for keys: a scalar becomes its own JSON as text, a container the base64 of its
+/// MessagePack. Its JSON would not do: quoted anew at each level of keys in keys, it doubles each time.
+fn write_key(bytes: &[u8], out: &mut JsonWriter) {
+    match msgpack::value(bytes) {
+        Value::Text(text) => out.any_key(&text),
+        Value::Array | Value::Map => out.any_key(&STANDARD.encode(bytes)),
+        _ => {
+            let mut inner = JsonWriter::default();
+            write_json_scalar(bytes, &mut inner);
+            let text = String::from_utf8(inner.out).expect("the JSON writer writes UTF-8");
+            out.any_key(text.trim_matches('"'));
         }
-        Value::Map => {
-            let pairs = msgpack::pairs(bytes).unwrap_or_default();
-            out.begin_map(pairs.len());
-            for (key, value) in pairs {
-                match key.value() {
-                    Value::Text(text) => out.any_key(&text),
-                    // JSON has only text for keys: any other key is written as its own JSON.
-                    _ => {
-                        let mut inner = JsonWriter::default();
-                        message_pack_to_json(key.bytes, &mut inner);
-                        let text = String::from_utf8(inner.out).expect("the JSON writer writes UTF-8");
-                        out.any_key(text.trim_matches('"'));
-                    }
-                }
-                message_pack_to_json(value.bytes, out);
-            }
-            out.end_map();
-        }
-        Value::Binary(body) => out.base64(body),
-        Value::Extension => out.base64(msgpack::extension(bytes).unwrap_or_default()),
-        scalar => write_scalar(scalar, out),
     }
 }
 

@@ -68,20 +68,30 @@ impl<'a> Raw<'a> {
         }
     }
 
-    /// The entries of a map; `None` when this is no map, or a key is no text.
-    pub(crate) fn entries(self) -> Option<Result<Entries<'a>, SyntaxError>> {
+    /// The entries of a map; `None` when this is no map.
+    pub(crate) fn entries(self) -> Option<Entries<'a>> {
         match self.encoding {
             Encoding::Json => json::entries(self.bytes),
             Encoding::MessagePack => msgpack::entries(self.bytes),
         }
     }
 
-    /// The items of an array; `None` when this is no array.
-    pub(crate) fn items(self) -> Option<Vec<Raw<'a>>> {
+    /// The first items of an array, at most `most`; `None` when this is no array.
+    ///
+    /// Bounded because an item of one byte costs a slice of many.
+    pub(crate) fn items(self, most: usize) -> Option<Vec<Raw<'a>>> {
         match self.encoding {
-            Encoding::Json => json::items(self.bytes),
-            Encoding::MessagePack => msgpack::items(self.bytes),
+            Encoding::Json => json::items(self.bytes, most),
+            Encoding::MessagePack => msgpack::items(self.bytes, most),
         }
+    }
+}
+
+/// `text` in quotes for an error's message, cut: a frame's worth of it would help nobody.
+pub(crate) fn quoted(text: &str) -> String {
+    match text.char_indices().nth(40) {
+        Some((at, _)) => format!("{:?}…", &text[..at]),
+        None => format!("{text:?}"),
     }
 }
 
@@ -89,14 +99,28 @@ impl<'a> Raw<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct Entries<'a> {
     list: SmallVec<[(Cow<'a, str>, Raw<'a>); 12]>,
+    /// What makes the whole map unfit, found while it was walked.
+    unfit: Option<&'static str>,
 }
 
 impl<'a> Entries<'a> {
     /// More keys than this and the check for duplicates sorts instead of comparing each with each.
     const PAIRWISE_MAX: usize = 24;
+    /// Far more than a message has fields, and than 4 KiB of headers can have keys. Without a bound a
+    /// frame of two-byte entries would cost twenty times its size in memory.
+    const ENTRIES_MAX: usize = 4096;
 
     pub(crate) fn push(&mut self, key: Cow<'a, str>, value: Raw<'a>) {
-        self.list.push((key, value));
+        if self.list.len() == Self::ENTRIES_MAX {
+            self.refuse("more than 4096 keys in one object");
+        } else {
+            self.list.push((key, value));
+        }
+    }
+
+    /// Notes that the map as a whole is unfit; [`Entries::fault`] tells it.
+    pub(crate) fn refuse(&mut self, why: &'static str) {
+        self.unfit = Some(why);
     }
 
     pub(crate) fn take(&mut self, key: &str) -> Option<Raw<'a>> {
@@ -109,6 +133,15 @@ impl<'a> Entries<'a> {
         self.list
     }
 
+    /// What is wrong with the map as a whole, before any field is looked at.
+    pub(crate) fn fault(&self) -> Option<String> {
+        if let Some(why) = self.unfit {
+            return Some(why.into());
+        }
+        self.duplicate().map(|key| format!("the key {} stands twice", quoted(key)))
+    }
+
+    /// A key that stands twice: which of its values was meant cannot be known.
     pub(crate) fn duplicate(&self) -> Option<&str> {
         let list = &self.list;
         if list.len() <= Self::PAIRWISE_MAX {
@@ -119,5 +152,24 @@ impl<'a> Entries<'a> {
         let mut keys: Vec<&str> = list.iter().map(|(key, _)| &**key).collect();
         keys.sort_unstable();
         keys.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_that_stands_twice_is_found_among_few_and_among_many() {
+        let null = Raw { encoding: Encoding::Json, bytes: b"null" };
+        for count in [1, Entries::PAIRWISE_MAX - 1, Entries::PAIRWISE_MAX, 1000] {
+            let mut entries = Entries::default();
+            for i in 0..count {
+                entries.push(format!("k{i}").into(), null);
+            }
+            assert_eq!(entries.duplicate(), None, "{count} keys");
+            entries.push("k0".into(), null);
+            assert_eq!(entries.duplicate(), Some("k0"), "{count} keys");
+        }
     }
 }

@@ -46,7 +46,8 @@ impl JsonWriter {
     pub(crate) fn base64(&mut self, bytes: &[u8]) {
         self.out.push(b'"');
         let start = self.out.len();
-        let length = base64::encoded_len(bytes.len(), true).expect("a frame's length is far below usize::MAX");
+        let length =
+            base64::encoded_len(bytes.len(), true).expect("a frame's length is far below usize::MAX");
         self.out.resize(start + length, 0);
         STANDARD.encode_slice(bytes, &mut self.out[start..]).expect("the room was measured");
         self.out.push(b'"');

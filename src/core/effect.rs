@@ -1,0 +1,98 @@
+//! What the state machine wants done.
+
+use taskyard_proto::{CloseCode, LeaseId, RequestId, ServerMessage};
+
+use super::command::{CallId, Origin, SessionId};
+use super::record::StoreOp;
+
+/// One thing to tell somebody.
+#[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "the largest is the most frequent: a box would cost an allocation a task")]
+pub enum Output {
+    /// A message to a session.
+    Send {
+        /// To whom.
+        session: SessionId,
+        /// The `id` that it answers.
+        reference: Option<RequestId>,
+        /// The lease to acknowledge once this is written to the socket (mode auto).
+        on_write: Option<LeaseId>,
+        /// What.
+        message: ServerMessage,
+    },
+    /// A message to an HTTP request.
+    Answer {
+        /// To whom.
+        call: CallId,
+        /// What.
+        message: ServerMessage,
+    },
+    /// The end of a session's socket.
+    Close {
+        /// Whose.
+        session: SessionId,
+        /// With which code.
+        code: CloseCode,
+        /// In words.
+        reason: &'static str,
+    },
+    /// A sign of life is wanted: ping the socket, and say `Heard` at the next byte.
+    Ping {
+        /// Whose.
+        session: SessionId,
+    },
+}
+
+/// A stretch of a task's way whose duration is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hop {
+    /// From the submit to its being durable.
+    SubmitToDurable,
+    /// From being ready for a worker to being handed to one.
+    ReadyToDelivered,
+    /// From there to its settle.
+    DeliveredToSettled,
+}
+
+/// The effects of one or more commands. Outputs to one receiver keep their order; so do the
+/// operations for the store.
+#[derive(Debug, Default)]
+pub struct Effects {
+    /// What to tell.
+    pub outputs: Vec<Output>,
+    /// What to store, in order; the n-th of the process's life is answered by `Stored { n }`.
+    pub store: Vec<StoreOp>,
+    /// Durations in microseconds.
+    pub hops: Vec<(Hop, u64)>,
+}
+
+impl Effects {
+    /// Forgets what was done, keeps the room.
+    pub fn clear(&mut self) {
+        self.outputs.clear();
+        self.store.clear();
+        self.hops.clear();
+    }
+
+    pub(super) fn send(&mut self, session: SessionId, message: impl Into<ServerMessage>) {
+        self.outputs.push(Output::Send { session, reference: None, on_write: None, message: message.into() });
+    }
+
+    /// Answers whoever asked; a session that gave no `id` hears only errors.
+    pub(super) fn answer(&mut self, origin: &Origin, message: impl Into<ServerMessage>) {
+        let message = message.into();
+        match origin {
+            Origin::Call(call) => self.outputs.push(Output::Answer { call: *call, message }),
+            Origin::Session(session, reference) => {
+                if reference.is_some() || matches!(message, ServerMessage::Error(_)) {
+                    self.outputs.push(Output::Send {
+                        session: *session,
+                        reference: reference.clone(),
+                        on_write: None,
+                        message,
+                    });
+                }
+            }
+        }
+    }
+}

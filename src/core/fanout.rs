@@ -1,0 +1,252 @@
+//! How a task ends: for its one recipient, or for all of them together.
+
+use taskyard_proto::{Complete, ErrorText, Finished, Payload, RecipientList, RecipientOutcome, TaskState, WorkerName};
+
+use super::effect::Effects;
+use super::kept::finished_message;
+use super::queue::Tally;
+use super::record::{Amendment, FailedAttempt, Failure, FanoutRecord, FinishRecord, StoreOp};
+use super::shard::{Place, Shard};
+use super::task::{Fanout, Share, ShareState, Task};
+
+/// How a task ends.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Fate {
+    state: TaskState,
+    worker: Option<WorkerName>,
+    result: Payload,
+    error: Option<ErrorText>,
+}
+
+impl Fate {
+    pub(super) fn done(worker: Option<WorkerName>, result: Payload) -> Fate {
+        Fate { state: TaskState::Done, worker, result, error: None }
+    }
+
+    pub(super) fn expired() -> Fate {
+        let error = Some(ErrorText::new("outlived its ttl_ms"));
+        Fate { state: TaskState::Expired, worker: None, result: Payload::NULL, error }
+    }
+
+    fn dead() -> Fate {
+        Fate { state: TaskState::Dead, worker: None, result: Payload::NULL, error: None }
+    }
+
+    /// The end of a task to all that nobody was there for.
+    pub(super) fn of_nobody(complete: Complete) -> Fate {
+        match complete {
+            Complete::Quorum(_) => Fate::dead(),
+            Complete::All | Complete::Any => Fate::done(None, Payload::NULL),
+        }
+    }
+}
+
+/// The most recipients that `finished` lists.
+const RECIPIENTS_SHOWN_MAX: usize = 1000;
+
+impl Shard {
+    /// Ends a task: stores its end, keeps it to be looked up, and tells those who watch.
+    pub(super) fn finish(&mut self, key: u32, fate: Fate, fx: &mut Effects) {
+        if fate.state == TaskState::Dead {
+            return self.die(key, fx);
+        }
+        let now = self.now;
+        let task = &mut self.tasks[key as usize];
+        task.event_seq += 1;
+        let fanout = task.fanout.as_ref().map(|fanout| fanout_record(task, fanout));
+        let spec = task.spec.clone();
+        let mut record = FinishRecord {
+            task: spec.id,
+            queue: spec.queue.clone(),
+            state: fate.state,
+            accepted: spec.accepted,
+            finished: now,
+            attempts: task.first.charged + u16::from(fate.state == TaskState::Done && fanout.is_none()),
+            max_attempts: spec.max_attempts,
+            worker: fate.worker,
+            result: fate.result,
+            error: fate.error,
+            history: task.first.history().to_vec(),
+            event_seq: task.event_seq,
+            totals: [0; 3],
+            fanout,
+        };
+        let watchers = std::mem::take(&mut task.watchers);
+        let queue = task.queue;
+        let before = task.state();
+        let counts = self.state_counts(queue);
+        counts[before as usize] -= 1;
+        counts[fate.state as usize] += 1;
+        record.totals = self.queues[queue as usize].totals();
+        self.weight -= Task::weight(&spec);
+        if self.drop_undelivered(key) {
+            self.tasks[key as usize].decided = true;
+        } else {
+            self.tasks.remove(key as usize);
+        }
+        let message = (!watchers.is_empty()).then(|| finished_message(&record));
+        self.store(StoreOp::Finish(record.clone()), fx);
+        self.keep(queue, record, fx);
+        if let Some(message) = message {
+            self.tell_finished_when_durable(watchers, message, fx);
+        }
+    }
+
+    /// A task becomes a dead letter: it stays, and those who watch hear why.
+    fn die(&mut self, key: u32, fx: &mut Effects) {
+        let task = &self.tasks[key as usize];
+        let (queue, before, to_all) = (task.queue, task.state(), task.fanout.is_some());
+        self.queues[queue as usize].tally(Tally::Dead);
+        if before != TaskState::Dead {
+            let counts = self.state_counts(queue);
+            counts[before as usize] -= 1;
+            counts[TaskState::Dead as usize] += 1;
+        }
+        if to_all {
+            self.tasks[key as usize].decided = true;
+            self.drop_undelivered(key);
+        }
+        self.tasks[key as usize].event_seq += 1;
+        let watchers = std::mem::take(&mut self.tasks[key as usize].watchers);
+        if let Some(message) = self.dead_message(key) {
+            self.tell_finished_when_durable(watchers, message, fx);
+        }
+    }
+
+    /// Shares that nobody holds are dropped; whether some are held.
+    fn drop_undelivered(&mut self, key: u32) -> bool {
+        let task = &mut self.tasks[key as usize];
+        if task.fanout.is_none() {
+            return false;
+        }
+        let mut held = false;
+        for recipient in 0..task.recipients() {
+            let Some(share) = task.share_mut(recipient) else { continue };
+            match share.state {
+                ShareState::Leased(_) => held = true,
+                ShareState::Over(_) => {}
+                _ => share.state = ShareState::Over(TaskState::Cancelled),
+            }
+        }
+        held
+    }
+
+    /// A lease on a task that was decided without it has ended: to no effect.
+    pub(super) fn lay_down(&mut self, key: u32, recipient: u32) {
+        let task = &mut self.tasks[key as usize];
+        let id = task.spec.id;
+        if let Some(share) = task.share_mut(recipient) {
+            share.state = ShareState::Over(TaskState::Cancelled);
+        }
+        let held = (0..task.recipients()).any(|n| task.share(n).and_then(Share::lease).is_some());
+        let live = matches!(self.ids.get(&id), Some(Place::Live(place)) if *place == key);
+        if !held && !live {
+            self.tasks.remove(key as usize);
+        }
+    }
+
+    /// The last word on a dead letter; none if the task is not dead.
+    pub(super) fn dead_message(&self, key: u32) -> Option<Finished> {
+        let task = self.tasks.get(key as usize)?;
+        if task.state() != TaskState::Dead {
+            return None;
+        }
+        let fanout = task.fanout.as_ref().map(|fanout| fanout_record(task, fanout));
+        Some(Finished {
+            task: task.spec.id,
+            seq: task.event_seq,
+            state: TaskState::Dead,
+            result: Payload::NULL,
+            error: task.first.last_error(),
+            attempts: u64::from(task.first.charged),
+            delivered: fanout.as_ref().map(|f| f.delivered),
+            acked: fanout.as_ref().map(|f| f.acked),
+            failed: fanout.as_ref().map(|f| f.failed),
+            recipients: fanout.map(|f| RecipientList(f.recipients)),
+        })
+    }
+
+    /// A share has no attempt left.
+    pub(super) fn used_up(&mut self, task: u32, recipient: u32, fx: &mut Effects) {
+        let before = self.shift(task, recipient, ShareState::Over(TaskState::Dead));
+        debug_assert!(!matches!(before, ShareState::Over(_)), "a share ends once");
+        match &mut self.tasks[task as usize].fanout {
+            None => self.die(task, fx),
+            Some(fanout) => {
+                fanout.failed += 1;
+                self.decide(task, fx);
+            }
+        }
+    }
+
+    /// A recipient of a task to all acknowledged its share.
+    pub(super) fn recipient_acked(&mut self, key: u32, recipient: u32, result: Payload, fx: &mut Effects) {
+        let id = self.tasks[key as usize].spec.id;
+        self.store(StoreOp::Amend(id, Amendment::Acked { recipient, result: result.clone() }), fx);
+        self.shift(key, recipient, ShareState::Over(TaskState::Done));
+        let task = &mut self.tasks[key as usize];
+        if let Some(share) = task.share_mut(recipient).filter(|_| !result.is_null()) {
+            share.notes_mut().result = result;
+        }
+        if let Some(fanout) = &mut task.fanout {
+            fanout.acked += 1;
+        }
+        self.event(key, recipient, Payload::NULL, fx);
+        self.decide(key, fx);
+    }
+
+    /// A recipient of a task to all was not there for too long.
+    pub(super) fn absent(&mut self, key: u32, recipient: u32, fx: &mut Effects) {
+        let Some(task) = self.tasks.get_mut(key as usize).filter(|task| !task.decided) else { return };
+        let id = task.spec.id;
+        let Some(share) = task.share_mut(recipient) else { return };
+        // Nothing was delivered, so nothing is charged.
+        let attempt = FailedAttempt { attempt: share.charged, worker: None, reason: Failure::Absent, error: None };
+        share.record_failure(attempt.clone());
+        let lost = share.lost;
+        self.store(StoreOp::Amend(id, Amendment::Failed { recipient, attempt, due: None, lost }), fx);
+        self.used_up(key, recipient, fx);
+    }
+
+    /// Ends a task to all once its recipients have decided it.
+    pub(super) fn decide(&mut self, key: u32, fx: &mut Effects) {
+        let task = &self.tasks[key as usize];
+        let Some(fanout) = &task.fanout else { return };
+        if task.decided {
+            return;
+        }
+        let all = task.spec.recipients.len() as u64;
+        let (acked, failed) = (fanout.acked, fanout.failed);
+        let needed = match task.spec.complete {
+            Complete::All => all,
+            Complete::Any => 1,
+            Complete::Quorum(count) => count,
+        };
+        let over = acked + failed == all;
+        match task.spec.complete {
+            // Every recipient is heard, also after one has failed.
+            Complete::All if !over => {}
+            _ if acked >= needed => self.finish(key, Fate::done(None, Payload::NULL), fx),
+            _ if all - failed < needed => self.die(key, fx),
+            _ => {}
+        }
+    }
+}
+
+fn fanout_record(task: &Task, fanout: &Fanout) -> FanoutRecord {
+    let outcome = |recipient: u32| {
+        let share = task.share(recipient)?;
+        let acked = matches!(share.state, ShareState::Over(TaskState::Done));
+        Some(RecipientOutcome {
+            worker: task.recipient_name(recipient)?.clone(),
+            state: share.state.task_state(),
+            attempts: u64::from(share.charged) + u64::from(acked),
+            result: share.notes.as_ref().map(|notes| notes.result.clone()).unwrap_or_default(),
+            error: share.last_error(),
+        })
+    };
+    let mut recipients: Vec<RecipientOutcome> = (0..task.recipients()).filter_map(outcome).collect();
+    recipients.sort_by_key(|outcome| outcome.state == TaskState::Done);
+    recipients.truncate(RECIPIENTS_SHOWN_MAX);
+    FanoutRecord { delivered: fanout.delivered, acked: fanout.acked, failed: fanout.failed, recipients }
+}

@@ -1,0 +1,112 @@
+//! Tasks that ended and can still be looked up.
+
+use taskyard_proto::{Finished, TaskId};
+
+use super::effect::Effects;
+use super::record::{FinishRecord, QueueRecord, StoreOp};
+use super::shard::{Place, Shard};
+use super::timers::Timer;
+
+/// A task that ended. Boxed: a hundred thousand of them may be kept for a queue, and they are
+/// looked at seldom.
+#[derive(Debug)]
+pub(super) struct Kept(pub(super) Box<FinishRecord>);
+
+impl Kept {
+    fn weight(&self) -> u64 {
+        let record = &self.0;
+        let outcomes = record.fanout.as_ref().map_or(0, |f| f.recipients.len() as u64 * 128);
+        KEPT_OVERHEAD_BYTES + record.result.bytes().len() as u64 + outcomes
+    }
+}
+
+/// What a kept task takes beside its result, in bytes, rounded up.
+const KEPT_OVERHEAD_BYTES: u64 = 320;
+
+impl Shard {
+    /// Keeps the end of a task for as long and as far as the protocol says.
+    pub(super) fn keep(&mut self, queue: u32, record: FinishRecord, fx: &mut Effects) {
+        let task = record.task;
+        let found = &mut self.queues[queue as usize];
+        let serial = found.kept_first + found.kept.len() as u64;
+        let kept = Kept(Box::new(record));
+        self.kept_bytes += kept.weight();
+        let until = kept.0.finished.plus_ms(self.config.keep_ms);
+        found.kept.push_back(kept);
+        if !found.kept_timer {
+            found.kept_timer = true;
+            self.timers.set(until, Timer::Kept { queue });
+        }
+        self.ids.insert(task, Place::Kept { queue, serial });
+        while self.queues[queue as usize].kept.len() > self.config.keep_count
+            || (self.kept_bytes > self.config.keep_bytes && !self.queues[queue as usize].kept.is_empty())
+        {
+            self.forget_oldest(queue, fx);
+        }
+    }
+
+    fn forget_oldest(&mut self, queue: u32, fx: &mut Effects) {
+        let found = &mut self.queues[queue as usize];
+        let Some(kept) = found.kept.pop_front() else { return };
+        found.kept_first += 1;
+        if found.kept.is_empty() {
+            // The last record that knows the queue's counts goes: they need one of their own.
+            let record = QueueRecord { queue: found.name.clone(), totals: found.totals() };
+            self.store(StoreOp::Queue(record), fx);
+        }
+        self.kept_bytes -= kept.weight();
+        self.ids.remove(&kept.0.task);
+        self.store(StoreOp::Forget(kept.0.task), fx);
+    }
+
+    pub(super) fn forget_expired(&mut self, queue: u32, fx: &mut Effects) {
+        let keep_ms = self.config.keep_ms;
+        while let Some(kept) = self.queues[queue as usize].kept.front() {
+            let until = kept.0.finished.plus_ms(keep_ms);
+            if until > self.now {
+                self.timers.set(until, Timer::Kept { queue });
+                return;
+            }
+            self.forget_oldest(queue, fx);
+        }
+        self.queues[queue as usize].kept_timer = false;
+    }
+
+    pub(super) fn kept(&self, task: TaskId) -> Option<&FinishRecord> {
+        match self.ids.get(&task)? {
+            Place::Kept { queue, serial } => {
+                let queue = &self.queues[*queue as usize];
+                queue.kept.get((serial - queue.kept_first) as usize).map(|kept| &*kept.0)
+            }
+            Place::Live(_) => None,
+        }
+    }
+
+    /// Puts the kept tasks of a replayed store in order. Those that are too old go with the first
+    /// timer, as they always do.
+    pub(super) fn restore_kept(&mut self, mut records: Vec<FinishRecord>, fx: &mut Effects) {
+        records.sort_by_key(|record| (record.finished, record.task));
+        for record in records {
+            let queue = self.queue_or_new(&record.queue);
+            self.queues[queue as usize].raise_totals(record.totals);
+            self.keep(queue, record, fx);
+        }
+    }
+}
+
+/// The last word on a task, from its record.
+pub(super) fn finished_message(record: &FinishRecord) -> Finished {
+    let fanout = record.fanout.as_ref();
+    Finished {
+        task: record.task,
+        seq: record.event_seq,
+        state: record.state,
+        result: record.result.clone(),
+        error: record.error.clone(),
+        attempts: u64::from(record.attempts),
+        recipients: fanout.map(|f| taskyard_proto::RecipientList(f.recipients.clone())),
+        delivered: fanout.map(|f| f.delivered),
+        acked: fanout.map(|f| f.acked),
+        failed: fanout.map(|f| f.failed),
+    }
+}

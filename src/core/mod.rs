@@ -1,0 +1,38 @@
+//! Decides. Data and the time go in, effects come out.
+//!
+//! Nothing here waits, locks, reads a clock or a disk, draws a random number or iterates over a
+//! hash map: the same commands at the same times give the same effects, byte for byte. A refusal
+//! is an ordinary answer; nothing here can fail.
+//!
+//! * [`shard`]: the state machine; one `match`, each arm a named method.
+//! * [`command`] and [`effect`]: what goes in, what comes out.
+//! * [`record`]: what must survive; the same operations that are stored are replayed at a start.
+//! * [`queue`], [`ready`], [`ring`]: where tasks wait, and whose turn it is.
+//! * [`task`], [`session`], [`retry`], [`timers`]: the nouns and their small rules.
+
+pub mod command;
+pub mod effect;
+mod fanout;
+mod kept;
+pub mod queue;
+mod ready;
+pub mod record;
+mod restore;
+mod retry;
+mod ring;
+mod session;
+mod settle;
+pub mod shard;
+mod submit;
+mod task;
+pub mod time;
+mod timers;
+pub mod view;
+
+pub use command::{CallId, Command, Origin, SessionId};
+pub use effect::{Effects, Hop, Output};
+pub use record::{Amendment, FinishRecord, StoreOp, TaskSpec};
+pub use restore::Replay;
+pub use retry::RetryPolicy;
+pub use shard::{Config, Shard};
+pub use time::Time;

@@ -1,0 +1,265 @@
+//! Where tasks wait: a queue, its lanes, and its counts.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use slab::Slab;
+use taskyard_proto::{GroupName, QueueName, TaskState, WorkerName};
+
+use super::kept::Kept;
+use super::ready::{Entry, ReadyList};
+use super::record::Totals;
+use super::ring::Ring;
+use super::session::SubscriptionKey;
+use super::shard::HashMap;
+use super::task::{ShareState, Task};
+use super::time::Time;
+
+/// What is counted of a queue's tasks; the label `event` of `taskyard_tasks_total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are those of the metric, which PROTOCOL.md explains")]
+pub enum Tally {
+    Accepted,
+    Duplicate,
+    Refused,
+    Delivered,
+    Redelivered,
+    Acked,
+    Nacked,
+    Released,
+    TimedOut,
+    WorkerLost,
+    Dead,
+    Cancelled,
+    Expired,
+}
+
+impl Tally {
+    /// All of them with their words.
+    pub const ALL: [(Tally, &'static str); 13] = [
+        (Tally::Accepted, "accepted"),
+        (Tally::Duplicate, "duplicate"),
+        (Tally::Refused, "refused"),
+        (Tally::Delivered, "delivered"),
+        (Tally::Redelivered, "redelivered"),
+        (Tally::Acked, "acked"),
+        (Tally::Nacked, "nacked"),
+        (Tally::Released, "released"),
+        (Tally::TimedOut, "timed_out"),
+        (Tally::WorkerLost, "worker_lost"),
+        (Tally::Dead, "dead"),
+        (Tally::Cancelled, "cancelled"),
+        (Tally::Expired, "expired"),
+    ];
+}
+
+/// The states that [`Totals`] count, in their order.
+const ENDED: [TaskState; 3] = [TaskState::Done, TaskState::Cancelled, TaskState::Expired];
+
+/// A queue: where its tasks wait, who takes them, and what became of them.
+#[derive(Debug)]
+pub(super) struct Queue {
+    pub(super) name: QueueName,
+    /// Tasks to any worker.
+    pub(super) any: Lane,
+    /// Tasks to one of a group.
+    pub(super) groups: BTreeMap<GroupName, Lane>,
+    /// Tasks to one worker, and shares of tasks to all.
+    pub(super) workers: Slab<WorkerLane>,
+    pub(super) worker_names: HashMap<WorkerName, u32>,
+    /// Every subscription by its place.
+    pub(super) subscribers: BTreeMap<u64, SubscriptionKey>,
+    /// How many tasks are in each state; of those that ended, since the queue was made.
+    pub(super) counts: [u64; TaskState::ALL.len()],
+    pub(super) tallies: [u64; Tally::ALL.len()],
+    pub(super) rates: Rates,
+    /// Tasks that ended, oldest first, and the serial number of the first of them.
+    pub(super) kept: VecDeque<Kept>,
+    pub(super) kept_first: u64,
+    /// Whether a timer stands for the oldest of them.
+    pub(super) kept_timer: bool,
+}
+
+/// A list of tasks and those who take turns at it.
+#[derive(Debug, Default)]
+pub(super) struct Lane {
+    pub(super) ready: ReadyList,
+    pub(super) ring: Ring,
+}
+
+/// The tasks of one worker.
+#[derive(Debug)]
+pub(super) struct WorkerLane {
+    pub(super) worker: WorkerName,
+    pub(super) ready: ReadyList,
+    pub(super) subscription: Option<SubscriptionKey>,
+    /// Since when nobody of that name is subscribed; meaningful only then.
+    pub(super) absent_since: Time,
+}
+
+/// Which lane of a queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum LaneKey {
+    Any,
+    Group(GroupName),
+    Worker(u32),
+}
+
+impl Queue {
+    pub(super) fn new(name: QueueName) -> Queue {
+        Queue {
+            name,
+            any: Lane::default(),
+            groups: BTreeMap::new(),
+            workers: Slab::new(),
+            worker_names: HashMap::default(),
+            subscribers: BTreeMap::new(),
+            counts: [0; TaskState::ALL.len()],
+            tallies: [0; Tally::ALL.len()],
+            rates: Rates::default(),
+            kept: VecDeque::new(),
+            kept_first: 0,
+            kept_timer: false,
+        }
+    }
+
+    /// How many tasks ended done, cancelled and expired.
+    pub(super) fn totals(&self) -> Totals {
+        ENDED.map(|state| self.counts[state as usize])
+    }
+
+    /// Learns what an earlier process counted. Counts only grow, so the largest is the latest.
+    pub(super) fn raise_totals(&mut self, totals: Totals) {
+        for (state, total) in ENDED.into_iter().zip(totals) {
+            let count = &mut self.counts[state as usize];
+            *count = (*count).max(total);
+        }
+    }
+
+    pub(super) fn tally(&mut self, what: Tally) {
+        self.tallies[what as usize] += 1;
+    }
+
+    pub(super) fn worker_lane(&mut self, worker: &WorkerName, now: Time) -> u32 {
+        if let Some(lane) = self.worker_names.get(worker) {
+            return *lane;
+        }
+        let lane = self.workers.insert(WorkerLane {
+            worker: worker.clone(),
+            ready: ReadyList::default(),
+            subscription: None,
+            absent_since: now,
+        }) as u32;
+        self.worker_names.insert(worker.clone(), lane);
+        lane
+    }
+
+    /// The subscription of the worker with this name.
+    pub(super) fn worker_subscription(&self, worker: &WorkerName) -> Option<SubscriptionKey> {
+        let lane = self.worker_names.get(worker)?;
+        self.workers[*lane as usize].subscription
+    }
+
+    /// Forgets a worker's lane if nothing is left of it: names come and go without end.
+    pub(super) fn drop_worker_lane_if_empty(&mut self, lane: u32) {
+        let Some(found) = self.workers.get(lane as usize) else { return };
+        if found.subscription.is_none() && found.ready.is_empty() {
+            let gone = self.workers.remove(lane as usize);
+            self.worker_names.remove(&gone.worker);
+        }
+    }
+
+    /// When the oldest of the tasks that wait for a worker was accepted.
+    pub(super) fn oldest_waiting(&self, tasks: &Slab<Task>) -> Option<Time> {
+        let lanes = self.groups.values().map(|lane| &lane.ready).chain(self.workers.iter().map(|(_, lane)| &lane.ready));
+        let waits = |entry: Entry| {
+            let task = tasks.get(entry.task as usize).filter(|task| task.spec.seq == entry.seq && !task.decided)?;
+            let queued = matches!(task.share(entry.recipient)?.state, ShareState::Queued { .. });
+            queued.then_some(task.spec.accepted)
+        };
+        std::iter::once(&self.any.ready).chain(lanes).filter_map(|list| list.oldest(waits)).min()
+    }
+
+    pub(super) fn ready_mut(&mut self, lane: &LaneKey) -> &mut ReadyList {
+        match lane {
+            LaneKey::Any => &mut self.any.ready,
+            LaneKey::Group(group) => &mut self.groups.entry(group.clone()).or_default().ready,
+            LaneKey::Worker(lane) => &mut self.workers[*lane as usize].ready,
+        }
+    }
+}
+
+/// Seconds over which rates are averaged.
+const RATE_WINDOW_S: u64 = 10;
+
+/// What a rate is of.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Rate {
+    Accepted,
+    Delivered,
+    Settled,
+}
+
+/// Events of the last ten whole seconds.
+#[derive(Debug, Default)]
+pub(super) struct Rates {
+    second: u64,
+    buckets: [[u32; 3]; RATE_WINDOW_S as usize + 1],
+}
+
+impl Rates {
+    fn roll(&mut self, now: Time) {
+        let second = now.0 / 1_000_000;
+        let buckets = self.buckets.len() as u64;
+        let passed = second.saturating_sub(self.second).min(buckets);
+        for step in 1..=passed {
+            self.buckets[((second - passed + step) % buckets) as usize] = [0; 3];
+        }
+        self.second = self.second.max(second);
+    }
+
+    pub(super) fn count(&mut self, now: Time, rate: Rate) {
+        self.roll(now);
+        let at = (self.second % self.buckets.len() as u64) as usize;
+        self.buckets[at][rate as usize] = self.buckets[at][rate as usize].saturating_add(1);
+    }
+
+    /// Accepted, delivered, settled per second, over the last ten whole seconds.
+    pub(super) fn per_second(&self, now: Time) -> [f64; 3] {
+        let second = now.0 / 1_000_000;
+        let buckets = self.buckets.len() as u64;
+        let mut sums = [0f64; 3];
+        for age in 1..=RATE_WINDOW_S {
+            // A bucket counts if its second is within the window and not newer than what was rolled in.
+            let Some(of) = second.checked_sub(age) else { break };
+            if of <= self.second && self.second - of < buckets {
+                let bucket = self.buckets[(of % buckets) as usize];
+                for (sum, count) in sums.iter_mut().zip(bucket) {
+                    *sum += f64::from(count);
+                }
+            }
+        }
+        sums.map(|sum| sum / RATE_WINDOW_S as f64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_of_the_last_ten_whole_seconds() {
+        let mut rates = Rates::default();
+        let at = |second: u64| Time(second * 1_000_000);
+        for second in 100..110 {
+            for _ in 0..second - 90 {
+                rates.count(at(second), Rate::Accepted);
+            }
+        }
+        let per_second = |rates: &Rates, second| rates.per_second(at(second))[0];
+        assert_eq!(per_second(&rates, 110), (10..20).sum::<u64>() as f64 / 10.0);
+        assert_eq!(per_second(&rates, 115), (15..20).sum::<u64>() as f64 / 10.0);
+        assert_eq!(per_second(&rates, 125), 0.0);
+        rates.count(at(200), Rate::Accepted);
+        assert_eq!(per_second(&rates, 201), 0.1);
+    }
+}

@@ -1,0 +1,215 @@
+//! What must survive: the operations that go to the store, and come back from it at a start.
+
+use std::sync::Arc;
+
+use taskyard_proto::message::{Complete, Target};
+use taskyard_proto::{ErrorText, Headers, Payload, QueueName, TaskId, TaskState, WorkerName};
+
+use super::retry::RetryPolicy;
+use super::time::Time;
+
+/// One operation on the store. Replaying a store's operations in order rebuilds the state; an
+/// operation on a task that is not known is of a task that has ended, and means nothing.
+#[derive(Debug, Clone, PartialEq)]
+pub enum StoreOp {
+    /// A new task. Replaces what is known of its id.
+    Accept(Arc<TaskSpec>),
+    /// Something happened to a task.
+    Amend(TaskId, Amendment),
+    /// A task ended, and is kept to be looked up. Replaces what is known of its id.
+    Finish(FinishRecord),
+    /// Nothing needs to be known of a task any longer.
+    Forget(TaskId),
+    /// What is known of a queue beside its tasks. Replaces what was known.
+    Queue(QueueRecord),
+}
+
+/// How many tasks of a queue ended done, cancelled and expired since it was made.
+pub type Totals = [u64; 3];
+
+/// A queue, so that its counts outlive the tasks that were counted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueueRecord {
+    /// Its name.
+    pub queue: QueueName,
+    /// Its counts when this was written.
+    pub totals: Totals,
+}
+
+/// A task as it was accepted; it does not change.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TaskSpec {
+    /// The task's id.
+    pub id: TaskId,
+    /// The queue.
+    pub queue: QueueName,
+    /// Its place among all tasks of the store, in order of acceptance.
+    pub seq: u64,
+    /// When it was accepted.
+    pub accepted: Time,
+    /// When it is first queued, if later.
+    pub due: Option<Time>,
+    /// When it is of no more use.
+    pub expires: Option<Time>,
+    /// 0 to 9, higher first.
+    pub priority: u8,
+    /// How many charged deliveries.
+    pub max_attempts: u16,
+    /// How long a worker may keep silent.
+    pub ack_timeout_ms: u32,
+    /// How long one attempt may run.
+    pub run_limit_ms: Option<u32>,
+    /// How long to wait between attempts.
+    pub retry: RetryPolicy,
+    /// Who may take it.
+    pub target: Target,
+    /// When a task to all is complete.
+    pub complete: Complete,
+    /// The recipients of a task to all, as they were subscribed at acceptance.
+    pub recipients: Vec<WorkerName>,
+    /// The producer's headers.
+    pub headers: Headers,
+    /// What the worker gets.
+    pub payload: Payload,
+}
+
+/// Why an attempt came to nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Failure {
+    /// The worker said so.
+    Nack = 0,
+    /// The worker kept silent for the ack timeout.
+    AckTimeout = 1,
+    /// The attempt ran longer than allowed.
+    RunLimit = 2,
+    /// The worker's socket ended.
+    WorkerLost = 3,
+    /// The task was returned unharmed too often in a row.
+    Returned = 4,
+    /// The recipient of a task to all was absent.
+    Absent = 5,
+}
+
+impl Failure {
+    /// The word for it, in histories and errors.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Failure::Nack => "nack",
+            Failure::AckTimeout => "ack_timeout",
+            Failure::RunLimit => "run_limit",
+            Failure::WorkerLost => "worker_lost",
+            Failure::Returned => "returned",
+            Failure::Absent => "absent",
+        }
+    }
+
+    /// The failure with this number, as records of the store hold it.
+    pub fn from_number(number: u8) -> Option<Failure> {
+        [
+            Failure::Nack,
+            Failure::AckTimeout,
+            Failure::RunLimit,
+            Failure::WorkerLost,
+            Failure::Returned,
+            Failure::Absent,
+        ]
+        .into_iter()
+        .find(|failure| *failure as u8 == number)
+    }
+}
+
+/// One failed attempt, for the task's history.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FailedAttempt {
+    /// Which.
+    pub attempt: u16,
+    /// Whose; none if nobody held the task.
+    pub worker: Option<WorkerName>,
+    /// Why.
+    pub reason: Failure,
+    /// The worker's words.
+    pub error: Option<ErrorText>,
+}
+
+/// What happened to one recipient of a task. A task that is not to all has one, number 0.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Amendment {
+    /// A charged attempt failed.
+    Failed {
+        /// Which recipient.
+        recipient: u32,
+        /// How.
+        attempt: FailedAttempt,
+        /// When the next one may begin; none: no further attempt.
+        due: Option<Time>,
+        /// Whether the recipient's first charged loss is behind it.
+        lost: bool,
+    },
+    /// The task was returned unharmed, to be offered later.
+    Deferred {
+        /// Which recipient.
+        recipient: u32,
+        /// When it may be offered.
+        due: Time,
+    },
+    /// The recipient of a task to all has finished well.
+    Acked {
+        /// Which recipient.
+        recipient: u32,
+        /// Its result.
+        result: Payload,
+    },
+    /// The task was handed out at least once: written when the broker stops, so that the next one
+    /// knows which deliveries are not the first.
+    Delivered {
+        /// Which recipient.
+        recipient: u32,
+    },
+}
+
+/// A task that has ended, as far as it is kept.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FinishRecord {
+    /// The task's id.
+    pub task: TaskId,
+    /// Its queue.
+    pub queue: QueueName,
+    /// done, cancelled or expired.
+    pub state: TaskState,
+    /// When it was accepted.
+    pub accepted: Time,
+    /// When it ended.
+    pub finished: Time,
+    /// Charged deliveries, the successful one included.
+    pub attempts: u16,
+    /// How many there might have been.
+    pub max_attempts: u16,
+    /// Who finished it.
+    pub worker: Option<WorkerName>,
+    /// The ack's result.
+    pub result: Payload,
+    /// Why it failed.
+    pub error: Option<ErrorText>,
+    /// The attempts that failed before.
+    pub history: Vec<FailedAttempt>,
+    /// The last event number that was given.
+    pub event_seq: u64,
+    /// The queue's counts, this task included.
+    pub totals: Totals,
+    /// What became of the recipients of a task to all.
+    pub fanout: Option<FanoutRecord>,
+}
+
+/// What became of a task to all.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct FanoutRecord {
+    /// How many recipients it was handed to.
+    pub delivered: u64,
+    /// How many acknowledged it.
+    pub acked: u64,
+    /// How many did not.
+    pub failed: u64,
+    /// Each, failures first, at most 1000.
+    pub recipients: Vec<taskyard_proto::RecipientOutcome>,
+}

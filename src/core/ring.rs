@@ -1,0 +1,63 @@
+//! Whose turn it is.
+
+use std::collections::BTreeMap;
+
+use super::session::SubscriptionKey;
+
+/// Subscriptions in order of subscribing. The pick is the first that is open after the last
+/// picked; one that is not open when its turn comes loses it.
+#[derive(Debug, Default)]
+pub(super) struct Ring {
+    /// Those that can take a task now, by their place.
+    open: BTreeMap<u64, SubscriptionKey>,
+    /// The place of the last picked.
+    last: u64,
+}
+
+impl Ring {
+    pub(super) fn open(&mut self, place: u64, subscription: SubscriptionKey) {
+        self.open.insert(place, subscription);
+    }
+
+    pub(super) fn close(&mut self, place: u64) {
+        self.open.remove(&place);
+    }
+
+    /// The next in turn of those that `may` take it.
+    pub(super) fn pick(&mut self, mut may: impl FnMut(SubscriptionKey) -> bool) -> Option<SubscriptionKey> {
+        let (place, subscription) = self
+            .open
+            .range(self.last + 1..)
+            .chain(self.open.range(..=self.last))
+            .find(|(_, subscription)| may(**subscription))
+            .map(|(place, subscription)| (*place, *subscription))?;
+        self.last = place;
+        Some(subscription)
+    }
+
+    /// Says that the subscription at `place` took a task on its own.
+    pub(super) fn picked(&mut self, place: u64) {
+        self.last = place;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn turns_are_exact_and_a_closed_one_loses_its_turn() {
+        let mut ring = Ring::default();
+        for place in 1..=3 {
+            ring.open(place, SubscriptionKey(place as u32));
+        }
+        let mut pick = |ring: &mut Ring| ring.pick(|_| true).map(|s| s.0);
+        assert_eq!([pick(&mut ring), pick(&mut ring), pick(&mut ring), pick(&mut ring)], [1, 2, 3, 1].map(Some));
+        ring.close(2);
+        assert_eq!([pick(&mut ring), pick(&mut ring)], [3, 1].map(Some));
+        ring.open(2, SubscriptionKey(2));
+        assert_eq!([pick(&mut ring), pick(&mut ring)], [2, 3].map(Some));
+        assert_eq!(ring.pick(|s| s.0 == 3).map(|s| s.0), Some(3));
+        assert_eq!(Ring::default().pick(|_| true), None);
+    }
+}

@@ -1,0 +1,96 @@
+//! Who is connected, and what they asked for.
+
+use std::collections::VecDeque;
+
+use smallvec::SmallVec;
+use taskyard_proto::{GroupName, Headers, LeaseId, Mode, TaskId, WorkerName};
+
+use super::time::Time;
+
+/// Where a subscription is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct SubscriptionKey(pub(super) u32);
+
+/// One session on one queue.
+#[derive(Debug)]
+pub(super) struct Subscription {
+    pub(super) session: super::SessionId,
+    pub(super) queue: u32,
+    /// Its place in the rings: the order of subscribing.
+    pub(super) place: u64,
+    /// How many unsettled tasks it may hold.
+    pub(super) credit: u32,
+    /// How many it holds.
+    pub(super) unsettled: u32,
+    pub(super) mode: Mode,
+    pub(super) explicit_start: bool,
+    /// Whether it stands open in the rings.
+    pub(super) open: bool,
+}
+
+/// How many settles a session's memory reaches back, to tell "already" from "lost".
+const SETTLED_MAX: usize = 1024;
+
+/// How a lease was settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verb {
+    Ack,
+    Nack,
+    Release,
+}
+
+/// A logical connection.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) worker: WorkerName,
+    pub(super) groups: Vec<GroupName>,
+    pub(super) labels: Headers,
+    pub(super) client: Option<String>,
+    pub(super) since: Time,
+    pub(super) subscriptions: SmallVec<[(u32, SubscriptionKey); 2]>,
+    /// The leases it holds: task and recipient. A lease knows its index here.
+    pub(super) held: Vec<(u32, u32)>,
+    /// The latest settles, newest last.
+    settled: VecDeque<(u64, Verb)>,
+    /// Submits that wait for their answer.
+    pub(super) unconfirmed: u32,
+    pub(super) watching: Vec<TaskId>,
+    /// It said `drain`, or an operator did.
+    pub(super) draining: bool,
+    /// A lease of its ran out and nothing was heard since.
+    pub(super) silent: bool,
+}
+
+impl Session {
+    pub(super) fn new(worker: WorkerName, groups: Vec<GroupName>, now: Time) -> Session {
+        Session {
+            worker,
+            groups,
+            labels: Headers::default(),
+            client: None,
+            since: now,
+            subscriptions: SmallVec::new(),
+            held: Vec::new(),
+            settled: VecDeque::new(),
+            unconfirmed: 0,
+            watching: Vec::new(),
+            draining: false,
+            silent: false,
+        }
+    }
+
+    pub(super) fn subscription(&self, queue: u32) -> Option<SubscriptionKey> {
+        self.subscriptions.iter().find(|(of, _)| *of == queue).map(|(_, key)| *key)
+    }
+
+    pub(super) fn remember_settle(&mut self, number: u64, verb: Verb) {
+        if self.settled.len() == SETTLED_MAX {
+            self.settled.pop_front();
+        }
+        self.settled.push_back((number, verb));
+    }
+
+    pub(super) fn has_settled(&self, lease: LeaseId, verb: Verb) -> bool {
+        self.settled.iter().rev().any(|(number, how)| *number == lease.number && *how == verb)
+    }
+}

@@ -1,0 +1,401 @@
+//! A worker speaks about what it holds.
+
+use smallvec::SmallVec;
+use taskyard_proto::message::lease_text;
+use taskyard_proto::{
+    Ack, Applies, Cancelled, Done, Error, ErrorCode, ErrorText, Extend, GivenLease, LeaseList, Nack, Payload, Progress,
+    Release, ServerMessage, Settled, SettleOutcome, SettleResult, TaskId, Watch,
+};
+
+use super::command::{Origin, SessionId};
+use super::effect::Effects;
+use super::fanout::Fate;
+use super::kept::finished_message;
+use super::queue::{Rate, Tally};
+use super::record::{Amendment, FailedAttempt, Failure, StoreOp};
+use super::session::{SubscriptionKey, Verb};
+use super::shard::{AVOID_MS, Place, Shard};
+use super::task::{FREE_RETURNS_MAX, ShareState, Watcher};
+use super::timers::Timer;
+
+/// Subscriptions that got credit back and wait to be fed.
+type Freed = SmallVec<[SubscriptionKey; 4]>;
+
+impl Shard {
+    pub(super) fn ack(&mut self, origin: Origin, session: SessionId, message: Ack, fx: &mut Effects) {
+        let result = message.result;
+        self.settle(origin, session, &message.leases, Verb::Ack, fx, |shard, task, recipient, fx| {
+            shard.acked(task, recipient, result.clone(), fx)
+        });
+    }
+
+    pub(super) fn nack(&mut self, origin: Origin, session: SessionId, message: Nack, fx: &mut Effects) {
+        let delay_ms = message.delay_ms.map(|delay| delay.get());
+        let retry = message.retry.is_none_or(|retry| retry.0);
+        self.settle(origin, session, &message.leases, Verb::Nack, fx, |shard, task, recipient, fx| {
+            let worker = shard.holder(task, recipient);
+            let freed = shard.unlease(task, recipient, fx);
+            let queue = shard.tasks[task as usize].queue;
+            shard.queues[queue as usize].tally(Tally::Nacked);
+            shard.failed(task, recipient, Failure::Nack, worker, message.error.clone(), delay_ms, retry, fx);
+            freed
+        });
+    }
+
+    pub(super) fn give_back(&mut self, origin: Origin, session: SessionId, message: Release, fx: &mut Effects) {
+        let delay_ms = message.delay_ms.map_or(0, |delay| delay.get());
+        self.settle(origin, session, &message.leases, Verb::Release, fx, |shard, task, recipient, fx| {
+            let freed = shard.unlease(task, recipient, fx);
+            shard.returned_free(task, recipient, Some(session), delay_ms, fx);
+            freed
+        });
+    }
+
+    /// Settles each lease that is current, answers for all, then lets tasks flow again.
+    fn settle(
+        &mut self,
+        origin: Origin,
+        session: SessionId,
+        leases: &LeaseList,
+        verb: Verb,
+        fx: &mut Effects,
+        mut how: impl FnMut(&mut Shard, u32, u32, &mut Effects) -> Option<SubscriptionKey>,
+    ) {
+        let mut freed = Freed::new();
+        let mut settle_one = |shard: &mut Shard, lease: &GivenLease, fx: &mut Effects| {
+            if let Some((task, recipient)) = shard.find_lease(session, lease) {
+                let queue = shard.tasks[task as usize].queue;
+                shard.queues[queue as usize].rates.count(shard.now, Rate::Settled);
+                if let (Some(found), Some(id)) = (shard.sessions.get_mut(&session), lease.id()) {
+                    found.remember_settle(id.number, verb);
+                }
+                let key = how(shard, task, recipient, fx);
+                freed.extend(key.filter(|key| freed.last() != Some(key)));
+                return SettleOutcome::Ok;
+            }
+            let before = shard.sessions.get(&session);
+            match lease.id() {
+                Some(id) if before.is_some_and(|found| found.has_settled(id, verb)) => SettleOutcome::Already,
+                _ => SettleOutcome::LeaseLost,
+            }
+        };
+        let answered = matches!(&origin, Origin::Call(_) | Origin::Session(_, Some(_)));
+        match leases {
+            LeaseList::One(lease) => match settle_one(self, lease, fx) {
+                SettleOutcome::LeaseLost => fx.answer(&origin, lease_lost(lease)),
+                outcome if answered => {
+                    let settled = Settled {
+                        lease: Applies(Some(lease_text(lease))),
+                        outcome: Applies(Some(outcome)),
+                        results: Applies(None),
+                    };
+                    self.answer_when_durable(origin, settled, fx);
+                }
+                _ => {}
+            },
+            LeaseList::Many(leases) => {
+                let results: Vec<(SettleOutcome, &GivenLease)> =
+                    leases.iter().map(|lease| (settle_one(self, lease, fx), lease)).collect();
+                if answered {
+                    let results = results
+                        .iter()
+                        .map(|(outcome, lease)| SettleResult { lease: lease_text(lease), outcome: *outcome })
+                        .collect();
+                    let settled =
+                        Settled { lease: Applies(None), outcome: Applies(None), results: Applies(Some(results)) };
+                    self.answer_when_durable(origin, settled, fx);
+                } else {
+                    for (_, lease) in results.iter().filter(|(outcome, _)| *outcome == SettleOutcome::LeaseLost) {
+                        fx.answer(&origin, lease_lost(lease));
+                    }
+                }
+            }
+        }
+        for key in freed {
+            self.feed(key, fx);
+        }
+    }
+
+    fn holder(&self, task: u32, recipient: u32) -> Option<taskyard_proto::WorkerName> {
+        let lease = self.tasks[task as usize].share(recipient)?.lease()?;
+        self.sessions.get(&lease.session).map(|session| session.worker.clone())
+    }
+
+    /// The work is done. The caller feeds what is named.
+    pub(super) fn acked(
+        &mut self,
+        task: u32,
+        recipient: u32,
+        result: Payload,
+        fx: &mut Effects,
+    ) -> Option<SubscriptionKey> {
+        let worker = self.holder(task, recipient);
+        let freed = self.unlease(task, recipient, fx);
+        let found = &self.tasks[task as usize];
+        self.queues[found.queue as usize].tally(Tally::Acked);
+        if found.decided {
+            self.lay_down(task, recipient);
+        } else if found.fanout.is_some() {
+            self.recipient_acked(task, recipient, result, fx);
+        } else {
+            self.finish(task, Fate::done(worker, result), fx);
+        }
+        freed
+    }
+
+    /// A lease ended by no doing of its holder's: charged, unless the attempt had not begun and the
+    /// worker had asked to say so.
+    pub(super) fn lost(&mut self, task: u32, recipient: u32, failure: Failure, fx: &mut Effects) {
+        let found = &self.tasks[task as usize];
+        let queue = &mut self.queues[found.queue as usize];
+        match failure {
+            Failure::WorkerLost => queue.tally(Tally::WorkerLost),
+            Failure::AckTimeout | Failure::RunLimit => queue.tally(Tally::TimedOut),
+            _ => {}
+        }
+        let Some(ShareState::Leased(lease)) = found.share(recipient).map(|share| &share.state) else { return };
+        if failure == Failure::WorkerLost && lease.unstarted {
+            return self.returned_free(task, recipient, None, 0, fx);
+        }
+        let worker = self.sessions.get(&lease.session).map(|session| session.worker.clone());
+        self.failed(task, recipient, failure, worker, None, None, true, fx);
+    }
+
+    /// A charged attempt came to nothing. The share is out of its holder's hands.
+    #[expect(clippy::too_many_arguments, reason = "each is a fact of the failure, told apart by type")]
+    pub(super) fn failed(
+        &mut self,
+        task: u32,
+        recipient: u32,
+        failure: Failure,
+        worker: Option<taskyard_proto::WorkerName>,
+        error: Option<ErrorText>,
+        delay_ms: Option<u64>,
+        retry: bool,
+        fx: &mut Effects,
+    ) {
+        let now = self.now;
+        let found = &mut self.tasks[task as usize];
+        if found.decided {
+            return self.lay_down(task, recipient);
+        }
+        let spec = found.spec.clone();
+        let Some(share) = found.share_mut(recipient) else { return };
+        share.charged += 1;
+        share.free_returns = 0;
+        let attempt = FailedAttempt { attempt: share.charged, worker, reason: failure, error };
+        share.record_failure(attempt.clone());
+        let is_loss = matches!(failure, Failure::AckTimeout | Failure::RunLimit | Failure::WorkerLost);
+        let due = if !retry || share.charged >= spec.max_attempts {
+            None
+        } else if is_loss && !share.lost {
+            share.lost = true;
+            Some(now)
+        } else {
+            Some(now.plus_ms(delay_ms.unwrap_or_else(|| spec.retry.delay_ms(spec.id, share.charged))))
+        };
+        let lost = share.lost;
+        self.store(StoreOp::Amend(spec.id, Amendment::Failed { recipient, attempt, due, lost }), fx);
+        match due {
+            None => self.used_up(task, recipient, fx),
+            Some(due) if due <= now => self.queue_up(task, recipient, fx),
+            Some(due) => {
+                self.shift(task, recipient, ShareState::Retrying { due });
+                self.timers.set(due, Timer::Due { task, recipient, seq: spec.seq });
+                self.event(task, recipient, Payload::NULL, fx);
+            }
+        }
+    }
+
+    /// The task comes back unharmed and takes its old place; too often in a row, and it is charged.
+    pub(super) fn returned_free(
+        &mut self,
+        task: u32,
+        recipient: u32,
+        releaser: Option<SessionId>,
+        delay_ms: u64,
+        fx: &mut Effects,
+    ) {
+        let now = self.now;
+        let found = &mut self.tasks[task as usize];
+        if found.decided {
+            return self.lay_down(task, recipient);
+        }
+        let (id, seq, queue) = (found.spec.id, found.spec.seq, found.queue);
+        let Some(share) = found.share_mut(recipient) else { return };
+        share.free_returns += 1;
+        if share.free_returns > FREE_RETURNS_MAX {
+            return self.failed(task, recipient, Failure::Returned, None, None, None, true, fx);
+        }
+        if let Some(session) = releaser {
+            let until = now.plus_ms(AVOID_MS);
+            share.notes_mut().avoid = Some((session, until));
+            self.timers.set(until, Timer::Offer { task, recipient, seq });
+        }
+        self.queues[queue as usize].tally(Tally::Released);
+        if delay_ms == 0 {
+            return self.queue_up(task, recipient, fx);
+        }
+        let due = now.plus_ms(delay_ms);
+        self.store(StoreOp::Amend(id, Amendment::Deferred { recipient, due }), fx);
+        self.shift(task, recipient, ShareState::Scheduled { due });
+        self.timers.set(due, Timer::Due { task, recipient, seq });
+        self.event(task, recipient, Payload::NULL, fx);
+    }
+
+    pub(super) fn start(&mut self, origin: Origin, session: SessionId, lease: &GivenLease, fx: &mut Effects) {
+        let Some((task, recipient)) = self.find_lease(session, lease) else {
+            return fx.answer(&origin, lease_lost(lease));
+        };
+        let found = &mut self.tasks[task as usize];
+        let deadline = self.now.plus_ms(u64::from(found.spec.ack_timeout_ms));
+        if let Some(lease) = found.share_mut(recipient).and_then(|share| share.lease_mut()) {
+            lease.started = true;
+            lease.unstarted = false;
+            lease.deadline = deadline;
+        }
+        fx.answer(&origin, Done::PLAIN);
+        self.event(task, recipient, Payload::NULL, fx);
+    }
+
+    pub(super) fn extend(&mut self, origin: Origin, session: SessionId, message: Extend, fx: &mut Effects) {
+        let Some((task, recipient)) = self.find_lease(session, &message.lease) else {
+            return fx.answer(&origin, lease_lost(&message.lease));
+        };
+        let found = &mut self.tasks[task as usize];
+        let ms = message.ack_timeout_ms.map_or(u64::from(found.spec.ack_timeout_ms), |t| t.get());
+        let deadline = self.now.plus_ms(ms);
+        if let Some(lease) = found.share_mut(recipient).and_then(|share| share.lease_mut()) {
+            let number = lease.number;
+            // A later deadline is found by the timer that stands; an earlier one needs its own.
+            if deadline < lease.deadline {
+                self.timers.set(deadline, Timer::Lease { task, recipient, number });
+            }
+            lease.deadline = deadline;
+        }
+        fx.answer(&origin, Done { ack_timeout_ms: Applies(Some(ms)), ..Done::PLAIN });
+    }
+
+    pub(super) fn progress(&mut self, origin: Origin, session: SessionId, message: Progress, fx: &mut Effects) {
+        let Some((task, recipient)) = self.find_lease(session, &message.lease) else {
+            return fx.answer(&origin, lease_lost(&message.lease));
+        };
+        let found = &mut self.tasks[task as usize];
+        let at_least = self.now.plus_ms(u64::from(found.spec.ack_timeout_ms));
+        if let Some(share) = found.share_mut(recipient) {
+            if let Some(lease) = share.lease_mut() {
+                lease.deadline = lease.deadline.max(at_least);
+            }
+            if let Some(percent) = message.percent {
+                share.notes_mut().percent = Some(percent.get());
+            }
+        }
+        fx.answer(&origin, Done::PLAIN);
+        self.event(task, recipient, message.data, fx);
+    }
+
+    pub(super) fn cancelled(&mut self, origin: Origin, session: SessionId, message: Cancelled, fx: &mut Effects) {
+        if self.find_lease(session, &message.lease).is_none() {
+            return fx.answer(&origin, lease_lost(&message.lease));
+        }
+        let error = Error::new(
+            ErrorCode::Conflict,
+            "`cancelled` answers a `stop`, and none was sent for this lease: send `nack` or `release`",
+        );
+        fx.answer(&origin, error.lease(&message.lease));
+    }
+
+    // --- Watching -----------------------------------------------------------------------------
+
+    pub(super) fn watch(&mut self, origin: Origin, message: Watch, fx: &mut Effects) {
+        let task = message.task;
+        if message.from_seq.is_some_and(|seq| seq > 0) {
+            let error = Error::new(
+                ErrorCode::BadRequest,
+                "`watch`, field `from_seq`: not served by this version of the broker, which keeps no history of events: leave it out",
+            );
+            return fx.answer(&origin, error.field("from_seq"));
+        }
+        let acknowledge = |fx: &mut Effects| {
+            if matches!(origin, Origin::Session(..)) {
+                fx.answer(&origin, Done::PLAIN);
+            }
+        };
+        let finished = match self.ids.get(&task) {
+            None => return fx.answer(&origin, task_not_found(task)),
+            Some(Place::Live(key)) => {
+                let key = *key;
+                acknowledge(fx);
+                match self.dead_message(key) {
+                    Some(finished) => finished,
+                    None => return self.add_watcher(key, &origin),
+                }
+            }
+            Some(Place::Kept { .. }) => match self.kept(task) {
+                Some(record) => {
+                    acknowledge(fx);
+                    finished_message(record)
+                }
+                None => return fx.answer(&origin, task_not_found(task)),
+            },
+        };
+        let watcher = match origin {
+            Origin::Session(session, _) => Watcher::Session(session),
+            Origin::Call(call) => Watcher::Call(call),
+        };
+        self.tell_finished_when_durable(vec![watcher], finished, fx);
+    }
+
+    pub(super) fn unwatch(&mut self, task: TaskId, watcher: Watcher) {
+        if let Some(Place::Live(key)) = self.ids.get(&task) {
+            self.tasks[*key as usize].watchers.retain(|other| *other != watcher);
+        }
+    }
+
+    /// Counts an event of a task, and tells it to those who watch.
+    pub(super) fn event(&mut self, key: u32, recipient: u32, data: Payload, fx: &mut Effects) {
+        let task = &mut self.tasks[key as usize];
+        task.event_seq += 1;
+        let watched = task.watchers.iter().any(|watcher| matches!(watcher, Watcher::Session(_)));
+        if !watched {
+            return;
+        }
+        let task = &self.tasks[key as usize];
+        let Some(share) = task.share(recipient) else { return };
+        let lease = share.lease();
+        let holder = lease.and_then(|lease| self.sessions.get(&lease.session)).map(|s| s.worker.clone());
+        let percent = share.notes.as_ref().and_then(|notes| notes.percent).filter(|_| lease.is_some());
+        let event = taskyard_proto::Event {
+            task: task.spec.id,
+            seq: task.event_seq,
+            state: share.state.task_state(),
+            started: lease.is_some_and(|lease| lease.started),
+            worker: holder.or_else(|| task.recipient_name(recipient).cloned()),
+            attempt: (u64::from(share.charged) + 1).min(u64::from(task.spec.max_attempts)),
+            percent: percent.and_then(taskyard_proto::Number::new),
+            data,
+            error: share.last_error(),
+        };
+        for watcher in &task.watchers {
+            if let Watcher::Session(session) = watcher {
+                fx.send(*session, ServerMessage::Event(event.clone()));
+            }
+        }
+    }
+}
+
+fn lease_lost(lease: &GivenLease) -> Error {
+    Error::new(
+        ErrorCode::LeaseLost,
+        "this lease is not, or no longer, this session's: the task went on without it; drop the work",
+    )
+    .lease(lease)
+}
+
+pub(super) fn task_not_found(task: TaskId) -> Error {
+    Error::new(
+        ErrorCode::NotFound,
+        "no such task: it never was, or it ended longer ago than finished tasks are kept",
+    )
+    .task(task)
+}

@@ -1,0 +1,255 @@
+//! A task comes in.
+
+use std::sync::Arc;
+
+use taskyard_proto::{Assign, Confirm, Error, ErrorCode, IfAbsent, Payload, Submit, Target, TaskId};
+
+use super::command::Origin;
+use super::effect::Effects;
+use super::fanout::Fate;
+use super::queue::{Rate, Tally};
+use super::record::{StoreOp, TaskSpec};
+use super::retry::RetryPolicy;
+use super::shard::{ACK_TIMEOUT_MS, Place, Shard};
+use super::task::{Fanout, Share, ShareState, Task, Watcher};
+use super::time::Time;
+use super::timers::Timer;
+
+/// The priority of a task that asks for none.
+const PRIORITY: u8 = 4;
+/// The charged deliveries of a task that asks for no number.
+const MAX_ATTEMPTS: u16 = 5;
+
+impl Shard {
+    pub(super) fn submit(&mut self, origin: Origin, id: TaskId, run_at: Option<Time>, submit: Submit, fx: &mut Effects) {
+        if let Origin::Session(session, _) = &origin
+            && !self.sessions.contains_key(session)
+        {
+            return;
+        }
+        match self.admit(&origin, &submit, run_at) {
+            Ok(queue) => self.accept(origin, queue, id, run_at, submit, fx),
+            Err(error) => {
+                if let Some(queue) = self.queue_names.get(&submit.queue) {
+                    self.queues[*queue as usize].tally(Tally::Refused);
+                }
+                fx.answer(&origin, error);
+            }
+        }
+    }
+
+    /// The queue, if the task may come in.
+    fn admit(&mut self, origin: &Origin, submit: &Submit, run_at: Option<Time>) -> Result<u32, Error> {
+        if let Some(error) = self.closed_to_submits() {
+            return Err(error);
+        }
+        if let Origin::Session(session, _) = origin
+            && let Some(session) = self.sessions.get(session)
+            && u64::from(session.unconfirmed) >= taskyard_proto::UNCONFIRMED_MAX
+        {
+            return Err(Error::new(
+                ErrorCode::RateLimited,
+                format!(
+                    "{} submits of this session wait for their answer, the most that may: read answers before submitting more",
+                    session.unconfirmed
+                ),
+            ));
+        }
+        let refuse = |field: &str, message: &str| Err(Error::new(ErrorCode::BadRequest, message).field(field));
+        let unserved = |field: &str| {
+            let text = format!("`submit`, field `{field}`: not served by this version of the broker: leave it out");
+            Err(Error::new(ErrorCode::BadRequest, text).field(field))
+        };
+        if submit.assign.is_some_and(|assign| assign != Assign::RoundRobin) {
+            return unserved("assign");
+        }
+        for (field, given) in [
+            ("sticky_key", submit.sticky_key.is_some()),
+            ("order_key", submit.order_key.is_some()),
+            ("fair_key", submit.fair_key.is_some()),
+            ("dedup_id", submit.dedup_id.is_some()),
+        ] {
+            if given {
+                return unserved(field);
+            }
+        }
+        let to_all = matches!(submit.to, Some(Target::All(_)));
+        if submit.complete.is_some() && !to_all {
+            return refuse("complete", "`submit`, field `complete`: only a task to all can be complete in parts: give to {all:true}");
+        }
+        if submit.delay_ms.is_some_and(|delay| delay.get() > 0) && run_at.is_some() {
+            return refuse("run_at", "`submit`: both `delay_ms` and `run_at` were given: give one of them");
+        }
+        let weight = submit.payload.bytes().len() as u64;
+        if self.weight + weight > self.config.weight_max {
+            return Err(Error::new(
+                ErrorCode::QueueFull,
+                format!(
+                    "the broker holds {} MiB of tasks, the most that it may: let workers catch up, then submit again",
+                    self.weight >> 20
+                ),
+            ));
+        }
+        let queue = self.use_queue(&submit.queue)?;
+        if let Some(Target::Worker { worker, if_absent: IfAbsent::Fail }) = &submit.to
+            && self.queues[queue as usize].worker_subscription(worker).is_none()
+        {
+            return Err(Error::new(
+                ErrorCode::NotFound,
+                format!("no worker named {worker} is subscribed to queue {}, and `if_absent` is \"fail\"", submit.queue),
+            )
+            .field("to"));
+        }
+        Ok(queue)
+    }
+
+    fn accept(
+        &mut self,
+        origin: Origin,
+        queue: u32,
+        id: TaskId,
+        run_at: Option<Time>,
+        submit: Submit,
+        fx: &mut Effects,
+    ) {
+        let now = self.now;
+        let delayed = submit.delay_ms.filter(|delay| delay.get() > 0).map(|delay| now.plus_ms(delay.get()));
+        let due = run_at.or(delayed).filter(|due| *due > now);
+        let target = submit.to.unwrap_or_default();
+        let seq = self.next_seq;
+        self.next_seq += 1;
+        let ms = |value: u64| u32::try_from(value).expect("the protocol allows a day, which fits");
+        let spec = Arc::new(TaskSpec {
+            id,
+            queue: submit.queue,
+            seq,
+            accepted: now,
+            due,
+            expires: submit.ttl_ms.map(|ttl| now.plus_ms(ttl.get())),
+            priority: submit.priority.map_or(PRIORITY, |p| p.get() as u8),
+            max_attempts: submit.max_attempts.map_or(MAX_ATTEMPTS, |n| n.get() as u16),
+            ack_timeout_ms: submit.ack_timeout_ms.map_or(ACK_TIMEOUT_MS, |t| ms(t.get())),
+            run_limit_ms: submit.timeout_ms.map(|t| ms(t.get())),
+            retry: submit.backoff.as_ref().map_or_else(RetryPolicy::default, RetryPolicy::from),
+            complete: submit.complete.unwrap_or_default(),
+            recipients: self.recipients(queue, &target),
+            target,
+            headers: submit.headers,
+            payload: submit.payload,
+        });
+        let key = self.insert(spec.clone(), queue);
+        let counted = &mut self.queues[queue as usize];
+        counted.tally(Tally::Accepted);
+        counted.rates.count(now, Rate::Accepted);
+        if submit.watch {
+            self.add_watcher(key, &origin);
+        }
+        if let Origin::Session(session, _) = &origin
+            && let Some(session) = self.sessions.get_mut(session)
+        {
+            session.unconfirmed += 1;
+        }
+        self.store(StoreOp::Accept(spec), fx);
+        // An HTTP request is always answered: there `none` means as soon as may be.
+        let confirm = match (submit.confirm.unwrap_or(Confirm::Durable), &origin) {
+            (Confirm::Durable, _) => true,
+            (Confirm::None, Origin::Session(..)) => false,
+            (Confirm::Memory, _) | (Confirm::None, Origin::Call(_)) => {
+                fx.answer(&origin, taskyard_proto::Accepted { task: id, duplicate: false });
+                false
+            }
+        };
+        self.accept_when_durable(key, origin, confirm, fx);
+    }
+
+    /// The worker names that a task to all goes to: those subscribed now, in order of subscribing.
+    fn recipients(&self, queue: u32, target: &Target) -> Vec<taskyard_proto::WorkerName> {
+        let Target::All(group) = target else { return Vec::new() };
+        self.queues[queue as usize]
+            .subscribers
+            .values()
+            .filter_map(|key| self.sessions.get(&self.subscriptions[key.0 as usize].session))
+            .filter(|session| group.as_ref().is_none_or(|group| session.groups.contains(group)))
+            .map(|session| session.worker.clone())
+            .collect()
+    }
+
+    /// Puts a task in the slab; nobody is offered it yet.
+    pub(super) fn insert(&mut self, spec: Arc<TaskSpec>, queue: u32) -> u32 {
+        let id = spec.id;
+        let share = || {
+            Share::new(match spec.due {
+                Some(due) => ShareState::Scheduled { due },
+                None => ShareState::Queued { since: spec.accepted },
+            })
+        };
+        let first = share();
+        let fanout = matches!(spec.target, Target::All(_)).then(|| {
+            let others: Vec<Share> = (1..spec.recipients.len()).map(|_| share()).collect();
+            let mut fanout = Fanout { others, ..Fanout::default() };
+            let standing = first.state.standing().expect("a new share is not over");
+            fanout.standing[standing] = spec.recipients.len().max(1) as u32;
+            Box::new(fanout)
+        });
+        self.weight += Task::weight(&spec);
+        let task = Task {
+            spec,
+            queue,
+            durable: false,
+            decided: false,
+            event_seq: 0,
+            watchers: Vec::new(),
+            first,
+            fanout,
+        };
+        let state = task.state();
+        let key = self.tasks.insert(task) as u32;
+        self.ids.insert(id, Place::Live(key));
+        self.state_counts(queue)[state as usize] += 1;
+        key
+    }
+
+    /// A task is durable: from here on it may be handed out.
+    pub(super) fn activate(&mut self, key: u32, fx: &mut Effects) {
+        let task = &self.tasks[key as usize];
+        let (seq, expires, to_all) = (task.spec.seq, task.spec.expires, task.fanout.is_some());
+        if to_all && task.spec.recipients.is_empty() {
+            let fate = Fate::of_nobody(task.spec.complete);
+            return self.finish(key, fate, fx);
+        }
+        if let Some(at) = expires {
+            self.timers.set(at, Timer::Expires { task: key, seq });
+        }
+        for recipient in 0..task.recipients() {
+            let Some(task) = self.tasks.get(key as usize).filter(|task| task.spec.seq == seq) else { return };
+            match task.share(recipient).map(|share| &share.state) {
+                Some(ShareState::Scheduled { due } | ShareState::Retrying { due }) => {
+                    self.timers.set(*due, Timer::Due { task: key, recipient, seq });
+                    self.event(key, recipient, Payload::NULL, fx);
+                }
+                Some(ShareState::Queued { .. }) => {
+                    self.queue_up(key, recipient, fx);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    pub(super) fn add_watcher(&mut self, key: u32, origin: &Origin) {
+        let task = &mut self.tasks[key as usize];
+        let watcher = match origin {
+            Origin::Session(session, _) => Watcher::Session(*session),
+            Origin::Call(call) => Watcher::Call(*call),
+        };
+        if task.watchers.contains(&watcher) {
+            return;
+        }
+        task.watchers.push(watcher);
+        let id = task.spec.id;
+        if let Watcher::Session(session) = watcher
+            && let Some(session) = self.sessions.get_mut(&session)
+        {
+            session.watching.push(id);
+        }
+    }
+}

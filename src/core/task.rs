@@ -1,0 +1,238 @@
+//! A task that has not ended, and how it stands with each of its recipients.
+
+use std::sync::Arc;
+
+use taskyard_proto::{ErrorText, Payload, TaskState, WorkerName};
+
+use super::command::{CallId, SessionId};
+use super::record::{FailedAttempt, TaskSpec};
+use super::time::Time;
+
+/// After this many free returns in a row the next one is charged: a task that nobody wants to
+/// start must come to an end too.
+pub(super) const FREE_RETURNS_MAX: u8 = 100;
+
+/// How many failed attempts a history shows; older ones are counted, not shown.
+const HISTORY_MAX: usize = 100;
+
+#[derive(Debug)]
+pub(super) struct Task {
+    pub(super) spec: Arc<TaskSpec>,
+    pub(super) queue: u32,
+    /// Whether the store holds it: before that it is nobody's to take.
+    pub(super) durable: bool,
+    /// It has ended, and its end was told; leases that are still out may be settled to no effect.
+    pub(super) decided: bool,
+    pub(super) event_seq: u64,
+    pub(super) watchers: Vec<Watcher>,
+    /// The share of the only recipient, or of the first.
+    pub(super) first: Share,
+    /// Tasks to all: the shares of the others, and the counts of all.
+    pub(super) fanout: Option<Box<Fanout>>,
+}
+
+/// Who wants to hear about a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Watcher {
+    /// Events and the end.
+    Session(SessionId),
+    /// The end alone.
+    Call(CallId),
+}
+
+/// A recipient's share of a task.
+#[derive(Debug)]
+pub(super) struct Share {
+    pub(super) state: ShareState,
+    /// Charged deliveries that failed.
+    pub(super) charged: u16,
+    /// Whether the first charged loss is behind it.
+    pub(super) lost: bool,
+    /// Whether it was, or may have been, handed out before.
+    pub(super) delivered: bool,
+    /// Whether the store knows that it was handed out.
+    pub(super) delivered_stored: bool,
+    pub(super) free_returns: u8,
+    pub(super) notes: Option<Box<Notes>>,
+}
+
+/// Where a share is. Each state carries just its own data.
+#[derive(Debug)]
+pub(super) enum ShareState {
+    /// Waits for its time.
+    Scheduled { due: Time },
+    /// Waits for a worker.
+    Queued { since: Time },
+    /// Is with a worker.
+    Leased(Lease),
+    /// Waits out a back-off.
+    Retrying { due: Time },
+    /// Has ended.
+    Over(TaskState),
+}
+
+#[derive(Debug)]
+pub(super) struct Lease {
+    pub(super) number: u64,
+    pub(super) session: SessionId,
+    /// Its index in the session's list of leases.
+    pub(super) held_at: u32,
+    pub(super) since: Time,
+    pub(super) deadline: Time,
+    pub(super) started: bool,
+    /// Not begun, by a worker that asked to say when it begins: its loss is not charged.
+    pub(super) unstarted: bool,
+}
+
+/// What most shares never have.
+#[derive(Debug, Default)]
+pub(super) struct Notes {
+    /// Not to be offered to this session before then: it released the task.
+    pub(super) avoid: Option<(SessionId, Time)>,
+    pub(super) history: Vec<FailedAttempt>,
+    /// Tasks to all: what the recipient's ack said.
+    pub(super) result: Payload,
+    pub(super) percent: Option<f64>,
+}
+
+/// The recipients of a task to all.
+#[derive(Debug, Default)]
+pub(super) struct Fanout {
+    /// All recipients but the first.
+    pub(super) others: Vec<Share>,
+    pub(super) delivered: u64,
+    pub(super) acked: u64,
+    pub(super) failed: u64,
+    /// How many shares are in each state: scheduled, queued, leased, retrying.
+    pub(super) standing: [u32; 4],
+}
+
+impl Share {
+    pub(super) fn new(state: ShareState) -> Share {
+        Share {
+            state,
+            charged: 0,
+            lost: false,
+            delivered: false,
+            delivered_stored: false,
+            free_returns: 0,
+            notes: None,
+        }
+    }
+
+    pub(super) fn notes_mut(&mut self) -> &mut Notes {
+        self.notes.get_or_insert_default()
+    }
+
+    pub(super) fn lease(&self) -> Option<&Lease> {
+        match &self.state {
+            ShareState::Leased(lease) => Some(lease),
+            _ => None,
+        }
+    }
+
+    pub(super) fn lease_mut(&mut self) -> Option<&mut Lease> {
+        match &mut self.state {
+            ShareState::Leased(lease) => Some(lease),
+            _ => None,
+        }
+    }
+
+    /// Whether `session` may be offered the task at `now`.
+    pub(super) fn avoids(&self, session: SessionId, now: Time) -> bool {
+        let avoid = self.notes.as_ref().and_then(|notes| notes.avoid);
+        avoid.is_some_and(|(whom, until)| whom == session && now < until)
+    }
+
+    pub(super) fn record_failure(&mut self, attempt: FailedAttempt) {
+        let history = &mut self.notes_mut().history;
+        if history.len() == HISTORY_MAX {
+            history.remove(0);
+        }
+        history.push(attempt);
+    }
+
+    pub(super) fn last_error(&self) -> Option<ErrorText> {
+        let last = self.notes.as_ref()?.history.last()?;
+        Some(last.error.clone().unwrap_or_else(|| ErrorText::new(last.reason.as_str())))
+    }
+
+    pub(super) fn history(&self) -> &[FailedAttempt] {
+        self.notes.as_ref().map_or(&[], |notes| &notes.history)
+    }
+}
+
+impl ShareState {
+    pub(super) fn task_state(&self) -> TaskState {
+        match self {
+            ShareState::Scheduled { .. } => TaskState::Scheduled,
+            ShareState::Queued { .. } => TaskState::Queued,
+            ShareState::Leased(_) => TaskState::Leased,
+            ShareState::Retrying { .. } => TaskState::Retrying,
+            ShareState::Over(state) => *state,
+        }
+    }
+
+    /// The index of this state in [`Fanout::standing`]; none once it is over.
+    pub(super) fn standing(&self) -> Option<usize> {
+        match self {
+            ShareState::Scheduled { .. } => Some(0),
+            ShareState::Queued { .. } => Some(1),
+            ShareState::Leased(_) => Some(2),
+            ShareState::Retrying { .. } => Some(3),
+            ShareState::Over(_) => None,
+        }
+    }
+}
+
+impl Task {
+    pub(super) fn share(&self, recipient: u32) -> Option<&Share> {
+        match recipient {
+            0 => Some(&self.first),
+            n => self.fanout.as_ref()?.others.get(n as usize - 1),
+        }
+    }
+
+    pub(super) fn share_mut(&mut self, recipient: u32) -> Option<&mut Share> {
+        match recipient {
+            0 => Some(&mut self.first),
+            n => self.fanout.as_mut()?.others.get_mut(n as usize - 1),
+        }
+    }
+
+    pub(super) fn recipients(&self) -> u32 {
+        1 + self.fanout.as_ref().map_or(0, |fanout| fanout.others.len() as u32)
+    }
+
+    /// The worker that a recipient of a task to all is.
+    pub(super) fn recipient_name(&self, recipient: u32) -> Option<&WorkerName> {
+        self.spec.recipients.get(recipient as usize)
+    }
+
+    /// The task's state; of a task to all, the liveliest of its recipients'.
+    pub(super) fn state(&self) -> TaskState {
+        // What is decided and still here is a dead letter: every other end leaves the slab, or is
+        // no longer found by its id.
+        if self.decided {
+            return TaskState::Dead;
+        }
+        match &self.fanout {
+            None => self.first.state.task_state(),
+            Some(fanout) => match fanout.standing {
+                [_, _, leased, _] if leased > 0 => TaskState::Leased,
+                [_, queued, _, _] if queued > 0 => TaskState::Queued,
+                [_, _, _, retrying] if retrying > 0 => TaskState::Retrying,
+                [scheduled, _, _, _] if scheduled > 0 => TaskState::Scheduled,
+                _ => TaskState::Dead,
+            },
+        }
+    }
+
+    /// What a task weighs against the broker's memory, in bytes.
+    pub(super) fn weight(spec: &TaskSpec) -> u64 {
+        spec.payload.bytes().len() as u64 + 64 * spec.recipients.len() as u64 + TASK_OVERHEAD_BYTES
+    }
+}
+
+/// What a task takes beside its payload: spec, slot, id, list entry and timers, rounded up.
+const TASK_OVERHEAD_BYTES: u64 = 512;

@@ -1,0 +1,175 @@
+//! What can be seen from outside: plain copies, for HTTP, the command line and metrics.
+
+use taskyard_proto::{ErrorText, Payload, QueueName, TaskId, TaskState, WorkerName};
+
+use super::queue::{Queue, Tally};
+use super::record::FailedAttempt;
+use super::shard::{Place, Shard};
+use super::task::{Share, ShareState};
+use super::time::Time;
+
+/// One task.
+#[derive(Debug, Clone, PartialEq)]
+#[expect(missing_docs, reason = "the fields are those of GET /v1/tasks/{id}, which PROTOCOL.md explains")]
+pub struct TaskView {
+    pub task: TaskId,
+    pub queue: QueueName,
+    pub state: TaskState,
+    pub attempt: u64,
+    pub max_attempts: u64,
+    pub age_ms: u64,
+    pub worker: Option<WorkerName>,
+    pub result: Payload,
+    pub error: Option<ErrorText>,
+    pub history: Vec<FailedAttempt>,
+}
+
+/// One queue.
+#[derive(Debug, Clone, PartialEq)]
+pub struct QueueView {
+    /// Its name.
+    pub queue: QueueName,
+    /// Tasks in each state, in the order of [`TaskState::ALL`]; of those that ended, since the queue was made.
+    pub counts: [u64; TaskState::ALL.len()],
+    /// What was counted, in the order of [`Tally::ALL`].
+    pub tallies: [u64; Tally::ALL.len()],
+    /// The age of the oldest task that waits for a worker.
+    pub oldest_ms: Option<u64>,
+    /// Accepted, delivered, settled per second, over the last ten seconds.
+    pub rates: [f64; 3],
+    /// How many workers are subscribed.
+    pub workers: u64,
+    /// How many tasks they hold, and how many more they could.
+    pub unsettled: u64,
+    /// Credit that is not in use.
+    pub credit_free: u64,
+}
+
+/// One connected worker.
+#[derive(Debug, Clone, PartialEq)]
+#[expect(missing_docs, reason = "the fields are those of GET /v1/workers, which PROTOCOL.md explains")]
+pub struct WorkerView {
+    pub worker: WorkerName,
+    pub session: u64,
+    pub groups: Vec<String>,
+    pub labels: Vec<(String, String)>,
+    pub client: Option<String>,
+    pub connected_ms: u64,
+    pub in_flight: u64,
+    pub draining: bool,
+    pub silent: bool,
+    /// Queue, credit, unsettled.
+    pub subscriptions: Vec<(QueueName, u64, u64)>,
+}
+
+impl Shard {
+    /// The task with this id, if it lives or is kept.
+    pub fn task_view(&self, id: TaskId, now: Time) -> Option<TaskView> {
+        let Place::Live(key) = self.ids.get(&id)? else {
+            let record = self.kept(id)?;
+            return Some(TaskView {
+                task: id,
+                queue: record.queue.clone(),
+                state: record.state,
+                attempt: u64::from(record.attempts),
+                max_attempts: u64::from(record.max_attempts),
+                age_ms: now.ms_since(record.accepted),
+                worker: record.worker.clone(),
+                result: record.result.clone(),
+                error: record.error.clone(),
+                history: record.history.clone(),
+            });
+        };
+        let task = self.tasks.get(*key as usize)?;
+        let holder = |share: &Share| {
+            let lease = share.lease()?;
+            self.sessions.get(&lease.session).map(|session| session.worker.clone())
+        };
+        let shares = || (0..task.recipients()).filter_map(|n| task.share(n));
+        let attempt = match task.first.state {
+            ShareState::Over(_) => task.first.charged,
+            _ => task.first.charged + 1,
+        };
+        Some(TaskView {
+            task: id,
+            queue: task.spec.queue.clone(),
+            state: task.state(),
+            attempt: u64::from(attempt.min(task.spec.max_attempts)),
+            max_attempts: u64::from(task.spec.max_attempts),
+            age_ms: now.ms_since(task.spec.accepted),
+            worker: shares().find_map(holder),
+            result: Payload::NULL,
+            error: shares().find_map(Share::last_error),
+            history: shares().flat_map(|share| share.history().iter().cloned()).collect(),
+        })
+    }
+
+    /// The last word on a task that has ended, as `finished` says it.
+    pub fn finished(&self, id: TaskId) -> Option<taskyard_proto::Finished> {
+        match self.ids.get(&id)? {
+            Place::Live(key) => self.dead_message(*key),
+            Place::Kept { .. } => self.kept(id).map(super::kept::finished_message),
+        }
+    }
+
+    /// One queue.
+    pub fn queue_view(&self, name: &QueueName, now: Time) -> Option<QueueView> {
+        let queue = self.queue_names.get(name)?;
+        Some(self.view_of(&self.queues[*queue as usize], now))
+    }
+
+    /// All queues, in order of their making.
+    pub fn queue_views(&self, now: Time) -> Vec<QueueView> {
+        self.queues.iter().map(|(_, queue)| self.view_of(queue, now)).collect()
+    }
+
+    fn view_of(&self, queue: &Queue, now: Time) -> QueueView {
+        let subscriptions = || queue.subscribers.values().filter_map(|key| self.subscriptions.get(key.0 as usize));
+        let oldest = queue.oldest_waiting(&self.tasks);
+        QueueView {
+            queue: queue.name.clone(),
+            counts: queue.counts,
+            tallies: queue.tallies,
+            oldest_ms: oldest.map(|accepted| now.ms_since(accepted)),
+            rates: queue.rates.per_second(now),
+            workers: queue.subscribers.len() as u64,
+            unsettled: subscriptions().map(|s| u64::from(s.unsettled)).sum(),
+            credit_free: subscriptions().map(|s| u64::from(s.credit.saturating_sub(s.unsettled))).sum(),
+        }
+    }
+
+    /// All connected workers, by session.
+    pub fn worker_views(&self, now: Time) -> Vec<WorkerView> {
+        self.session_ids()
+            .into_iter()
+            .map(|id| {
+                let session = &self.sessions[&id];
+                WorkerView {
+                    worker: session.worker.clone(),
+                    session: id.0,
+                    groups: session.groups.iter().map(ToString::to_string).collect(),
+                    labels: session.labels.iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
+                    client: session.client.clone(),
+                    connected_ms: now.ms_since(session.since),
+                    in_flight: session.held.len() as u64,
+                    draining: session.draining,
+                    silent: session.silent,
+                    subscriptions: session
+                        .subscriptions
+                        .iter()
+                        .filter_map(|(queue, key)| {
+                            let found = self.subscriptions.get(key.0 as usize)?;
+                            let name = self.queues[*queue as usize].name.clone();
+                            Some((name, u64::from(found.credit), u64::from(found.unsettled)))
+                        })
+                        .collect(),
+                }
+            })
+            .collect()
+    }
+
+    /// How many tasks there are that have not ended or are dead.
+    pub fn live_tasks(&self) -> usize {
+        self.tasks.len()
+    }
+}

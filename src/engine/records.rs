@@ -1,0 +1,497 @@
+//! How operations are written into the log's records, and read back.
+//!
+//! A body is one byte that says which operation it is, then the operation's fields as a MessagePack
+//! array. New fields are appended with a default, so that an older store stays readable; a change
+//! that is not of that kind needs a new number and keeps the old one readable. The numbers are in
+//! `FORMAT.md` of the log, under "Bodies".
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+use taskyard_proto::payload::PayloadKind;
+use taskyard_proto::{
+    Complete, ErrorText, GroupName, Headers, IfAbsent, Payload, QueueName, RecipientOutcome, Target, TaskId, TaskState,
+    WorkerName,
+};
+
+use crate::core::record::{FailedAttempt, Failure, FanoutRecord, QueueRecord, Totals};
+use crate::core::{Amendment, FinishRecord, RetryPolicy, StoreOp, TaskSpec, Time};
+use crate::log::{Key, RecordBatch, RecordKind};
+
+const ACCEPT: u8 = 1;
+const FINISH: u8 = 2;
+const FAILED: u8 = 3;
+const DEFERRED: u8 = 4;
+const ACKED: u8 = 5;
+const DELIVERED: u8 = 6;
+const QUEUE: u8 = 7;
+
+/// A body whose checksum is right and that still cannot be read: of a newer version, or not ours.
+#[derive(Debug)]
+pub struct Unreadable {
+    /// The operation's number.
+    pub number: u8,
+    /// What the reader said.
+    pub what: String,
+}
+
+impl std::fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "a record of kind {} cannot be read ({}): the store was written by a newer version; start that one",
+            self.number, self.what
+        )
+    }
+}
+
+/// Appends an operation to a batch of the log. `Forget` writes nothing: it is the key to let go of.
+pub fn encode(op: &StoreOp, batch: &mut RecordBatch) -> Option<Key> {
+    let mut push = |kind: RecordKind, key: Key, number: u8, row: &dyn Row| {
+        batch.push_with(kind, key, |body| {
+            body.push(number);
+            row.write(body);
+        });
+    };
+    match op {
+        StoreOp::Accept(spec) => push(RecordKind::Put, spec.id.0, ACCEPT, &AcceptRow::of(spec)),
+        StoreOp::Finish(record) => push(RecordKind::Put, record.task.0, FINISH, &FinishRow::of(record)),
+        StoreOp::Queue(record) => push(RecordKind::Put, queue_key(&record.queue), QUEUE, &QueueRow::of(record)),
+        StoreOp::Forget(task) => return Some(task.0),
+        StoreOp::Amend(task, amendment) => {
+            let (number, row): (u8, &dyn Row) = match amendment {
+                Amendment::Failed { recipient, attempt, due, lost } => (
+                    FAILED,
+                    &FailedRow {
+                        recipient: *recipient,
+                        attempt: AttemptRow::of(attempt),
+                        due: due.map(|due| due.0),
+                        lost: *lost,
+                    },
+                ),
+                Amendment::Deferred { recipient, due } => (DEFERRED, &DeferredRow { recipient: *recipient, due: due.0 }),
+                Amendment::Acked { recipient, result } => {
+                    (ACKED, &AckedRow { recipient: *recipient, result: PayloadRow::of(result) })
+                }
+                Amendment::Delivered { recipient } => (DELIVERED, &DeliveredRow { recipient: *recipient }),
+            };
+            push(RecordKind::Amend, task.0, number, row);
+        }
+    }
+    None
+}
+
+/// Reads a record's body.
+pub fn decode(key: Key, body: &[u8]) -> Result<StoreOp, Unreadable> {
+    let Some((&number, row)) = body.split_first() else {
+        return Err(Unreadable { number: 0, what: "it is empty".into() });
+    };
+    let task = TaskId(key);
+    let read = || -> Result<StoreOp, String> {
+        Ok(match number {
+            ACCEPT => StoreOp::Accept(Arc::new(parse::<AcceptRow>(row)?.into_spec(task)?)),
+            FINISH => StoreOp::Finish(parse::<FinishRow>(row)?.into_record(task)?),
+            QUEUE => {
+                let row: QueueRow = parse(row)?;
+                StoreOp::Queue(QueueRecord { queue: name(&row.queue, QueueName::parse)?, totals: row.totals })
+            }
+            FAILED => {
+                let row: FailedRow = parse(row)?;
+                StoreOp::Amend(
+                    task,
+                    Amendment::Failed {
+                        recipient: row.recipient,
+                        attempt: row.attempt.into_attempt()?,
+                        due: row.due.map(Time),
+                        lost: row.lost,
+                    },
+                )
+            }
+            DEFERRED => {
+                let row: DeferredRow = parse(row)?;
+                StoreOp::Amend(task, Amendment::Deferred { recipient: row.recipient, due: Time(row.due) })
+            }
+            ACKED => {
+                let row: AckedRow = parse(row)?;
+                let result = row.result.into_payload()?;
+                StoreOp::Amend(task, Amendment::Acked { recipient: row.recipient, result })
+            }
+            DELIVERED => {
+                let row: DeliveredRow = parse(row)?;
+                StoreOp::Amend(task, Amendment::Delivered { recipient: row.recipient })
+            }
+            _ => return Err("there is no such kind".into()),
+        })
+    };
+    read().map_err(|what| Unreadable { number, what })
+}
+
+/// The log's key of a queue: a hash of its name, marked as a UUID of version 8, which no task's id is.
+fn queue_key(queue: &QueueName) -> Key {
+    use sha2::Digest as _;
+    let digest = sha2::Sha256::digest(queue.as_str().as_bytes());
+    let hash = u128::from_be_bytes(digest[..16].try_into().expect("a digest has 32 bytes"));
+    hash & !(0xf << 76) | (0x8 << 76)
+}
+
+fn parse<'a, T: Deserialize<'a>>(row: &'a [u8]) -> Result<T, String> {
+    rmp_serde::from_slice(row).map_err(|error| error.to_string())
+}
+
+fn name<T, E: ToString>(text: &str, parse: impl FnOnce(&str) -> Result<T, E>) -> Result<T, String> {
+    parse(text).map_err(|error| error.to_string())
+}
+
+trait Row {
+    fn write(&self, body: &mut Vec<u8>);
+}
+
+impl<T: Serialize> Row for T {
+    fn write(&self, body: &mut Vec<u8>) {
+        rmp_serde::encode::write(body, self).expect("writing to memory does not fail");
+    }
+}
+
+/// A payload: its kind, its bytes.
+#[derive(Serialize, Deserialize)]
+struct PayloadRow(u8, ByteBuf);
+
+/// The same, borrowed: the hot path copies a payload once, into the log's buffer.
+#[derive(Serialize)]
+struct PayloadRef<'a>(u8, &'a serde_bytes::Bytes);
+
+impl PayloadRow {
+    fn of(payload: &Payload) -> PayloadRow {
+        PayloadRow(payload.kind() as u8, ByteBuf::from(payload.bytes().to_vec()))
+    }
+
+    fn into_payload(self) -> Result<Payload, String> {
+        let kind = PayloadKind::from_number(self.0).ok_or("a payload is of no known kind")?;
+        Ok(Payload::from_parts(kind, Bytes::from(self.1.into_vec())))
+    }
+}
+
+/// The row of an accepted task; `P` is the payload, borrowed to write and owned to read.
+#[derive(Serialize, Deserialize)]
+struct AcceptRow<P = PayloadRow> {
+    queue: String,
+    seq: u64,
+    accepted: u64,
+    payload: P,
+    #[serde(default)]
+    options: Option<Box<OptionsRow>>,
+}
+
+/// What most tasks leave at its default, and then takes one byte.
+#[derive(Serialize, Deserialize, PartialEq)]
+struct OptionsRow {
+    due: Option<u64>,
+    expires: Option<u64>,
+    priority: u8,
+    max_attempts: u16,
+    ack_timeout_ms: u32,
+    run_limit_ms: Option<u32>,
+    retry: (u32, u32, f64),
+    target: TargetRow,
+    complete: u64,
+    recipients: Vec<String>,
+    headers: Vec<(String, String)>,
+}
+
+#[derive(Serialize, Deserialize, PartialEq)]
+enum TargetRow {
+    Any,
+    Worker(String, u8),
+    Group(String),
+    All(Option<String>),
+}
+
+const COMPLETE_ALL: u64 = 0;
+const COMPLETE_ANY: u64 = u64::MAX;
+
+impl OptionsRow {
+    fn of(spec: &TaskSpec) -> OptionsRow {
+        OptionsRow {
+            due: spec.due.map(|t| t.0),
+            expires: spec.expires.map(|t| t.0),
+            priority: spec.priority,
+            max_attempts: spec.max_attempts,
+            ack_timeout_ms: spec.ack_timeout_ms,
+            run_limit_ms: spec.run_limit_ms,
+            retry: (spec.retry.initial_ms, spec.retry.max_ms, spec.retry.factor),
+            target: match &spec.target {
+                Target::Any => TargetRow::Any,
+                Target::Worker { worker, if_absent } => TargetRow::Worker(worker.to_string(), *if_absent as u8),
+                Target::Group(group) => TargetRow::Group(group.to_string()),
+                Target::All(group) => TargetRow::All(group.as_ref().map(ToString::to_string)),
+            },
+            complete: match spec.complete {
+                Complete::All => COMPLETE_ALL,
+                Complete::Any => COMPLETE_ANY,
+                Complete::Quorum(count) => count,
+            },
+            recipients: spec.recipients.iter().map(ToString::to_string).collect(),
+            headers: spec.headers.iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
+        }
+    }
+
+    /// What a submit without options gives. Written down here, apart from the core's defaults: those
+    /// may change, what is stored may not.
+    fn is_plain(spec: &TaskSpec) -> bool {
+        spec.due.is_none()
+            && spec.expires.is_none()
+            && spec.priority == PLAIN.priority
+            && spec.max_attempts == PLAIN.max_attempts
+            && spec.ack_timeout_ms == PLAIN.ack_timeout_ms
+            && spec.run_limit_ms.is_none()
+            && (spec.retry.initial_ms, spec.retry.max_ms, spec.retry.factor) == PLAIN.retry
+            && spec.target == Target::Any
+            && spec.complete == Complete::All
+            && spec.headers.is_empty()
+    }
+}
+
+const PLAIN: OptionsRow = OptionsRow {
+    due: None,
+    expires: None,
+    priority: 4,
+    max_attempts: 5,
+    ack_timeout_ms: 30_000,
+    run_limit_ms: None,
+    retry: (1000, 300_000, 2.0),
+    target: TargetRow::Any,
+    complete: COMPLETE_ALL,
+    recipients: Vec::new(),
+    headers: Vec::new(),
+};
+
+impl<'a> AcceptRow<PayloadRef<'a>> {
+    fn of(spec: &'a TaskSpec) -> Self {
+        AcceptRow {
+            queue: spec.queue.to_string(),
+            seq: spec.seq,
+            accepted: spec.accepted.0,
+            payload: PayloadRef(spec.payload.kind() as u8, serde_bytes::Bytes::new(spec.payload.bytes())),
+            options: (!OptionsRow::is_plain(spec)).then(|| Box::new(OptionsRow::of(spec))),
+        }
+    }
+}
+
+impl AcceptRow {
+    fn into_spec(self, id: TaskId) -> Result<TaskSpec, String> {
+        let options = self.options.map_or(PLAIN, |options| *options);
+        let group = |text: &str| name(text, GroupName::parse);
+        Ok(TaskSpec {
+            id,
+            queue: name(&self.queue, QueueName::parse)?,
+            seq: self.seq,
+            accepted: Time(self.accepted),
+            due: options.due.map(Time),
+            expires: options.expires.map(Time),
+            priority: options.priority,
+            max_attempts: options.max_attempts,
+            ack_timeout_ms: options.ack_timeout_ms,
+            run_limit_ms: options.run_limit_ms,
+            retry: RetryPolicy { initial_ms: options.retry.0, max_ms: options.retry.1, factor: options.retry.2 },
+            target: match &options.target {
+                TargetRow::Any => Target::Any,
+                TargetRow::Worker(worker, if_absent) => Target::Worker {
+                    worker: name(worker, WorkerName::parse)?,
+                    if_absent: *IfAbsent::ALL.get(usize::from(*if_absent)).ok_or("no such if_absent")?,
+                },
+                TargetRow::Group(text) => Target::Group(group(text)?),
+                TargetRow::All(text) => Target::All(text.as_deref().map(group).transpose()?),
+            },
+            complete: match options.complete {
+                COMPLETE_ALL => Complete::All,
+                COMPLETE_ANY => Complete::Any,
+                count => Complete::Quorum(count),
+            },
+            recipients: options
+                .recipients
+                .iter()
+                .map(|text| name(text, WorkerName::parse))
+                .collect::<Result<_, _>>()?,
+            headers: Headers::from_pairs(options.headers.iter().map(|(k, v)| (&**k, &**v)))?,
+            payload: self.payload.into_payload()?,
+        })
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct AttemptRow {
+    attempt: u16,
+    worker: Option<String>,
+    reason: u8,
+    error: Option<String>,
+}
+
+impl AttemptRow {
+    fn of(attempt: &FailedAttempt) -> AttemptRow {
+        AttemptRow {
+            attempt: attempt.attempt,
+            worker: attempt.worker.as_ref().map(ToString::to_string),
+            reason: attempt.reason as u8,
+            error: attempt.error.as_ref().map(|error| error.as_str().to_owned()),
+        }
+    }
+
+    fn into_attempt(self) -> Result<FailedAttempt, String> {
+        Ok(FailedAttempt {
+            attempt: self.attempt,
+            worker: self.worker.map(|text| name(&text, WorkerName::parse)).transpose()?,
+            reason: Failure::from_number(self.reason).ok_or("no such failure")?,
+            error: self.error.map(|text| ErrorText::new(&text)),
+        })
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct FailedRow {
+    recipient: u32,
+    attempt: AttemptRow,
+    due: Option<u64>,
+    lost: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+struct DeferredRow {
+    recipient: u32,
+    due: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct AckedRow {
+    recipient: u32,
+    result: PayloadRow,
+}
+
+#[derive(Serialize, Deserialize)]
+struct DeliveredRow {
+    recipient: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+struct QueueRow {
+    queue: String,
+    totals: Totals,
+}
+
+impl QueueRow {
+    fn of(record: &QueueRecord) -> QueueRow {
+        QueueRow { queue: record.queue.to_string(), totals: record.totals }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct FinishRow {
+    queue: String,
+    state: u8,
+    accepted: u64,
+    finished: u64,
+    attempts: u16,
+    max_attempts: u16,
+    event_seq: u64,
+    totals: Totals,
+    worker: Option<String>,
+    result: Option<PayloadRow>,
+    error: Option<String>,
+    history: Vec<AttemptRow>,
+    fanout: Option<Box<FanoutRow>>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct FanoutRow {
+    delivered: u64,
+    acked: u64,
+    failed: u64,
+    recipients: Vec<OutcomeRow>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct OutcomeRow {
+    worker: String,
+    state: u8,
+    attempts: u64,
+    result: PayloadRow,
+    error: Option<String>,
+}
+
+fn state(number: u8) -> Result<TaskState, String> {
+    TaskState::ALL.get(usize::from(number)).copied().ok_or_else(|| "no such state".into())
+}
+
+impl FinishRow {
+    fn of(record: &FinishRecord) -> FinishRow {
+        FinishRow {
+            queue: record.queue.to_string(),
+            state: record.state as u8,
+            accepted: record.accepted.0,
+            finished: record.finished.0,
+            attempts: record.attempts,
+            max_attempts: record.max_attempts,
+            event_seq: record.event_seq,
+            totals: record.totals,
+            worker: record.worker.as_ref().map(ToString::to_string),
+            result: (!record.result.is_null()).then(|| PayloadRow::of(&record.result)),
+            error: record.error.as_ref().map(|error| error.as_str().to_owned()),
+            history: record.history.iter().map(AttemptRow::of).collect(),
+            fanout: record.fanout.as_ref().map(|fanout| {
+                Box::new(FanoutRow {
+                    delivered: fanout.delivered,
+                    acked: fanout.acked,
+                    failed: fanout.failed,
+                    recipients: fanout
+                        .recipients
+                        .iter()
+                        .map(|outcome| OutcomeRow {
+                            worker: outcome.worker.to_string(),
+                            state: outcome.state as u8,
+                            attempts: outcome.attempts,
+                            result: PayloadRow::of(&outcome.result),
+                            error: outcome.error.as_ref().map(|error| error.as_str().to_owned()),
+                        })
+                        .collect(),
+                })
+            }),
+        }
+    }
+
+    fn into_record(self, task: TaskId) -> Result<FinishRecord, String> {
+        let fanout = |row: FanoutRow| -> Result<FanoutRecord, String> {
+            let outcome = |row: OutcomeRow| -> Result<RecipientOutcome, String> {
+                Ok(RecipientOutcome {
+                    worker: name(&row.worker, WorkerName::parse)?,
+                    state: state(row.state)?,
+                    attempts: row.attempts,
+                    result: row.result.into_payload()?,
+                    error: row.error.map(|text| ErrorText::new(&text)),
+                })
+            };
+            Ok(FanoutRecord {
+                delivered: row.delivered,
+                acked: row.acked,
+                failed: row.failed,
+                recipients: row.recipients.into_iter().map(outcome).collect::<Result<_, _>>()?,
+            })
+        };
+        Ok(FinishRecord {
+            task,
+            queue: name(&self.queue, QueueName::parse)?,
+            state: state(self.state)?,
+            accepted: Time(self.accepted),
+            finished: Time(self.finished),
+            attempts: self.attempts,
+            max_attempts: self.max_attempts,
+            worker: self.worker.map(|text| name(&text, WorkerName::parse)).transpose()?,
+            result: self.result.map(PayloadRow::into_payload).transpose()?.unwrap_or_default(),
+            error: self.error.map(|text| ErrorText::new(&text)),
+            history: self.history.into_iter().map(AttemptRow::into_attempt).collect::<Result<_, _>>()?,
+            event_seq: self.event_seq,
+            totals: self.totals,
+            fanout: self.fanout.map(|row| fanout(*row)).transpose()?,
+        })
+    }
+}

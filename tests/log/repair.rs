@@ -1,0 +1,112 @@
+//! Making a damaged store usable: all that is whole is kept, and what is gone is listed.
+
+use taskyard::log::{check, repair};
+
+use crate::disk::{Dice, Fault, SimDisk};
+use crate::model::{Books, Item, batch, open, options, script};
+
+fn damaged() -> (SimDisk, SimDisk) {
+    let disk = SimDisk::new();
+    let steps = script(11, 150);
+    let books = Books::run(&disk, &steps);
+    assert!(books.errors.is_empty());
+    open(&disk).expect("start").log.close().expect("close");
+    (disk.fork(), disk)
+}
+
+#[test]
+fn a_whole_store_is_left_alone() {
+    let (disk, _) = damaged();
+    let before = disk.image();
+    let report = repair(&disk, &options()).expect("repair");
+    assert!(report.problems.is_empty());
+    assert_eq!(disk.image(), before);
+}
+
+#[test]
+fn one_damaged_record_costs_one_record() {
+    let disk = SimDisk::new();
+    let mut log = open(&disk).expect("a new log").log;
+    let items: Vec<Item> = (1..=5).map(|key| Item::put(key, &[key as u8; 100])).collect();
+    log.append(&batch(&items)).expect("append");
+    log.append(&batch(&[Item::put(9, b"nine")])).expect("append");
+    log.close().expect("close");
+    disk.flip("00000001.seg", 4096 + 64 + 2 * 128 + 60);
+    assert!(open(&disk).is_err());
+    let report = repair(&disk, &options()).expect("repair");
+    assert_eq!(report.records, 5);
+    assert_eq!(report.gone, [(1, 5)], "the batch that lost one");
+    assert_eq!(report.quarantined, ["00000001.seg.quarantined"]);
+    let opened = open(&disk).expect("it opens again");
+    assert_eq!(opened.state().keys().copied().collect::<Vec<_>>(), [1, 2, 4, 5, 9]);
+}
+
+#[test]
+fn whatever_is_damaged_the_rest_is_kept() {
+    let (_, whole) = damaged();
+    let before = open(&whole.fork()).expect("start");
+    let mut dice = Dice::new(5);
+    let names: Vec<String> = whole.names().into_iter().filter(|name| !name.ends_with(".spare")).collect();
+    let oldest = names.iter().find(|name| name.ends_with(".seg")).expect("a segment").clone();
+    let mut repaired = 0;
+    for _ in 0..150 {
+        let disk = whole.fork();
+        let name = &names[dice.below(names.len() as u64) as usize];
+        let length = disk.image()[name].len() as u64;
+        match dice.below(4) {
+            0 => disk.truncate(name, dice.below(length) as usize),
+            1 => disk.delete(name),
+            _ => disk.flip(name, dice.below(length) as usize),
+        }
+        if open(&disk.fork()).is_ok() {
+            continue;
+        }
+        repaired += 1;
+        let found = check(&disk).expect("check");
+        let report = repair(&disk, &options()).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(report.problems, found.problems);
+        assert!(check(&disk).expect("check").problems.is_empty());
+        let opened = open(&disk).expect("it opens again");
+        // Amendments whose `Put` is gone are kept, but not shown.
+        assert!(opened.items.len() as u64 <= report.records);
+        let gone: u64 = report.gone.iter().map(|(first, last)| last - first + 1).sum();
+        // What the oldest segment held, nothing else says.
+        if name.as_str() != oldest || report.problems[0].offset >= 4096 {
+            assert!(report.records + gone >= before.items.len() as u64, "{name}: {report:?}");
+        }
+        for item in &opened.items {
+            assert!(before.items.contains(item), "a record that was not there: {item:?}");
+        }
+        let mut log = opened.log;
+        log.append(&batch(&[Item::put(1 << 99, b"new")])).expect("append");
+        log.close().expect("close");
+        assert!(open(&disk.crash(0)).expect("start").state().contains_key(&(1 << 99)));
+    }
+    assert!(repaired > 50, "{repaired}");
+}
+
+#[test]
+fn an_interrupted_repair_is_finished_or_begun_anew() {
+    let (_, whole) = damaged();
+    let name = whole.names().into_iter().find(|name| name.ends_with(".seg")).expect("a segment");
+    whole.flip(&name, 4096 + 100);
+    let done = whole.fork();
+    let before = done.operations();
+    repair(&done, &options()).expect("repair");
+    let operations = done.operations() - before;
+    let expected = open(&done).expect("it opens again").state();
+    for operation in 1..=operations {
+        let disk = whole.fork();
+        disk.fail_at(operation, Fault::PowerCut);
+        assert!(repair(&disk, &options()).is_err());
+        for seed in [0, 1, 2 * operation, 2 * operation + 1] {
+            let disk = disk.crash(seed);
+            if let Ok(opened) = open(&disk.fork()) {
+                assert_eq!(opened.state(), expected, "operation {operation}, seed {seed}");
+            }
+            repair(&disk, &options()).expect("repair again");
+            let opened = open(&disk).expect("it opens again");
+            assert_eq!(opened.state(), expected, "operation {operation}, seed {seed}");
+        }
+    }
+}

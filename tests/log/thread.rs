@@ -1,0 +1,207 @@
+//! The log on its thread: tickets, order, failures told, room waited for.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+
+use taskyard::log::{LogError, LogObserver, LogThread, RecordBatch, SEGMENT_BYTES_MIN, WAITING_BYTES_MAX};
+
+use crate::disk::{Fault, SimDisk};
+use crate::model::{Item, batch, open};
+
+/// Waits for what the log's thread tells, never for time.
+#[derive(Clone, Default)]
+pub struct Signal {
+    told: Arc<(Mutex<u64>, Condvar)>,
+}
+
+impl Signal {
+    pub fn setter(&self) -> impl Fn() + Send + Sync + 'static {
+        let told = Arc::clone(&self.told);
+        move || {
+            *told.0.lock().expect("nobody panics with it") += 1;
+            told.1.notify_all();
+        }
+    }
+
+    pub fn wait_until(&self, is_so: impl Fn() -> bool) {
+        loop {
+            let seen = *self.told.0.lock().expect("nobody panics with it");
+            if is_so() {
+                return;
+            }
+            let told = self.told.0.lock().expect("nobody panics with it");
+            drop(self.told.1.wait_while(told, |count| *count == seen).expect("nobody panics with it"));
+        }
+    }
+}
+
+fn start(disk: &SimDisk) -> (LogThread, Signal) {
+    let signal = Signal::default();
+    let log = open(disk).expect("the log opens").log;
+    (LogThread::start(log, signal.setter()).expect("a thread"), signal)
+}
+
+#[test]
+fn tickets_are_durable_in_order() {
+    let disk = SimDisk::new();
+    let (thread, signal) = start(&disk);
+    for round in 1..=200u64 {
+        let ticket = thread.send(batch(&[Item::put(round.into(), &[1; 2000])]), Vec::new());
+        assert_eq!(ticket, round);
+        if round % 7 == 0 {
+            signal.wait_until(|| thread.durable() >= ticket);
+            let state = open(&disk.crash(0)).expect("what a power cut leaves").state();
+            assert_eq!(state.len() as u64, round);
+        }
+    }
+    thread.stop().expect("stop");
+    let opened = open(&disk.crash(0)).expect("start");
+    assert!(opened.recovery.clean);
+    assert_eq!(opened.state().len(), 200);
+}
+
+#[test]
+fn many_senders() {
+    let disk = SimDisk::new();
+    let (thread, signal) = start(&disk);
+    std::thread::scope(|scope| {
+        for sender in 0..4u128 {
+            let (thread, signal) = (&thread, &signal);
+            scope.spawn(move || {
+                for number in 0..200u8 {
+                    let key = sender << 64;
+                    let item = if number == 0 { Item::put(key, &[0]) } else { Item::amend(key, &[number]) };
+                    let mut batch = thread.buffer();
+                    assert!(batch.is_empty());
+                    batch.push_with(
+                        if number == 0 {
+                            taskyard::log::RecordKind::Put
+                        } else {
+                            taskyard::log::RecordKind::Amend
+                        },
+                        key,
+                        |bytes| bytes.extend_from_slice(&item.body),
+                    );
+                    let ticket = thread.send(batch, Vec::new());
+                    if number % 50 == 0 {
+                        signal.wait_until(|| thread.durable() >= ticket);
+                    }
+                }
+            });
+        }
+    });
+    thread.stop().expect("stop");
+    let state = open(&disk).expect("start").state();
+    assert_eq!(state.len(), 4);
+    for bodies in state.values() {
+        assert!(bodies.iter().map(|body| body[0]).eq(0..200), "each sender's order is kept");
+    }
+}
+
+/// Forgetting a key and beginning it anew may reach the thread in one go.
+#[test]
+fn what_is_forgotten_first_lives_after() {
+    let disk = SimDisk::new();
+    let (thread, signal) = start(&disk);
+    for round in 0..500u64 {
+        let forget = if round % 3 == 0 { vec![1] } else { Vec::new() };
+        thread.send(batch(&[Item::put(2, &[round as u8; 800])]), forget);
+        thread.send(batch(&[Item::put(1, &round.to_le_bytes())]), Vec::new());
+    }
+    signal.wait_until(|| thread.durable() == 1000);
+    assert_eq!(thread.stats().live_records, 2);
+    thread.stop().expect("stop");
+    assert_eq!(open(&disk).expect("start").state()[&1], [499u64.to_le_bytes()]);
+}
+
+#[test]
+fn a_failed_sync_ends_it() {
+    let disk = SimDisk::new();
+    let (thread, signal) = start(&disk);
+    let ticket = thread.send(batch(&[Item::put(1, b"kept")]), Vec::new());
+    signal.wait_until(|| thread.durable() == ticket);
+    // From now on everything fails.
+    disk.fail_at(1, Fault::PowerCut);
+    thread.send(batch(&[Item::put(2, b"lost")]), Vec::new());
+    signal.wait_until(|| thread.failure().is_some());
+    assert_eq!(thread.durable(), ticket);
+    assert!(!thread.accepts_new());
+    let failure = thread.failure().expect("just seen");
+    assert_eq!(failure.exit_code(), 5);
+    assert!(matches!(*failure, LogError::Io { .. }), "{failure}");
+    assert_eq!(thread.send(RecordBatch::new(), Vec::new()), 3, "sending goes nowhere, and does no harm");
+    assert!(thread.stop().is_err());
+    assert_eq!(open(&disk.crash(1)).expect("start").state()[&1], [b"kept"]);
+}
+
+#[test]
+fn a_full_disk_is_waited_for() {
+    let disk = SimDisk::new();
+    disk.set_capacity(Some(6 * SEGMENT_BYTES_MIN));
+    let (thread, signal) = start(&disk);
+    let mut sent = 0;
+    while thread.accepts_new() {
+        sent = thread.send(batch(&[Item::put((sent + 1).into(), &[1; 4000])]), Vec::new());
+        signal.wait_until(|| thread.durable() == sent || !thread.accepts_new());
+    }
+    assert!(thread.failure().is_none(), "a full disk is no failure");
+    disk.set_capacity(None);
+    signal.wait_until(|| thread.accepts_new());
+    signal.wait_until(|| thread.durable() == sent);
+    thread.stop().expect("stop");
+    assert_eq!(open(&disk).expect("start").state().len() as u64, sent);
+}
+
+/// The end of a quiet broker's log is known for damaged, not for torn.
+#[test]
+fn when_idle_the_last_batch_is_marked() {
+    let disk = SimDisk::new();
+    let (thread, signal) = start(&disk);
+    thread.send(batch(&[Item::put(1, b"x")]), Vec::new());
+    signal.wait_until(|| thread.durable() == 1);
+    loop {
+        let damaged = disk.fork();
+        damaged.flip("00000001.seg", 4096 + 64 + 28);
+        if open(&damaged).is_err() {
+            break;
+        }
+        std::thread::yield_now();
+    }
+    thread.stop().expect("stop");
+}
+
+#[test]
+fn room_is_bounded() {
+    let disk = SimDisk::new();
+    let (thread, signal) = start(&disk);
+    let big = batch(&[Item::put(1, &vec![0; 3 << 20])]);
+    let mut most = 0;
+    for _ in 0..10 {
+        signal.wait_until(|| thread.has_room());
+        let ticket = thread.send(big.clone(), Vec::new());
+        most = most.max((ticket - thread.durable()) * (3 << 20));
+    }
+    assert!(most < WAITING_BYTES_MAX + 2 * (3 << 20), "{most}");
+    thread.stop().expect("stop");
+}
+
+#[test]
+fn commits_can_be_watched() {
+    struct Counter(Arc<AtomicU64>);
+    impl LogObserver for Counter {
+        fn sync_begins(&mut self, records: u64) {
+            self.0.fetch_add(records << 32, Ordering::Relaxed);
+        }
+        fn sync_ended(&mut self, records: u64) {
+            self.0.fetch_add(records, Ordering::Relaxed);
+        }
+    }
+    let counted = Arc::new(AtomicU64::new(0));
+    let log = open(&SimDisk::new()).expect("a new log").log;
+    let thread = LogThread::start_observed(log, || {}, Counter(Arc::clone(&counted))).expect("a thread");
+    for key in 0..10 {
+        thread.send(batch(&[Item::put(key, b"x"), Item::remove(key)]), Vec::new());
+    }
+    thread.stop().expect("stop");
+    assert_eq!(counted.load(Ordering::Relaxed), 20 << 32 | 20);
+}
