@@ -6,3 +6,11 @@
 pub mod core;
 pub mod engine;
 pub mod log;
+pub mod broker;
+pub mod clock;
+pub mod connections;
+pub mod dispatcher;
+pub mod metrics;
+pub mod http;
+pub mod outbox;
+pub mod ws;

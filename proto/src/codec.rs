@@ -502,9 +502,9 @@ impl<M: Message> AppendTo for One<'_, M> {
     }
 }
 
-struct Array<'a, M>(&'a [M]);
+struct Array<I>(I);
 
-impl<M: Message> AppendTo for Array<'_, M> {
+impl<'a, M: Message + 'a, I: ExactSizeIterator<Item = &'a M>> AppendTo for Array<I> {
     fn append_to(self, writer: &mut impl Write) {
         writer.begin_array(self.0.len());
         for message in self.0 {
@@ -545,6 +545,15 @@ pub fn encode_server(encoding: Encoding, response: &Response, out: &mut Vec<u8>)
 
 /// Appends an array of messages of the broker's.
 pub fn encode_server_batch(encoding: Encoding, responses: &[Response], out: &mut Vec<u8>) {
+    append(encoding, out, Array(responses.iter()));
+}
+
+/// Appends an array of messages of the broker's, wherever each of them is.
+pub fn encode_server_array<'a>(
+    encoding: Encoding,
+    responses: impl ExactSizeIterator<Item = &'a Response>,
+    out: &mut Vec<u8>,
+) {
     append(encoding, out, Array(responses));
 }
 
@@ -555,7 +564,7 @@ pub fn encode_client(encoding: Encoding, request: &Request, out: &mut Vec<u8>) {
 
 /// Appends an array of messages of a client's.
 pub fn encode_client_batch(encoding: Encoding, requests: &[Request], out: &mut Vec<u8>) {
-    append(encoding, out, Array(requests));
+    append(encoding, out, Array(requests.iter()));
 }
 
 /// The body of an HTTP answer: the message without `type` and `ref`.

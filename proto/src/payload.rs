@@ -149,6 +149,13 @@ impl Payload {
         String::from_utf8(writer.out).expect("the JSON writer writes UTF-8")
     }
 
+    /// The payload as one MessagePack value; bytes become `bin`.
+    pub fn to_message_pack(&self) -> Vec<u8> {
+        let mut writer = MessagePackWriter::default();
+        writer.payload(self);
+        writer.out
+    }
+
     /// What a program reading standard input expects: bytes and JSON strings as they are, other
     /// values as JSON text, nothing for null.
     pub fn to_plain_bytes(&self) -> Bytes {

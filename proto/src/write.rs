@@ -216,6 +216,12 @@ impl Write for MessagePackWriter {
 
     fn payload_field(&mut self, name: &'static str, _: &'static str, payload: &Payload) {
         self.key(name);
+        self.payload(payload);
+    }
+}
+
+impl MessagePackWriter {
+    pub(crate) fn payload(&mut self, payload: &Payload) {
         let bytes = payload.bytes();
         match payload.kind() {
             PayloadKind::Null => self.null(),

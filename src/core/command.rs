@@ -1,6 +1,6 @@
 //! All that can move the state machine.
 
-use taskyard_proto::{ClientMessage, Hello, RequestId, Submit, TaskId, WorkerName};
+use taskyard_proto::{ClientMessage, Hello, RequestId, Submit, Subscribe, TaskId, WorkerName};
 
 use super::time::Time;
 
@@ -17,6 +17,8 @@ pub struct CallId(pub u64);
 pub enum Origin {
     /// A session; without an `id` there is no positive answer.
     Session(SessionId, Option<RequestId>),
+    /// A session whose URL asked: it gave no `id`, and hears the answer all the same.
+    Implied(SessionId),
     /// An HTTP request.
     Call(CallId),
 }
@@ -35,6 +37,8 @@ pub enum Command {
         reference: Option<RequestId>,
         /// The name it gets if it gave none.
         made_up_name: WorkerName,
+        /// The subscription that its URL asks for.
+        subscribe: Option<Subscribe>,
     },
     /// A session's socket ended, and no `bye` came.
     End {
@@ -63,6 +67,13 @@ pub enum Command {
         origin: Origin,
         /// What is asked.
         message: ClientMessage,
+    },
+    /// A client without a library settles the oldest of what it holds.
+    SettleOldest {
+        /// The session.
+        session: SessionId,
+        /// An ack, or else a nack.
+        ack: bool,
     },
     /// An HTTP request no longer waits for the end of a task.
     HangUp {

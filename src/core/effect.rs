@@ -83,6 +83,7 @@ impl Effects {
         let message = message.into();
         match origin {
             Origin::Call(call) => self.outputs.push(Output::Answer { call: *call, message }),
+            Origin::Implied(session) => self.send(*session, message),
             Origin::Session(session, reference) => {
                 if reference.is_some() || matches!(message, ServerMessage::Error(_)) {
                     self.outputs.push(Output::Send {

@@ -51,6 +51,28 @@ impl Shard {
         });
     }
 
+    /// Settles the oldest delivery that a session holds: lease numbers grow with each delivery.
+    pub(super) fn settle_oldest(&mut self, session: SessionId, ack: bool, fx: &mut Effects) {
+        let Some(found) = self.sessions.get(&session) else { return };
+        let lease = |(task, recipient): &(u32, u32)| {
+            let number = self.tasks[*task as usize].share(*recipient)?.lease()?.number;
+            Some(taskyard_proto::LeaseId { number, slot: *task, recipient: *recipient })
+        };
+        let oldest = found.held.iter().filter_map(lease).min_by_key(|lease| lease.number);
+        let origin = Origin::Session(session, None);
+        match oldest {
+            None => {
+                let error = "there is nothing to settle: this connection holds no unsettled task";
+                fx.answer(&origin, Error::new(ErrorCode::LeaseLost, error));
+            }
+            Some(lease) if ack => self.ack(origin, session, Ack { leases: lease.into(), result: Payload::NULL }, fx),
+            Some(lease) => {
+                let nack = Nack { leases: lease.into(), error: None, delay_ms: None, retry: None };
+                self.nack(origin, session, nack, fx);
+            }
+        }
+    }
+
     /// Settles each lease that is current, answers for all, then lets tasks flow again.
     fn settle(
         &mut self,
@@ -79,7 +101,7 @@ impl Shard {
                 _ => SettleOutcome::LeaseLost,
             }
         };
-        let answered = matches!(&origin, Origin::Call(_) | Origin::Session(_, Some(_)));
+        let answered = !matches!(&origin, Origin::Session(_, None));
         match leases {
             LeaseList::One(lease) => match settle_one(self, lease, fx) {
                 SettleOutcome::LeaseLost => fx.answer(&origin, lease_lost(lease)),
@@ -317,7 +339,7 @@ impl Shard {
             return fx.answer(&origin, error.field("from_seq"));
         }
         let acknowledge = |fx: &mut Effects| {
-            if matches!(origin, Origin::Session(..)) {
+            if !matches!(origin, Origin::Call(_)) {
                 fx.answer(&origin, Done::PLAIN);
             }
         };
@@ -340,7 +362,7 @@ impl Shard {
             },
         };
         let watcher = match origin {
-            Origin::Session(session, _) => Watcher::Session(session),
+            Origin::Session(session, _) | Origin::Implied(session) => Watcher::Session(session),
             Origin::Call(call) => Watcher::Call(call),
         };
         self.tell_finished_when_durable(vec![watcher], finished, fx);

@@ -158,13 +158,17 @@ impl Shard {
     pub fn apply(&mut self, now: Time, command: Command, fx: &mut Effects) {
         self.now = self.now.max(now);
         match command {
-            Command::Open { session, hello, reference, made_up_name } => {
+            Command::Open { session, hello, reference, made_up_name, subscribe } => {
                 self.open(session, hello, reference, made_up_name, fx);
+                if let Some(subscribe) = subscribe {
+                    self.subscribe(Origin::Implied(session), session, subscribe, fx);
+                }
             }
             Command::End { session } => self.end(session, false, fx),
             Command::Heard { session } => self.heard(session, fx),
             Command::Submit { origin, task, run_at, submit } => self.submit(origin, task, run_at, submit, fx),
             Command::Message { origin, message } => self.message(origin, message, fx),
+            Command::SettleOldest { session, ack } => self.settle_oldest(session, ack, fx),
             Command::HangUp { call, task } => self.unwatch(task, Watcher::Call(call)),
             Command::Stored { through } => self.stored(through, fx),
             Command::StorageFull(full) => self.storage_full = full,
@@ -746,9 +750,9 @@ impl Shard {
 
     fn message(&mut self, origin: Origin, message: ClientMessage, fx: &mut Effects) {
         let session = match &origin {
-            Origin::Session(session, _) if self.sessions.contains_key(session) => Some(*session),
+            Origin::Session(session, _) | Origin::Implied(session) if self.sessions.contains_key(session) => Some(*session),
             // The session ended while this was under way: its leases went on, and nobody listens.
-            Origin::Session(..) => return,
+            Origin::Session(..) | Origin::Implied(_) => return,
             Origin::Call(_) => None,
         };
         match (message, session) {
@@ -814,6 +818,9 @@ impl Shard {
     }
 
     fn subscribe(&mut self, origin: Origin, session_id: SessionId, message: Subscribe, fx: &mut Effects) {
+        if !self.sessions.contains_key(&session_id) {
+            return;
+        }
         let queue = match self.use_queue(&message.queue) {
             Ok(queue) => queue,
             Err(error) => return fx.answer(&origin, error),

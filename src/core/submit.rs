@@ -153,7 +153,7 @@ impl Shard {
         // An HTTP request is always answered: there `none` means as soon as may be.
         let confirm = match (submit.confirm.unwrap_or(Confirm::Durable), &origin) {
             (Confirm::Durable, _) => true,
-            (Confirm::None, Origin::Session(..)) => false,
+            (Confirm::None, Origin::Session(..) | Origin::Implied(_)) => false,
             (Confirm::Memory, _) | (Confirm::None, Origin::Call(_)) => {
                 fx.answer(&origin, taskyard_proto::Accepted { task: id, duplicate: false });
                 false
@@ -238,7 +238,7 @@ impl Shard {
     pub(super) fn add_watcher(&mut self, key: u32, origin: &Origin) {
         let task = &mut self.tasks[key as usize];
         let watcher = match origin {
-            Origin::Session(session, _) => Watcher::Session(*session),
+            Origin::Session(session, _) | Origin::Implied(session) => Watcher::Session(*session),
             Origin::Call(call) => Watcher::Call(*call),
         };
         if task.watchers.contains(&watcher) {

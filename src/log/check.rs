@@ -266,6 +266,9 @@ struct Survey {
     durable_upto: u64,
 }
 
+/// A segment and whether its header may be believed.
+type Believed<F> = (SegmentReader<F>, bool);
+
 struct Gap {
     file: String,
     offset: u64,
@@ -342,7 +345,7 @@ impl Survey {
         store: &Store,
         sequence: Sequence,
         expected: &mut Option<Sequence>,
-    ) -> Result<Option<(SegmentReader<S::File>, bool)>, LogError> {
+    ) -> Result<Option<Believed<S::File>>, LogError> {
         if let Some(missing) = expected.filter(|&expected| expected < sequence) {
             self.problems.push(Problem {
                 file: segment_name(missing),

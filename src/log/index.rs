@@ -55,37 +55,37 @@ pub(super) struct Index {
 
 impl Index {
     /// A new newest segment, without records yet.
-    pub fn begin_segment(&mut self, sequence: Sequence, used_bytes: u64, file_bytes: u64) {
+    pub(super) fn begin_segment(&mut self, sequence: Sequence, used_bytes: u64, file_bytes: u64) {
         self.segments.push_back(Segment { sequence, used_bytes, file_bytes, live_bytes: 0, live_records: 0 });
     }
 
     /// Drops the oldest segment, which has no living record.
-    pub fn end_segment(&mut self) {
+    pub(super) fn end_segment(&mut self) {
         let segment = self.segments.pop_front();
         debug_assert!(segment.is_some_and(|segment| segment.live_records == 0));
     }
 
     /// All segments, oldest first.
-    pub fn segments(&self) -> &VecDeque<Segment> {
+    pub(super) fn segments(&self) -> &VecDeque<Segment> {
         &self.segments
     }
 
     /// The newest segment.
-    pub fn newest_mut(&mut self) -> Option<&mut Segment> {
+    pub(super) fn newest_mut(&mut self) -> Option<&mut Segment> {
         self.segments.back_mut()
     }
 
-    pub fn live_bytes(&self) -> u64 {
+    pub(super) fn live_bytes(&self) -> u64 {
         self.live_bytes
     }
 
-    pub fn live_records(&self) -> u64 {
+    pub(super) fn live_records(&self) -> u64 {
         self.live_records
     }
 
     /// Takes note of a record; the return value says whether it lives, or, for a `Remove`, whether it ended
     /// anything.
-    pub fn apply(&mut self, kind: RecordKind, key: Key, location: Location) -> bool {
+    pub(super) fn apply(&mut self, kind: RecordKind, key: Key, location: Location) -> bool {
         match kind {
             RecordKind::Put => self.put(key, location),
             RecordKind::Amend => self.amend(key, location),
@@ -94,7 +94,7 @@ impl Index {
     }
 
     /// Ends a key; whether it lived.
-    pub fn forget(&mut self, key: Key) -> bool {
+    pub(super) fn forget(&mut self, key: Key) -> bool {
         let halves = halves(key);
         let Ok(found) = self.entries.find_entry(hash(halves), |entry| entry.key == halves) else {
             return false;
@@ -105,7 +105,7 @@ impl Index {
     }
 
     /// Where the living records of a key stand: its `Put`, then its `Amend`s in order. Empty if it has none.
-    pub fn locations(&self, key: Key) -> impl Iterator<Item = &Location> {
+    pub(super) fn locations(&self, key: Key) -> impl Iterator<Item = &Location> {
         let halves = halves(key);
         self.entries.find(hash(halves), |entry| entry.key == halves).into_iter().flat_map(Entry::locations)
     }

@@ -50,7 +50,7 @@ pub const RECORD_BODY_BYTES_MAX: usize = 17 << 20;
 pub const RECORD_HEADER_BYTES: usize = 28;
 
 /// The bytes before each batch's records.
-pub const BATCH_HEADER_BYTES: usize = 64;
+pub(super) const BATCH_HEADER_BYTES: usize = 64;
 
 /// Records in their on-disk form, waiting to be appended: encoded and checksummed on the caller's thread, so
 /// that the log's own thread only copies them.
@@ -153,13 +153,13 @@ pub(super) struct Record<'a> {
 
 impl<'a> Record<'a> {
     /// Reads the record at the start of `bytes`; `None` if it is not whole and valid.
-    pub fn parse(bytes: &'a [u8]) -> Option<Self> {
+    pub(super) fn parse(bytes: &'a [u8]) -> Option<Self> {
         let record = Self::parse_trusted(bytes)?;
         (record_crc(record.encoded) == u32_at(bytes, 4)).then_some(record)
     }
 
     /// As `parse`, for bytes whose batch was verified or encoded by us: does not sum them a second time.
-    pub fn parse_trusted(bytes: &'a [u8]) -> Option<Self> {
+    pub(super) fn parse_trusted(bytes: &'a [u8]) -> Option<Self> {
         if bytes.len() < RECORD_HEADER_BYTES {
             return None;
         }
@@ -185,12 +185,12 @@ pub(super) struct Records<'a> {
 }
 
 impl<'a> Records<'a> {
-    pub fn new(bytes: &'a [u8]) -> Self {
+    pub(super) fn new(bytes: &'a [u8]) -> Self {
         Self { bytes, offset: 0 }
     }
 
     /// Where the walk stands: after the walk ended, the end of the last whole record.
-    pub fn offset(&self) -> usize {
+    pub(super) fn offset(&self) -> usize {
         self.offset
     }
 }
@@ -226,7 +226,7 @@ const BATCH_MAGIC: [u8; 4] = *b"TYB1";
 
 impl BatchHeader {
     /// Seals a batch: the header for `body`.
-    pub fn seal(self, salt: Salt, body: &[u8]) -> Self {
+    pub(super) fn seal(self, salt: Salt, body: &[u8]) -> Self {
         Self {
             body_bytes: u32::try_from(body.len()).expect("a segment is smaller than 4 GiB"),
             body_crc: body_crc(salt, body),
@@ -234,7 +234,7 @@ impl BatchHeader {
         }
     }
 
-    pub fn encode(&self, salt: Salt) -> [u8; BATCH_HEADER_BYTES] {
+    pub(super) fn encode(&self, salt: Salt) -> [u8; BATCH_HEADER_BYTES] {
         let mut bytes = [0; BATCH_HEADER_BYTES];
         bytes[0..4].copy_from_slice(&BATCH_MAGIC);
         bytes[8..12].copy_from_slice(&self.body_bytes.to_le_bytes());
@@ -250,7 +250,7 @@ impl BatchHeader {
     }
 
     /// Reads a header; `None` if these bytes are not one that was written to this very segment.
-    pub fn parse(salt: Salt, bytes: &[u8; BATCH_HEADER_BYTES]) -> Option<Self> {
+    pub(super) fn parse(salt: Salt, bytes: &[u8; BATCH_HEADER_BYTES]) -> Option<Self> {
         if bytes[0..4] != BATCH_MAGIC || u32_at(bytes, 4) != header_crc(salt, bytes) {
             return None;
         }
@@ -266,27 +266,27 @@ impl BatchHeader {
     }
 
     /// Whether `body` is what this header was sealed with.
-    pub fn matches(&self, salt: Salt, body: &[u8]) -> bool {
+    pub(super) fn matches(&self, salt: Salt, body: &[u8]) -> bool {
         body.len() == self.body_bytes as usize && body_crc(salt, body) == self.body_crc
     }
 
     /// Header, records and fill: what the batch takes in its segment.
-    pub fn total_bytes(&self) -> u64 {
+    pub(super) fn total_bytes(&self) -> u64 {
         batch_bytes(self.body_bytes as usize)
     }
 
     /// The last record's number; one less than the first in an empty batch.
-    pub fn last_lsn(&self) -> u64 {
+    pub(super) fn last_lsn(&self) -> u64 {
         self.first_lsn.saturating_add(u64::from(self.records)).saturating_sub(1)
     }
 
     /// Whether the first bytes of a place say that no batch was written there: the mark behind the last batch.
-    pub fn is_end_mark(bytes: &[u8; BATCH_HEADER_BYTES]) -> bool {
+    pub(super) fn is_end_mark(bytes: &[u8; BATCH_HEADER_BYTES]) -> bool {
         bytes[..END_MARK_BYTES] == [0; END_MARK_BYTES]
     }
 
     /// Whether a header can begin here; a cheap test while scanning ahead.
-    pub fn may_begin(bytes: &[u8]) -> bool {
+    pub(super) fn may_begin(bytes: &[u8]) -> bool {
         u32_at(bytes, 0) == u32::from_le_bytes(BATCH_MAGIC)
     }
 }

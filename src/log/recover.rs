@@ -271,7 +271,7 @@ pub(super) struct Directory {
 }
 
 impl Directory {
-    pub fn sort(names: &[String], oldest_segment: Sequence) -> Self {
+    pub(super) fn sort(names: &[String], oldest_segment: Sequence) -> Self {
         let mut directory = Self { segments: Vec::new(), spares: Vec::new(), leftovers: Vec::new() };
         for name in names {
             if let Some(sequence) = parse_segment_name(name) {
@@ -295,7 +295,7 @@ impl Directory {
     }
 
     /// Finds what is missing by the names alone.
-    pub fn check_against(&self, store: Option<&Store>) -> Result<(), LogError> {
+    pub(super) fn check_against(&self, store: Option<&Store>) -> Result<(), LogError> {
         let missing = |file: &str, what: String| {
             Err(LogError::Corrupt { file: file.to_owned(), offset: 0, lsns: None, what })
         };
@@ -332,7 +332,7 @@ pub(super) struct Walk {
 }
 
 impl Walk {
-    pub fn begin(store: &Store) -> Self {
+    pub(super) fn begin(store: &Store) -> Self {
         Self {
             next_lsn: 1,
             next_batch: 1,
@@ -341,13 +341,13 @@ impl Walk {
         }
     }
 
-    pub fn believe(&mut self, header: &BatchHeader) {
+    pub(super) fn believe(&mut self, header: &BatchHeader) {
         self.durable_upto = self.durable_upto.max(header.durable_upto);
         self.oldest_segment = self.oldest_segment.max(header.oldest_segment);
     }
 
     /// Reads batches of one segment from `offset` on, as long as each is whole and the next in order.
-    pub fn read_on<F: StorageFile>(
+    pub(super) fn read_on<F: StorageFile>(
         &mut self,
         reader: &mut SegmentReader<F>,
         mut offset: u64,
@@ -384,7 +384,7 @@ impl Walk {
     /// Looks at all valid headers from `offset` to the end of the segment, for what they say was durable.
     /// Returns the place of the batch that goes on without a gap in the records: then only empty batches, which
     /// carry nothing but their header, were damaged between.
-    pub fn look_ahead<F: StorageFile>(
+    pub(super) fn look_ahead<F: StorageFile>(
         &mut self,
         reader: &mut SegmentReader<F>,
         mut offset: u64,

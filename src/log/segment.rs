@@ -40,7 +40,7 @@ const HEADER_BLOCK_BYTES: usize = FIRST_BATCH_OFFSET as usize;
 
 impl SegmentHeader {
     /// The header's page, and the end mark where the first batch will be.
-    pub fn encode(&self) -> Vec<u8> {
+    pub(super) fn encode(&self) -> Vec<u8> {
         let mut block = vec![0; HEADER_BLOCK_BYTES];
         block[0..8].copy_from_slice(&SEGMENT_MAGIC);
         block[8..12].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
@@ -141,14 +141,14 @@ const WINDOW_BYTES: u64 = 1 << 20;
 
 impl<F: StorageFile> SegmentReader<F> {
     /// Reads and verifies the header of an open file.
-    pub fn new(file: F, name: String) -> Result<Self, LogError> {
+    pub(super) fn new(file: F, name: String) -> Result<Self, LogError> {
         let (mut reader, block) = Self::read_block(file, name)?;
         reader.header = SegmentHeader::parse(&reader.name, &block)?;
         Ok(reader)
     }
 
     /// As `new`, but takes the header for what it says: the salt in it may well be whole.
-    pub fn new_unverified(file: F, name: String) -> Result<Self, LogError> {
+    pub(super) fn new_unverified(file: F, name: String) -> Result<Self, LogError> {
         Self::read_block(file, name).map(|(reader, _)| reader)
     }
 
@@ -169,7 +169,7 @@ impl<F: StorageFile> SegmentReader<F> {
     }
 
     /// Judges what stands at `offset`.
-    pub fn place(&mut self, offset: u64) -> Result<Place<'_>, LogError> {
+    pub(super) fn place(&mut self, offset: u64) -> Result<Place<'_>, LogError> {
         let salt = self.header.salt;
         let Some(bytes) = self.bytes_at(offset, BATCH_HEADER_BYTES as u64)? else {
             return Ok(Place::End);
@@ -193,7 +193,7 @@ impl<F: StorageFile> SegmentReader<F> {
     }
 
     /// The next valid batch header at or after `from`, and where it is.
-    pub fn next_header(&mut self, from: u64) -> Result<Option<(u64, BatchHeader)>, LogError> {
+    pub(super) fn next_header(&mut self, from: u64) -> Result<Option<(u64, BatchHeader)>, LogError> {
         let salt = self.header.salt;
         let mut offset = from.next_multiple_of(8).max(FIRST_BATCH_OFFSET);
         while offset + BATCH_HEADER_BYTES as u64 <= self.file_bytes {
@@ -214,7 +214,7 @@ impl<F: StorageFile> SegmentReader<F> {
     }
 
     /// The end of the last byte at or after `from` that is not zero; `from` if there is none.
-    pub fn last_nonzero(&mut self, from: u64) -> Result<u64, LogError> {
+    pub(super) fn last_nonzero(&mut self, from: u64) -> Result<u64, LogError> {
         let mut end = from;
         let mut offset = from;
         while offset < self.file_bytes {
@@ -229,7 +229,7 @@ impl<F: StorageFile> SegmentReader<F> {
     }
 
     /// `bytes` bytes at `offset`; `None` if the file ends before.
-    pub fn bytes_at(&mut self, offset: u64, bytes: u64) -> Result<Option<&[u8]>, LogError> {
+    pub(super) fn bytes_at(&mut self, offset: u64, bytes: u64) -> Result<Option<&[u8]>, LogError> {
         if offset + bytes > self.file_bytes {
             return Ok(None);
         }

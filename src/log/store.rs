@@ -30,7 +30,7 @@ const STORE_BYTES: usize = 128;
 
 impl Store {
     /// Reads `STORE`; `None` if there is none.
-    pub fn read<S: Storage>(storage: &S, names: &[String]) -> Result<Option<Self>, LogError> {
+    pub(super) fn read<S: Storage>(storage: &S, names: &[String]) -> Result<Option<Self>, LogError> {
         if !names.iter().any(|name| name == STORE_NAME) {
             return Ok(None);
         }
@@ -45,7 +45,7 @@ impl Store {
     }
 
     /// Replaces `STORE`, durably.
-    pub fn write<S: Storage>(&self, storage: &S) -> Result<(), LogError> {
+    pub(super) fn write<S: Storage>(&self, storage: &S) -> Result<(), LogError> {
         let file = storage.create(STORE_NEW_NAME).map_err(LogError::io("create", STORE_NEW_NAME))?;
         file.write_at(&self.encode(), 0).map_err(LogError::io("write", STORE_NEW_NAME))?;
         file.sync_data().map_err(LogError::io("sync", STORE_NEW_NAME))?;

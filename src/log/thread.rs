@@ -90,7 +90,8 @@ struct Sent {
 
 impl LogThread {
     /// Starts the thread. `notify` is called on it after [`durable`](Self::durable),
-    /// [`accepts_new`](Self::accepts_new) or [`failure`](Self::failure) changed; it must not block.
+    /// [`has_room`](Self::has_room), [`accepts_new`](Self::accepts_new) or [`failure`](Self::failure) changed; it
+    /// must not block.
     ///
     /// # Errors
     /// When the operating system gives no thread.
@@ -317,8 +318,9 @@ impl<S: Storage, O: LogObserver> Runner<S, O> {
         match self.wait(patience, taken) {
             Wake::Arrived { last_ticket } => {
                 self.commit(taken)?;
-                self.publish(last_ticket);
+                // Room first: who waits for it is woken by the same call that tells of the ticket.
                 self.recycle(taken);
+                self.publish(last_ticket);
                 self.after_commit()?;
             }
             Wake::TimePassed if self.upkeep == Maintenance::Done => self.mark()?,

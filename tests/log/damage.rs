@@ -1,7 +1,7 @@
 //! Damage that no crash can do: flipped, zeroed and missing bytes and files. Whatever was confirmed is there, or
 //! the log refuses to open, says where, and touches nothing.
 
-use taskyard::log::{LogError, SEGMENT_BYTES_MIN, check};
+use taskyard::log::{Log, LogError, SEGMENT_BYTES_MIN, check};
 
 use crate::disk::SimDisk;
 use crate::model::{Item, State, batch, fold, open, options};
@@ -11,7 +11,7 @@ fn store(clean: bool) -> (SimDisk, State) {
     let disk = SimDisk::new();
     let mut state = State::new();
     let mut log = open(&disk).expect("a new log").log;
-    let mut append = |log: &mut taskyard::log::Log<SimDisk>, items: &[Item]| {
+    let mut append = |log: &mut Log<SimDisk>, items: &[Item]| {
         log.append(&batch(items)).expect("append");
         log.sync().expect("sync");
         fold(&mut state, items);
@@ -176,7 +176,7 @@ fn a_segment_of_another_store() {
     let other = SimDisk::new();
     let mut other_options = options();
     other_options.store_uuid = 0xB6B6;
-    drop(taskyard::log::Log::open(other.clone(), other_options, &mut |_| {}).expect("a new log"));
+    drop(Log::open(other.clone(), other_options, &mut |_| {}).expect("a new log"));
     disk.put("00000002.seg", other.image()["00000001.seg"].clone());
     let error = whole_or_refused(&disk, &state, "foreign").expect("refused");
     assert!(error.to_string().contains("belongs to another store"), "{error}");
@@ -248,24 +248,26 @@ fn a_lost_mark_loses_nothing() {
     assert_eq!(opened.state().len(), 3);
 }
 
-/// A client may send whatever it likes as a payload, even a batch that it found in a stolen file.
+/// A client may send whatever it likes as a payload, even batches from a stolen file: they do not count, unless it
+/// also knows the salt.
 #[test]
 fn a_batch_in_a_payload_is_no_batch() {
     let (other, _) = store(true);
-    let stolen = other.image()["00000001.seg"][4096..4096 + 2000].to_vec();
-    let disk = SimDisk::new();
-    let mut log = open(&disk).expect("a new log").log;
-    log.append(&batch(&[Item::put(1, b"one")])).expect("append");
-    log.sync().expect("sync");
-    log.append(&batch(&[Item::put(2, &stolen)])).expect("append");
-    drop(log);
-    // The stolen bytes stay whole, the header of the batch around them does not.
-    let damaged = disk.fork();
-    damaged.tamper("00000001.seg", |bytes| bytes[4096 + 96..4096 + 96 + 64].fill(0xEE));
-    let mut other_options = options();
-    other_options.salt_seed = 43;
-    let opened = open(&damaged).expect("a torn end");
-    assert_eq!(opened.items, [Item::put(1, b"one")]);
+    let stolen = other.image()["00000001.seg"][4096..4096 + 1200].to_vec();
+    for (salt_seed, opens) in [(43, true), (42, false)] {
+        let disk = SimDisk::new();
+        let mut options = options();
+        options.salt_seed = salt_seed;
+        let (mut log, _) = Log::open(disk.clone(), options.clone(), &mut |_| {}).expect("a new log");
+        log.append(&batch(&[Item::put(1, b"one")])).expect("append");
+        log.sync().expect("sync");
+        // The payload begins at a multiple of 8.
+        log.append(&batch(&[Item::put(2, &[&[0; 4], &stolen[..]].concat())])).expect("append");
+        drop(log);
+        // The stolen bytes stay whole, the header of the batch around them does not.
+        disk.tamper("00000001.seg", |bytes| bytes[4096 + 96..4096 + 96 + 64].fill(0xEE));
+        assert_eq!(Log::open(disk.clone(), options, &mut |_| {}).is_ok(), opens);
+    }
 }
 
 #[test]
@@ -274,7 +276,7 @@ fn options_that_cannot_work_are_refused() {
         let mut options = options();
         options.segment_bytes = segment_bytes;
         let disk = SimDisk::new();
-        let error = taskyard::log::Log::open(disk.clone(), options, &mut |_| {}).err().expect("refused");
+        let error = Log::open(disk.clone(), options, &mut |_| {}).err().expect("refused");
         assert_eq!(error.exit_code(), 4);
         assert!(disk.names().is_empty());
     }

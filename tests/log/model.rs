@@ -9,7 +9,7 @@ use taskyard::log::{
 use crate::disk::{Dice, SimDisk};
 
 /// The smallest segments, so that a short script fills many.
-pub fn options() -> Options {
+pub(crate) fn options() -> Options {
     let mut options = Options::new(0xA5A5, 42);
     options.segment_bytes = SEGMENT_BYTES_MIN;
     options
@@ -17,27 +17,27 @@ pub fn options() -> Options {
 
 /// A record as the caller knows it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Item {
-    pub kind: u8,
-    pub key: Key,
-    pub body: Vec<u8>,
+pub(crate) struct Item {
+    pub(crate) kind: u8,
+    pub(crate) key: Key,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Item {
-    pub fn put(key: Key, body: &[u8]) -> Self {
+    pub(crate) fn put(key: Key, body: &[u8]) -> Self {
         Self { kind: RecordKind::Put as u8, key, body: body.to_vec() }
     }
 
-    pub fn amend(key: Key, body: &[u8]) -> Self {
+    pub(crate) fn amend(key: Key, body: &[u8]) -> Self {
         Self { kind: RecordKind::Amend as u8, key, body: body.to_vec() }
     }
 
-    pub fn remove(key: Key) -> Self {
+    pub(crate) fn remove(key: Key) -> Self {
         Self { kind: RecordKind::Remove as u8, key, body: Vec::new() }
     }
 }
 
-pub fn batch(items: &[Item]) -> RecordBatch {
+pub(crate) fn batch(items: &[Item]) -> RecordBatch {
     let mut batch = RecordBatch::new();
     for item in items {
         let kind = match item.kind {
@@ -51,9 +51,9 @@ pub fn batch(items: &[Item]) -> RecordBatch {
 }
 
 /// All that is known of each key: the body of its `Put` and those of its `Amend`s.
-pub type State = BTreeMap<Key, Vec<Vec<u8>>>;
+pub(crate) type State = BTreeMap<Key, Vec<Vec<u8>>>;
 
-pub fn fold(state: &mut State, items: &[Item]) {
+pub(crate) fn fold(state: &mut State, items: &[Item]) {
     for item in items {
         match item.kind {
             1 => {
@@ -72,21 +72,21 @@ pub fn fold(state: &mut State, items: &[Item]) {
 }
 
 /// What a log showed when it was opened.
-pub struct Opened {
-    pub log: Log<SimDisk>,
-    pub recovery: Recovery,
-    pub items: Vec<Item>,
+pub(crate) struct Opened {
+    pub(crate) log: Log<SimDisk>,
+    pub(crate) recovery: Recovery,
+    pub(crate) items: Vec<Item>,
 }
 
 impl Opened {
-    pub fn state(&self) -> State {
+    pub(crate) fn state(&self) -> State {
         let mut state = State::new();
         fold(&mut state, &self.items);
         state
     }
 }
 
-pub fn open(disk: &SimDisk) -> Result<Opened, LogError> {
+pub(crate) fn open(disk: &SimDisk) -> Result<Opened, LogError> {
     let mut items = Vec::new();
     let mut last_lsn = 0;
     let (log, recovery) = Log::open(disk.clone(), options(), &mut |record| {
@@ -99,7 +99,7 @@ pub fn open(disk: &SimDisk) -> Result<Opened, LogError> {
 
 /// One thing that a caller does.
 #[derive(Clone, Debug)]
-pub enum Step {
+pub(crate) enum Step {
     Append(Vec<Item>),
     Sync,
     Forget(Key),
@@ -111,7 +111,7 @@ pub enum Step {
 
 /// What was asked of a log and what it answered.
 #[derive(Default)]
-pub struct Books {
+pub(crate) struct Books {
     /// Batches that were appended, in order.
     appended: Vec<Vec<Item>>,
     /// So many of them were confirmed as durable.
@@ -121,12 +121,12 @@ pub struct Books {
     refused: Vec<(usize, Vec<Item>)>,
     /// Keys that were forgotten, and how many batches were appended before that.
     forgotten: Vec<(usize, Key)>,
-    pub errors: Vec<LogError>,
+    pub(crate) errors: Vec<LogError>,
 }
 
 impl Books {
     /// Does the steps on a new log on `disk`; goes on after an error as long as the log does.
-    pub fn run(disk: &SimDisk, steps: &[Step]) -> Self {
+    pub(crate) fn run(disk: &SimDisk, steps: &[Step]) -> Self {
         let mut books = Self::default();
         let Some(mut log) = books.open(disk) else {
             return books;
@@ -179,7 +179,7 @@ impl Books {
         None
     }
 
-    pub fn step(&mut self, log: &mut Log<SimDisk>, step: &Step) -> Result<(), LogError> {
+    pub(crate) fn step(&mut self, log: &mut Log<SimDisk>, step: &Step) -> Result<(), LogError> {
         match step {
             Step::Append(items) => {
                 if let Err(error) = log.append(&batch(items)) {
@@ -233,7 +233,7 @@ impl Books {
     }
 
     /// Whether what a log showed keeps all promises.
-    pub fn judge(&self, opened: &Opened) {
+    pub(crate) fn judge(&self, opened: &Opened) {
         let state = opened.state();
         self.judge_state(&state);
         let known: BTreeSet<&Item> =
@@ -311,7 +311,7 @@ fn fits(state: &State, expected: &State, optional: &BTreeSet<Key>) -> bool {
 }
 
 /// A workload of every kind of step, that fills a few segments and lets cleaning free and move.
-pub fn script(seed: u64, steps: usize) -> Vec<Step> {
+pub(crate) fn script(seed: u64, steps: usize) -> Vec<Step> {
     let mut dice = Dice::new(seed);
     let mut script = Vec::new();
     let mut living: Vec<Key> = Vec::new();

@@ -10,12 +10,12 @@ use crate::model::{Item, batch, open};
 
 /// Waits for what the log's thread tells, never for time.
 #[derive(Clone, Default)]
-pub struct Signal {
+pub(crate) struct Signal {
     told: Arc<(Mutex<u64>, Condvar)>,
 }
 
 impl Signal {
-    pub fn setter(&self) -> impl Fn() + Send + Sync + 'static {
+    pub(crate) fn setter(&self) -> impl Fn() + Send + Sync + 'static {
         let told = Arc::clone(&self.told);
         move || {
             *told.0.lock().expect("nobody panics with it") += 1;
@@ -23,7 +23,7 @@ impl Signal {
         }
     }
 
-    pub fn wait_until(&self, is_so: impl Fn() -> bool) {
+    pub(crate) fn wait_until(&self, is_so: impl Fn() -> bool) {
         loop {
             let seen = *self.told.0.lock().expect("nobody panics with it");
             if is_so() {

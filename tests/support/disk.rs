@@ -14,14 +14,14 @@ const SECTOR_BYTES: usize = 512;
 
 /// A small generator of numbers for tests: the same seed, the same run.
 #[derive(Clone, Debug)]
-pub struct Dice(u64);
+pub(crate) struct Dice(u64);
 
 impl Dice {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0xD1B5_4A32_D192_ED03)
     }
 
-    pub fn roll(&mut self) -> u64 {
+    pub(crate) fn roll(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -29,14 +29,14 @@ impl Dice {
         mixed ^ (mixed >> 31)
     }
 
-    pub fn below(&mut self, bound: u64) -> u64 {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.roll() % bound
     }
 }
 
 /// What the disk does wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// The operation, and nothing else, fails with EIO. A failed sync loses what it should have kept, though
     /// that can still be read.
     Eio,
@@ -83,18 +83,18 @@ enum NameChange {
 
 /// The disk; clones of the handle are the same disk.
 #[derive(Clone, Default)]
-pub struct SimDisk {
+pub(crate) struct SimDisk {
     state: Arc<Mutex<State>>,
 }
 
 /// One file of a `SimDisk`, or its lock.
-pub struct SimFile {
+pub(crate) struct SimFile {
     state: Arc<Mutex<State>>,
     inode: Option<usize>,
 }
 
 impl SimDisk {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::default()
     }
 
@@ -103,7 +103,7 @@ impl SimDisk {
     }
 
     /// Another disk that is now the same; without faults and unlocked.
-    pub fn fork(&self) -> Self {
+    pub(crate) fn fork(&self) -> Self {
         let mut state = self.state().clone();
         state.locked = false;
         state.fault = None;
@@ -112,7 +112,7 @@ impl SimDisk {
     }
 
     /// What a power cut now leaves, as `seed` decides. 0 keeps nothing unsynced, 1 keeps all.
-    pub fn crash(&self, seed: u64) -> Self {
+    pub(crate) fn crash(&self, seed: u64) -> Self {
         let mut dice = Dice::new(seed);
         let mut state = self.state().clone();
         for inode in &mut state.files {
@@ -144,38 +144,38 @@ impl SimDisk {
     }
 
     /// Makes the `number`th operation from now on, counted from 1, go wrong.
-    pub fn fail_at(&self, number: u64, fault: Fault) {
+    pub(crate) fn fail_at(&self, number: u64, fault: Fault) {
         let mut state = self.state();
         state.fault = Some((state.operations + number, fault));
     }
 
     /// Operations so far.
-    pub fn operations(&self) -> u64 {
+    pub(crate) fn operations(&self) -> u64 {
         self.state().operations
     }
 
     /// Bytes that all files together may have; `None` for any.
-    pub fn set_capacity(&self, bytes: Option<u64>) {
+    pub(crate) fn set_capacity(&self, bytes: Option<u64>) {
         self.state().capacity = bytes;
     }
 
     /// Bytes that all files have.
-    pub fn used(&self) -> u64 {
+    pub(crate) fn used(&self) -> u64 {
         self.state().used()
     }
 
-    pub fn names(&self) -> Vec<String> {
+    pub(crate) fn names(&self) -> Vec<String> {
         self.state().names.keys().cloned().collect()
     }
 
     /// All files with their bytes, for comparing.
-    pub fn image(&self) -> BTreeMap<String, Vec<u8>> {
+    pub(crate) fn image(&self) -> BTreeMap<String, Vec<u8>> {
         let state = self.state();
         state.names.iter().map(|(name, &inode)| (name.clone(), state.files[inode].seen.clone())).collect()
     }
 
     /// Changes a file behind the log's back, durably.
-    pub fn tamper(&self, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
+    pub(crate) fn tamper(&self, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
         let mut state = self.state();
         let inode = state.names[name];
         let inode = &mut state.files[inode];
@@ -184,22 +184,22 @@ impl SimDisk {
         inode.pending.clear();
     }
 
-    pub fn flip(&self, name: &str, offset: usize) {
+    pub(crate) fn flip(&self, name: &str, offset: usize) {
         self.tamper(name, |bytes| bytes[offset] ^= 0x10);
     }
 
-    pub fn truncate(&self, name: &str, bytes: usize) {
+    pub(crate) fn truncate(&self, name: &str, bytes: usize) {
         self.tamper(name, |content| content.truncate(bytes));
     }
 
-    pub fn delete(&self, name: &str) {
+    pub(crate) fn delete(&self, name: &str) {
         let mut state = self.state();
         state.names.remove(name);
         state.durable_names.remove(name);
     }
 
     /// Puts a file there, durably.
-    pub fn put(&self, name: &str, bytes: Vec<u8>) {
+    pub(crate) fn put(&self, name: &str, bytes: Vec<u8>) {
         let mut state = self.state();
         let inode = state.files.len();
         state.files.push(Inode { seen: bytes.clone(), durable: bytes, pending: Vec::new() });

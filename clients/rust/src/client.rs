@@ -243,7 +243,8 @@ impl Client {
         connection: Option<u64>,
         message: ClientMessage,
     ) -> Result<ServerMessage, RequestError> {
-        let permit = self.shared.requests.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let permit =
+            self.shared.requests.clone().acquire_owned().await.expect("the semaphore is never closed");
         let (reply, answer) = oneshot::channel();
         let command = Command::Request { message, connection, reply, permit };
         if self.shared.commands.send(command).await.is_err() {
@@ -264,8 +265,7 @@ impl Client {
         told.await.unwrap_or_else(|_| Err(RequestError::Disconnected(driver_gone())))
     }
 
-    /// What the broker said when the connection was made; of the latest connection, none while
-    /// there is none.
+    /// What the broker said when the present connection was made; `None` while there is none.
     pub fn welcome(&self) -> Option<Welcome> {
         match &*self.shared.link.borrow() {
             Link::Up { welcome, .. } => Some((**welcome).clone()),

@@ -12,8 +12,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use sha1::{Digest as _, Sha1};
 use taskyard_proto::Error;
-use taskyard_proto::codec;
 use taskyard_proto::code::Advice;
+use taskyard_proto::codec;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -117,7 +117,10 @@ impl fmt::Display for ConnectError {
                 write!(f, "the connection failed: {error}; is the broker running, and is its address right?")
             }
             ConnectError::Timeout(limit) => {
-                write!(f, "the broker did not answer within {limit:?}; is its address right, or is it overloaded?")
+                write!(
+                    f,
+                    "the broker did not answer within {limit:?}; is its address right, or is it overloaded?"
+                )
             }
             ConnectError::Handshake(problem) => f.write_str(problem),
             ConnectError::Refused { status, message } => {
@@ -179,7 +182,11 @@ impl Connection {
     }
 
     /// Upgrades a stream that is already open.
-    pub async fn over<R, W>(mut read: R, mut write: W, endpoint: &Endpoint) -> Result<Connection, ConnectError>
+    pub async fn over<R, W>(
+        mut read: R,
+        mut write: W,
+        endpoint: &Endpoint,
+    ) -> Result<Connection, ConnectError>
     where
         R: AsyncRead + Send + Unpin + 'static,
         W: AsyncWrite + Send + Unpin + 'static,
@@ -261,9 +268,10 @@ fn refusal(body: &[u8]) -> String {
     let error = text.strip_prefix('{').and_then(|fields| {
         let message = format!("{{\"type\":\"error\",{fields}");
         match codec::decode_server(codec::Encoding::Json, message.as_bytes()).ok()? {
-            codec::Frame::One(codec::Response { message: taskyard_proto::ServerMessage::Error(error), .. }) => {
-                Some(format!("{}: {}", error.code, error.message.as_str()))
-            }
+            codec::Frame::One(codec::Response {
+                message: taskyard_proto::ServerMessage::Error(error),
+                ..
+            }) => Some(format!("{}: {}", error.code, error.message.as_str())),
             _ => None,
         }
     });

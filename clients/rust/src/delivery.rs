@@ -124,7 +124,10 @@ impl Delivery {
         self.client.tell_over(Some(self.connection), message.into()).await
     }
 
-    pub(crate) async fn request(&self, message: impl Into<ClientMessage>) -> Result<ServerMessage, RequestError> {
+    pub(crate) async fn request(
+        &self,
+        message: impl Into<ClientMessage>,
+    ) -> Result<ServerMessage, RequestError> {
         self.client.request_over(Some(self.connection), message.into()).await
     }
 }

@@ -10,8 +10,8 @@ use taskyard_proto::code::CloseCode;
 use taskyard_proto::codec::{Frame, Request, Response};
 use taskyard_proto::message::BATCH_MAX;
 use taskyard_proto::{
-    AwayReason, Bye, ClientMessage, Error, ErrorCode, Finished, Hello, RequestId, ServerMessage, Submit, TaskId, Text,
-    Watch, Welcome,
+    AwayReason, Bye, ClientMessage, Error, ErrorCode, Finished, Hello, RequestId, ServerMessage, Submit,
+    TaskId, Text, Watch, Welcome,
 };
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -48,7 +48,10 @@ pub(crate) fn backoff(options: &ClientOptions) -> Backoff {
 }
 
 /// The first connection. Its failure is final, unless the options say otherwise.
-pub(crate) async fn open_first(options: &ClientOptions, backoff: &mut Backoff) -> Result<Opened, ConnectError> {
+pub(crate) async fn open_first(
+    options: &ClientOptions,
+    backoff: &mut Backoff,
+) -> Result<Opened, ConnectError> {
     loop {
         let error = match open(options).await {
             Ok(opened) => return Ok(opened),
@@ -134,9 +137,14 @@ struct Outgoing {
 
 enum Waiter {
     Submit(SubmitWaiter),
-    Request { reply: oneshot::Sender<Result<ServerMessage, RequestError>>, _permit: OwnedSemaphorePermit },
+    Request {
+        reply: oneshot::Sender<Result<ServerMessage, RequestError>>,
+        _permit: OwnedSemaphorePermit,
+    },
     /// Wants to know that the message is on its way; there is no answer.
-    Tell { reply: oneshot::Sender<Result<(), RequestError>> },
+    Tell {
+        reply: oneshot::Sender<Result<(), RequestError>>,
+    },
     /// A watch that is made again, for those who wait for the task's end.
     Watch(TaskId),
 }
@@ -490,7 +498,14 @@ impl Driver {
             match waiter {
                 Waiter::Submit(SubmitWaiter { again: Some(submit), reply, finished, _permit, sent }) => {
                     let waiter = SubmitWaiter { reply, finished, _permit, again: None, sent };
-                    again.push((id, Outgoing { message: (*submit).into(), connection: None, waiter: Waiter::Submit(waiter) }));
+                    again.push((
+                        id,
+                        Outgoing {
+                            message: (*submit).into(),
+                            connection: None,
+                            waiter: Waiter::Submit(waiter),
+                        },
+                    ));
                 }
                 waiter => waiter.fail_unanswered(closed),
             }
@@ -598,7 +613,9 @@ impl Waiter {
     fn fail_unsent(self, closed: &Closed) {
         let closed = closed.clone();
         match self {
-            Waiter::Submit(SubmitWaiter { reply, sent: true, .. }) => drop(reply.send(Err(SubmitError::Unknown(closed)))),
+            Waiter::Submit(SubmitWaiter { reply, sent: true, .. }) => {
+                drop(reply.send(Err(SubmitError::Unknown(closed))))
+            }
             Waiter::Submit(waiter) => drop(waiter.reply.send(Err(SubmitError::Closed(closed)))),
             Waiter::Request { reply, .. } => drop(reply.send(Err(RequestError::Closed(closed)))),
             Waiter::Tell { reply } => drop(reply.send(Err(RequestError::Closed(closed)))),

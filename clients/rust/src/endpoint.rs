@@ -139,7 +139,9 @@ fn split_port(authority: &str) -> Option<(&str, Option<u16>)> {
     };
     match port {
         None => Some((host, None)),
-        Some(port) if port.bytes().all(|b| b.is_ascii_digit()) => port.parse().ok().map(|port| (host, Some(port))),
+        Some(port) if port.bytes().all(|b| b.is_ascii_digit()) => {
+            port.parse().ok().map(|port| (host, Some(port)))
+        }
         Some(_) => None,
     }
 }
@@ -158,10 +160,13 @@ mod tests {
             ("ws://[::1]:7070/x", "::1", 7070, "/x"),
             ("wss://h/#top", "h", 443, "/ws"),
         ] {
-            let endpoint = Endpoint::parse(url).unwrap();
+            let endpoint = Endpoint::parse(url).expect("this works in the test");
             assert_eq!((endpoint.host(), endpoint.port(), endpoint.path()), (host, port, path), "{url}");
         }
-        assert_eq!(Endpoint::parse("ws://[::1]:7070").unwrap().to_string(), "ws://[::1]:7070/ws");
+        assert_eq!(
+            Endpoint::parse("ws://[::1]:7070").expect("this works in the test").to_string(),
+            "ws://[::1]:7070/ws"
+        );
     }
 
     #[test]
@@ -177,7 +182,7 @@ mod tests {
             ("ws://h/a b", "space"),
             ("ws://h/\r\nX: y", "space"),
         ] {
-            let error = Endpoint::parse(url).unwrap_err().to_string();
+            let error = Endpoint::parse(url).expect_err("this fails in the test").to_string();
             assert!(error.contains(problem), "{url}: {error}");
         }
     }

@@ -83,7 +83,8 @@ impl Head {
 
     /// Whether the header's list of words holds `word`, in whatever case.
     pub(crate) fn lists(&self, name: &str, word: &str) -> bool {
-        self.header(name).is_some_and(|value| value.split(',').any(|item| item.trim().eq_ignore_ascii_case(word)))
+        self.header(name)
+            .is_some_and(|value| value.split(',').any(|item| item.trim().eq_ignore_ascii_case(word)))
     }
 }
 
@@ -101,7 +102,10 @@ where
         }
         if (&mut *stream).take((HEAD_BYTES_MAX - kept.len()) as u64).read_buf(kept).await? == 0 {
             return Err(match kept.is_empty() {
-                true => io::Error::new(io::ErrorKind::UnexpectedEof, "it closed the connection without an answer").into(),
+                true => {
+                    io::Error::new(io::ErrorKind::UnexpectedEof, "it closed the connection without an answer")
+                        .into()
+                }
                 false => not_http("it ended within the head"),
             });
         }
@@ -177,19 +181,24 @@ where
         let line_end = loop {
             match find(&kept[at..], b"\r\n") {
                 Some(end) => break at + end,
-                None if kept.len() - at > 1024 => return Err(not_http("the line of a chunk's size is too long")),
+                None if kept.len() - at > 1024 => {
+                    return Err(not_http("the line of a chunk's size is too long"));
+                }
                 None => more(stream, &mut kept).await?,
             }
         };
         let line = String::from_utf8_lossy(&kept[at..line_end]);
-        let size = line.split(';').next().map(str::trim).and_then(|digits| usize::from_str_radix(digits, 16).ok());
+        let size =
+            line.split(';').next().map(str::trim).and_then(|digits| usize::from_str_radix(digits, 16).ok());
         let size = size.ok_or_else(|| not_http("the size of a chunk is no number"))?;
         at = line_end + 2;
         if size == 0 {
             return Ok(body);
         }
         if size > bytes_max - body.len() {
-            return Err(ConnectError::Handshake(format!("the answer's body is longer than {bytes_max} bytes")));
+            return Err(ConnectError::Handshake(format!(
+                "the answer's body is longer than {bytes_max} bytes"
+            )));
         }
         while kept.len() - at < size + 2 {
             more(stream, &mut kept).await?;
@@ -226,18 +235,25 @@ mod tests {
         let mut kept = Vec::new();
         let head = read_head(&mut stream, &mut kept).await?;
         let body = read_body(&mut stream, &head, kept, 16).await?;
-        Ok((head.status, String::from_utf8(body).unwrap()))
+        Ok((head.status, String::from_utf8(body).expect("this works in the test")))
     }
 
     #[tokio::test]
     async fn bodies_of_every_kind_are_read() {
         for (bytes, body) in [
             ("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabcdef", "abc"),
-            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;x=y\r\nab\r\n1\r\nc\r\n0\r\n\r\n", "abc"),
+            (
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;x=y\r\nab\r\n1\r\nc\r\n0\r\n\r\n",
+                "abc",
+            ),
             ("HTTP/1.0 200 OK\r\n\r\nabc", "abc"),
             ("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", ""),
         ] {
-            assert_eq!(answer(bytes).await.unwrap(), (200, body.to_owned()), "{bytes:?}");
+            assert_eq!(
+                answer(bytes).await.expect("this works in the test"),
+                (200, body.to_owned()),
+                "{bytes:?}"
+            );
         }
     }
 
@@ -255,7 +271,7 @@ mod tests {
             ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n", "longer than 16"),
             ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "size of a chunk"),
         ] {
-            let error = answer(bytes).await.unwrap_err().to_string();
+            let error = answer(bytes).await.expect_err("this fails in the test").to_string();
             assert!(error.contains(problem), "{bytes:?}: {error}");
         }
     }

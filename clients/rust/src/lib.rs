@@ -30,3 +30,8 @@ pub use reconnect::Reconnect;
 pub use sender::{PushError, Sender};
 pub use taskyard_proto as proto;
 pub use worker::{Failure, Settle, Worker, WorkerError, WorkerEvent};
+
+/// The examples of the README are compiled with the documentation's.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

@@ -140,7 +140,9 @@ impl Receiver {
                 }
                 Poll::Ready(incoming)
             }
-            None if finished => unreachable!("the reading future leaves an end in the slot before it finishes"),
+            None if finished => {
+                unreachable!("the reading future leaves an end in the slot before it finishes")
+            }
             None => Poll::Pending,
         }
     }
@@ -181,7 +183,9 @@ fn ended(error: WebSocketError) -> Closed {
     match error {
         WebSocketError::UnexpectedEOF => Closed::broken("the other end went away without a close"),
         WebSocketError::IoError(error) => Closed::broken(error.to_string()),
-        WebSocketError::InvalidUTF8 => Closed::violation(CloseCode::INVALID_TEXT, "the broker sent text that is not UTF-8"),
+        WebSocketError::InvalidUTF8 => {
+            Closed::violation(CloseCode::INVALID_TEXT, "the broker sent text that is not UTF-8")
+        }
         WebSocketError::FrameTooLarge => Closed::violation(
             CloseCode::TOO_BIG,
             format!("the broker sent a frame of more than {MESSAGE_BYTES_MAX} bytes"),

@@ -4,8 +4,8 @@
 use std::fmt;
 use std::io;
 
-use rand::rngs::StdRng;
 use rand::Rng as _;
+use rand::rngs::StdRng;
 use taskyard_proto::codec::{self, Encoding, Request};
 use taskyard_proto::message::BATCH_MAX;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
@@ -58,7 +58,9 @@ impl fmt::Display for PushError {
                 "the message is {bytes} bytes long and the broker takes at most {bytes_max}: make the payload \
                  smaller, or store it elsewhere and send where it is"
             ),
-            PushError::Full => write!(f, "more than {BUFFER_BYTES_MAX} bytes wait to be written: flush first"),
+            PushError::Full => {
+                write!(f, "more than {BUFFER_BYTES_MAX} bytes wait to be written: flush first")
+            }
         }
     }
 }
@@ -67,7 +69,10 @@ impl std::error::Error for PushError {}
 
 impl fmt::Debug for Sender {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sender").field("encoding", &self.encoding).field("buffered", &self.buffered()).finish()
+        f.debug_struct("Sender")
+            .field("encoding", &self.encoding)
+            .field("buffered", &self.buffered())
+            .finish()
     }
 }
 
@@ -94,9 +99,17 @@ impl Sender {
         self.push_frame(|out| codec::encode_client(encoding, request, out))
     }
 
-    /// Puts messages into the buffer, as one array frame. At most 1024.
+    /// Puts messages into the buffer, as one array frame.
+    ///
+    /// # Panics
+    ///
+    /// With more than 1024 messages, which no broker takes in one frame.
     pub fn push_batch(&mut self, requests: &[Request]) -> Result<(), PushError> {
-        assert!(requests.len() <= BATCH_MAX, "a frame holds at most {BATCH_MAX} messages, not {}", requests.len());
+        assert!(
+            requests.len() <= BATCH_MAX,
+            "a frame holds at most {BATCH_MAX} messages, not {}",
+            requests.len()
+        );
         let encoding = self.encoding;
         self.push_frame(|out| codec::encode_client_batch(encoding, requests, out))
     }

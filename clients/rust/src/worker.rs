@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use taskyard_proto::message::CREDIT_MAX;
 use taskyard_proto::{
-    Ack, AwayReason, Cancelled, ClientMessage, Credit, DelayMs, Drain, Error, ErrorCode, ErrorText, Extend, Flag,
-    LeaseId, LeaseList, Nack, Payload, QueueName, Release, ServerMessage, SettleOutcome, Subscribe, Task, TaskId,
-    Welcome,
+    Ack, AwayReason, Cancelled, ClientMessage, Credit, DelayMs, Drain, Error, ErrorCode, ErrorText, Extend,
+    Flag, LeaseId, LeaseList, Nack, Payload, QueueName, Release, ServerMessage, SettleOutcome, Subscribe,
+    Task, TaskId, Welcome,
 };
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
@@ -251,6 +251,7 @@ impl Worker {
             leases: HashMap::new(),
             tasks: JoinSet::new(),
             connection: 0,
+            up: false,
         };
         running.work(shutdown).await
     }
@@ -283,6 +284,8 @@ struct Running {
     tasks: JoinSet<LeaseId>,
     /// The connection that the leases belong to; 0 before the first.
     connection: u64,
+    /// Whether it still stands.
+    up: bool,
 }
 
 type Subscribing = Pin<Box<dyn Future<Output = Result<(), Box<Error>>> + Send>>;
@@ -342,7 +345,10 @@ impl Running {
                     }
                     Err(RequestError::Refused(error)) if error.retryable => {
                         job.emit(|| WorkerEvent::Error {
-                            message: format!("the subscription is refused for now: {}", error.message.as_str()),
+                            message: format!(
+                                "the subscription is refused for now: {}",
+                                error.message.as_str()
+                            ),
                         });
                         sleep(Duration::from_millis(error.retry_after_ms.0.unwrap_or(1000).max(100))).await;
                     }
@@ -356,18 +362,23 @@ impl Running {
 
     fn follow_link(&mut self, driver_gone: bool) -> Linked {
         let link = self.link.borrow_and_update().clone();
+        if driver_gone {
+            self.lose_leases();
+            return Linked::Ended(Closed::broken("the task that drives the connection is gone"));
+        }
         match link {
             Link::Up { connection, .. } if connection == self.connection => Linked::Same,
             Link::Up { connection, .. } => {
                 self.lose_leases();
                 self.connection = connection;
+                self.up = true;
                 Linked::Up
             }
-            Link::Down { .. } if !driver_gone => {
+            Link::Down { .. } => {
                 self.lose_leases();
                 Linked::Down
             }
-            Link::Down { closed } | Link::Ended { closed } => {
+            Link::Ended { closed } => {
                 self.lose_leases();
                 Linked::Ended(closed)
             }
@@ -376,6 +387,7 @@ impl Running {
 
     /// Tells every handler of the last connection that its lease is gone.
     fn lose_leases(&mut self) {
+        self.up = false;
         for (_, ending) in self.leases.drain() {
             ending.send_replace(Some(Ending::Disconnected));
         }
@@ -399,7 +411,7 @@ impl Running {
     fn start(&mut self, connection: u64, task: Task) {
         let Some(lease) = task.lease else { return };
         // Of a connection that is over already: the broker gives it to another.
-        if connection < self.connection {
+        if !self.up || connection != self.connection {
             return;
         }
         let (ending, ending_seen) = watch::channel(None);
@@ -432,7 +444,9 @@ impl Running {
         match ended {
             Ok(lease) => drop(self.leases.remove(&lease)),
             Err(error) => self.job.emit(|| WorkerEvent::Error {
-                message: format!("a delivery ended without a settle: {error}; its task comes again when its lease ends"),
+                message: format!(
+                    "a delivery ended without a settle: {error}; its task comes again when its lease ends"
+                ),
             }),
         }
     }
@@ -567,14 +581,17 @@ impl Job {
             Ok(()) => {}
             // What cannot be sent would never be settled: say so, and do not wait for the lease's end.
             Err(RequestError::TooLarge(error)) => {
-                self.emit(|| WorkerEvent::Error { message: format!("the result of task {task} was not sent: {error}") });
+                self.emit(|| WorkerEvent::Error {
+                    message: format!("the result of task {task} was not sent: {error}"),
+                });
                 let nack = settle_message(delivery, Err(Failure::fatal(error)));
                 if delivery.tell(nack).await.is_err() {
                     self.emit(|| WorkerEvent::LeaseLost { task });
                 }
             }
             Err(RequestError::Refused(error)) if error.code != ErrorCode::LeaseLost => {
-                let message = format!("task {task} was not settled: {}: {}", error.code, error.message.as_str());
+                let message =
+                    format!("task {task} was not settled: {}: {}", error.code, error.message.as_str());
                 self.emit(|| WorkerEvent::Error { message });
             }
             Err(_) => self.emit(|| WorkerEvent::LeaseLost { task }),
@@ -602,7 +619,13 @@ fn settle_message(delivery: &Delivery, result: Result<Payload, Failure>) -> Clie
         }
         Err(Failure::Nack { error, retry, delay_ms }) => {
             let delay_ms = delay_ms.map(DelayMs::nearest);
-            Nack { leases, error: Some(ErrorText::new(&error)), delay_ms, retry: (!retry).then_some(Flag(false)) }.into()
+            Nack {
+                leases,
+                error: Some(ErrorText::new(&error)),
+                delay_ms,
+                retry: (!retry).then_some(Flag(false)),
+            }
+            .into()
         }
         Err(Failure::Release { delay_ms }) => {
             Release { leases, delay_ms: delay_ms.map(DelayMs::nearest) }.into()
@@ -617,11 +640,9 @@ async fn guarded(start: impl FnOnce() -> Handling) -> Result<Payload, Failure> {
         Ok(handling) => handling,
         Err(panic) => return Err(panicked(panic.as_ref())),
     };
-    poll_fn(move |context| {
-        match catch_unwind(AssertUnwindSafe(|| handling.as_mut().poll(context))) {
-            Ok(poll) => poll,
-            Err(panic) => Poll::Ready(Err(panicked(panic.as_ref()))),
-        }
+    poll_fn(move |context| match catch_unwind(AssertUnwindSafe(|| handling.as_mut().poll(context))) {
+        Ok(poll) => poll,
+        Err(panic) => Poll::Ready(Err(panicked(panic.as_ref()))),
     })
     .await
 }
@@ -662,7 +683,8 @@ fn forward(
             ClientEvent::Message { connection, message } => {
                 let text = message.type_text();
                 if let Err(mpsc::error::TrySendError::Full(_)) = events.try_send((connection, message)) {
-                    let message = format!("a `{text}` was dropped: the broker sent more than the credit allows");
+                    let message =
+                        format!("a `{text}` was dropped: the broker sent more than the credit allows");
                     tell(WorkerEvent::Error { message });
                 }
             }

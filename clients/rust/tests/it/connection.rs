@@ -1,7 +1,7 @@
 //! The upgrade, and the frames after it.
 
-use taskyard_client::proto::codec::{Encoding, Frame, Request, Response};
 use taskyard_client::proto::code::Advice;
+use taskyard_client::proto::codec::{Encoding, Frame, Request, Response};
 use taskyard_client::proto::{ClientMessage, Payload, Ping, Pong, RequestId, Secret, ServerMessage};
 use taskyard_client::{ConnectError, Connection, Endpoint, Incoming, PushError, http};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
@@ -48,7 +48,8 @@ fn pong() -> Incoming {
 
 #[tokio::test]
 async fn the_upgrade_says_what_it_must() {
-    let (connection, _, key) = upgrade(&endpoint(), |key| upgrade_answer(&key.accept, &key.protocol).into()).await;
+    let (connection, _, key) =
+        upgrade(&endpoint(), |key| upgrade_answer(&key.accept, &key.protocol).into()).await;
     connection.unwrap();
     assert!(key.head.starts_with("GET /ws HTTP/1.1\r\nHost: fake:7070\r\n"), "{}", key.head);
     for line in [
@@ -69,12 +70,16 @@ async fn a_wrong_answer_to_the_upgrade_is_refused() {
         ("Sec-WebSocket-Accept", |key| upgrade_answer("c29tZWJvZHkgZWxzZSdzIGtleQ==", &key.protocol)),
         ("is missing", |key| upgrade_answer(&key.accept, &key.protocol).replace("sec-websocket-accept", "x")),
         ("subprotocol", |key| upgrade_answer(&key.accept, "taskyard.v1.json")),
-        ("did not agree", |key| upgrade_answer(&key.accept, &key.protocol).replace("sec-websocket-protocol", "x")),
+        ("did not agree", |key| {
+            upgrade_answer(&key.accept, &key.protocol).replace("sec-websocket-protocol", "x")
+        }),
         ("Upgrade: websocket", |key| upgrade_answer(&key.accept, &key.protocol).replace("WebSocket", "h2c")),
         ("Connection: Upgrade", |key| upgrade_answer(&key.accept, &key.protocol).replace(", Upgrade", "")),
         ("extension", |key| {
-            upgrade_answer(&key.accept, &key.protocol)
-                .replace("upgrade: WebSocket", "upgrade: websocket\r\nsec-websocket-extensions: permessage-deflate")
+            upgrade_answer(&key.accept, &key.protocol).replace(
+                "upgrade: WebSocket",
+                "upgrade: websocket\r\nsec-websocket-extensions: permessage-deflate",
+            )
         }),
     ];
     for (problem, answer) in cases {
@@ -102,7 +107,9 @@ async fn a_refusal_tells_its_status_and_its_text() {
         let error = connection.unwrap_err();
         assert_eq!(error.advice(), advice, "{status}");
         match error {
-            ConnectError::Refused { status: got, message: text } => assert_eq!((got, text.as_str()), (status, message)),
+            ConnectError::Refused { status: got, message: text } => {
+                assert_eq!((got, text.as_str()), (status, message))
+            }
             other => panic!("{other}"),
         }
     }
@@ -123,7 +130,8 @@ async fn tls_and_tokens_that_break_the_header_are_refused() {
 async fn bytes_glued_to_the_upgrade_are_kept() {
     let pong_frame = frame(0x82, &encoded(Encoding::MessagePack, Pong {}));
     // A whole frame and the first byte of the next.
-    let (mut connection, mut peer) = connected(&endpoint(), &[&pong_frame[..], &pong_frame[..1]].concat()).await;
+    let (mut connection, mut peer) =
+        connected(&endpoint(), &[&pong_frame[..], &pong_frame[..1]].concat()).await;
     assert_eq!(connection.receiver.receive().await, Ok(pong()));
     assert_eq!(connection.receiver.try_receive(), None);
     peer.raw(&pong_frame[1..]).await;
@@ -168,7 +176,9 @@ async fn messages_of_every_length_arrive_masked_and_whole() {
         endpoint.encoding = encoding;
         let (mut connection, mut peer) = connected(&endpoint, &[]).await;
         connection.sender.limit_message_bytes(16 << 20);
-        let lengths = [0, 1, 50, 60, 70, 80, 90, 100, 130, 1000, 65_000, 65_400, 65_450, 65_500, 65_535, 70_000, 200_000];
+        let lengths = [
+            0, 1, 50, 60, 70, 80, 90, 100, 130, 1000, 65_000, 65_400, 65_450, 65_500, 65_535, 70_000, 200_000,
+        ];
         let requests: Vec<Request> = lengths
             .iter()
             .map(|length| {
@@ -264,11 +274,9 @@ async fn what_no_broker_may_send_ends_the_connection_with_the_right_code() {
 
 #[tokio::test]
 async fn a_close_tells_its_code_and_what_to_do() {
-    for (code, reason, advice) in [
-        (1012, "restart", Advice::BackOff),
-        (4001, "token", Advice::Stop),
-        (4201, "", Advice::ReconnectNow),
-    ] {
+    for (code, reason, advice) in
+        [(1012, "restart", Advice::BackOff), (4001, "token", Advice::Stop), (4201, "", Advice::ReconnectNow)]
+    {
         let (mut connection, mut peer) = connected(&endpoint(), &[]).await;
         peer.close(code, reason).await;
         let closed = connection.receiver.receive().await.unwrap_err();
@@ -296,7 +304,10 @@ async fn a_status_is_asked_over_tcp() {
     let token = Secret::new("t");
     let (answer, head) = tokio::join!(http::get(&url, "/v1/queues", Some(&token)), answering);
     assert_eq!(answer.unwrap(), (200, b"[]".to_vec()));
-    assert!(head.starts_with("GET /v1/queues HTTP/1.1\r\n") && head.contains("Authorization: Bearer t\r\n"), "{head}");
+    assert!(
+        head.starts_with("GET /v1/queues HTTP/1.1\r\n") && head.contains("Authorization: Bearer t\r\n"),
+        "{head}"
+    );
 }
 
 #[tokio::test]

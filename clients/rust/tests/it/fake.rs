@@ -5,21 +5,21 @@ use std::collections::VecDeque;
 
 use taskyard_client::proto::codec::{self, Encoding, Request, Response};
 use taskyard_client::proto::{
-    Accepted, ClientMessage, LeaseId, Limits, Payload, QueueName, RequestId, ServerMessage, Submit, Subscribed, Task,
-    TaskId, Text, Welcome, WorkerName,
+    Accepted, ClientMessage, LeaseId, Limits, Payload, QueueName, RequestId, ServerMessage, Submit,
+    Subscribed, Task, TaskId, Text, Welcome, WorkerName,
 };
 use taskyard_client::{ClientOptions, Dialer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf, duplex};
 use tokio::sync::mpsc;
 
 /// The streams that clients have opened.
-pub struct Broker {
+pub(crate) struct Broker {
     streams: mpsc::UnboundedReceiver<DuplexStream>,
 }
 
 /// A broker, and the options of a client that reaches it. Streams are pipes in memory: with the
 /// clock paused, time passes only when both sides wait for it.
-pub fn broker() -> (Broker, ClientOptions) {
+pub(crate) fn broker() -> (Broker, ClientOptions) {
     let (opened, streams) = mpsc::unbounded_channel();
     let dialer = Dialer::new(move |_| {
         let opened = opened.clone();
@@ -36,12 +36,12 @@ pub fn broker() -> (Broker, ClientOptions) {
 
 impl Broker {
     /// The next stream, before its upgrade.
-    pub async fn stream(&mut self) -> DuplexStream {
+    pub(crate) async fn stream(&mut self) -> DuplexStream {
         self.streams.recv().await.expect("a client opens a stream")
     }
 
     /// The next connection, upgraded.
-    pub async fn upgraded(&mut self) -> Peer {
+    pub(crate) async fn upgraded(&mut self) -> Peer {
         let mut stream = self.stream().await;
         let key = read_upgrade(&mut stream).await;
         let answer = upgrade_answer(&key.accept, &key.protocol);
@@ -50,7 +50,7 @@ impl Broker {
     }
 
     /// The next connection, upgraded and welcomed.
-    pub async fn welcomed(&mut self) -> Peer {
+    pub(crate) async fn welcomed(&mut self) -> Peer {
         let mut peer = self.upgraded().await;
         let hello = peer.request().await;
         assert!(matches!(hello.message, ClientMessage::Hello(_)), "{hello:?}");
@@ -59,20 +59,23 @@ impl Broker {
     }
 }
 
-pub struct Key {
-    pub accept: String,
-    pub protocol: String,
-    pub head: String,
+pub(crate) struct Key {
+    pub(crate) accept: String,
+    pub(crate) protocol: String,
+    pub(crate) head: String,
 }
 
-pub async fn read_upgrade(stream: &mut DuplexStream) -> Key {
+pub(crate) async fn read_upgrade(stream: &mut DuplexStream) -> Key {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.unwrap());
     }
     let head = String::from_utf8(head).unwrap();
     let header = |name: &str| {
-        head.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned()).unwrap_or_default()
+        head.lines()
+            .find_map(|line| line.strip_prefix(name))
+            .map(|value| value.trim().to_owned())
+            .unwrap_or_default()
     };
     use base64::Engine as _;
     use sha1::Digest as _;
@@ -81,7 +84,7 @@ pub async fn read_upgrade(stream: &mut DuplexStream) -> Key {
     Key { accept, protocol: header("Sec-WebSocket-Protocol:"), head }
 }
 
-pub fn upgrade_answer(accept: &str, protocol: &str) -> String {
+pub(crate) fn upgrade_answer(accept: &str, protocol: &str) -> String {
     format!(
         "HTTP/1.1 101 Switching Protocols\r\nupgrade: WebSocket\r\nconnection: keep-alive, Upgrade\r\n\
          sec-websocket-accept: {accept}\r\nsec-websocket-protocol: {protocol}\r\n\r\n"
@@ -89,19 +92,19 @@ pub fn upgrade_answer(accept: &str, protocol: &str) -> String {
 }
 
 /// One connection, as the broker sees it.
-pub struct Peer {
+pub(crate) struct Peer {
     read: ReadHalf<DuplexStream>,
     write: WriteHalf<DuplexStream>,
     encoding: Encoding,
     requests: VecDeque<Request>,
     /// How many messages the latest frame held.
-    pub latest_frame: usize,
+    pub(crate) latest_frame: usize,
 }
 
 /// What a client sent.
 #[derive(Debug, PartialEq)]
-pub enum Heard {
-    Request(Request),
+pub(crate) enum Heard {
+    Request(Box<Request>),
     Ping(Vec<u8>),
     Pong(Vec<u8>),
     Close(u16),
@@ -109,21 +112,25 @@ pub enum Heard {
 }
 
 impl Peer {
-    pub fn new(stream: DuplexStream, protocol: &str) -> Peer {
+    pub(crate) fn new(stream: DuplexStream, protocol: &str) -> Peer {
         let encoding = if protocol.ends_with("json") { Encoding::Json } else { Encoding::MessagePack };
         let (read, write) = tokio::io::split(stream);
         Peer { read, write, encoding, requests: VecDeque::new(), latest_frame: 0 }
     }
 
-    pub async fn hear(&mut self) -> Heard {
+    pub(crate) async fn hear(&mut self) -> Heard {
         loop {
             if let Some(request) = self.requests.pop_front() {
-                return Heard::Request(request);
+                return Heard::Request(Box::new(request));
             }
             let Some((opcode, body)) = self.frame().await else { return Heard::Gone };
             match opcode {
                 0x1 | 0x2 => {
-                    assert_eq!(opcode == 0x1, self.encoding == Encoding::Json, "JSON is text, MessagePack is binary");
+                    assert_eq!(
+                        opcode == 0x1,
+                        self.encoding == Encoding::Json,
+                        "JSON is text, MessagePack is binary"
+                    );
                     let frame = codec::decode_client(self.encoding, &body).unwrap();
                     self.requests.extend(frame.into_iter().map(|request| request.unwrap()));
                     self.latest_frame = self.requests.len();
@@ -136,15 +143,15 @@ impl Peer {
         }
     }
 
-    pub async fn request(&mut self) -> Request {
+    pub(crate) async fn request(&mut self) -> Request {
         match self.hear().await {
-            Heard::Request(request) => request,
+            Heard::Request(request) => *request,
             other => panic!("expected a message, heard {other:?}"),
         }
     }
 
     /// The next message, which is a submit.
-    pub async fn submit(&mut self) -> (Option<RequestId>, Submit) {
+    pub(crate) async fn submit(&mut self) -> (Option<RequestId>, Submit) {
         let request = self.request().await;
         match request.message {
             ClientMessage::Submit(submit) => (request.id, submit),
@@ -181,33 +188,33 @@ impl Peer {
         Some((head[0] & 0x0F, body))
     }
 
-    pub async fn say(&mut self, message: impl Into<ServerMessage>) {
+    pub(crate) async fn say(&mut self, message: impl Into<ServerMessage>) {
         self.respond(None, message).await;
     }
 
-    pub async fn answer(&mut self, request: &Request, message: impl Into<ServerMessage>) {
+    pub(crate) async fn answer(&mut self, request: &Request, message: impl Into<ServerMessage>) {
         self.respond(request.id.clone(), message).await;
     }
 
-    pub async fn respond(&mut self, reference: Option<RequestId>, message: impl Into<ServerMessage>) {
+    pub(crate) async fn respond(&mut self, reference: Option<RequestId>, message: impl Into<ServerMessage>) {
         let mut body = Vec::new();
         codec::encode_server(self.encoding, &Response { reference, message: message.into() }, &mut body);
         let opcode = if self.encoding == Encoding::Json { 0x1 } else { 0x2 };
         self.raw(&frame(0x80 | opcode, &body)).await;
     }
 
-    pub async fn raw(&mut self, bytes: &[u8]) {
+    pub(crate) async fn raw(&mut self, bytes: &[u8]) {
         self.write.write_all(bytes).await.unwrap();
     }
 
-    pub async fn close(&mut self, code: u16, reason: &str) {
+    pub(crate) async fn close(&mut self, code: u16, reason: &str) {
         let mut body = code.to_be_bytes().to_vec();
         body.extend_from_slice(reason.as_bytes());
         self.raw(&frame(0x88, &body)).await;
     }
 
     /// Answers a subscribe.
-    pub async fn subscribed(&mut self) -> u64 {
+    pub(crate) async fn subscribed(&mut self) -> u64 {
         let request = self.request().await;
         let ClientMessage::Subscribe(subscribe) = &request.message else { panic!("{request:?}") };
         let credit = subscribe.credit.unwrap().get();
@@ -216,7 +223,7 @@ impl Peer {
         credit
     }
 
-    pub async fn task(&mut self, number: u64) -> LeaseId {
+    pub(crate) async fn task(&mut self, number: u64) -> LeaseId {
         let lease = LeaseId { number, slot: 0, recipient: 0 };
         self.say(task(number)).await;
         lease
@@ -224,7 +231,7 @@ impl Peer {
 }
 
 /// A frame of the broker's, of at most 65535 bytes; `first` is FIN and the opcode.
-pub fn frame(first: u8, body: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(first: u8, body: &[u8]) -> Vec<u8> {
     let mut frame = vec![first];
     match u8::try_from(body.len()) {
         Ok(length) if length < 126 => frame.push(length),
@@ -237,13 +244,13 @@ pub fn frame(first: u8, body: &[u8]) -> Vec<u8> {
     frame
 }
 
-pub fn encoded(encoding: Encoding, message: impl Into<ServerMessage>) -> Vec<u8> {
+pub(crate) fn encoded(encoding: Encoding, message: impl Into<ServerMessage>) -> Vec<u8> {
     let mut body = Vec::new();
     codec::encode_server(encoding, &Response { reference: None, message: message.into() }, &mut body);
     body
 }
 
-pub fn welcome() -> Welcome {
+pub(crate) fn welcome() -> Welcome {
     Welcome {
         session: Text::cut("s1"),
         worker: WorkerName::parse("w1").unwrap(),
@@ -258,12 +265,12 @@ pub fn welcome() -> Welcome {
     }
 }
 
-pub fn accepted(number: u128) -> Accepted {
+pub(crate) fn accepted(number: u128) -> Accepted {
     Accepted { task: TaskId(number), duplicate: false }
 }
 
 /// A task whose id, lease and payload are `number`.
-pub fn task(number: u64) -> Task {
+pub(crate) fn task(number: u64) -> Task {
     Task {
         task: TaskId(number.into()),
         lease: Some(LeaseId { number, slot: 0, recipient: 0 }),
@@ -279,10 +286,10 @@ pub fn task(number: u64) -> Task {
     }
 }
 
-pub fn queue() -> QueueName {
+pub(crate) fn queue() -> QueueName {
     QueueName::parse("emails").unwrap()
 }
 
-pub fn submit(number: u64) -> Submit {
+pub(crate) fn submit(number: u64) -> Submit {
     Submit::new(queue(), Payload::json(&number).unwrap())
 }

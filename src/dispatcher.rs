@@ -1,0 +1,341 @@
+//! Moves. Owns the core and the engine; waits, applies, flushes. No rules, sockets or codecs here.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use taskyard_proto::{CloseCode, Response, ServerMessage};
+use tokio::sync::{mpsc, watch};
+
+use crate::broker::{Batch, Inspection, Item, Seen};
+use crate::clock::Clock;
+use crate::connections::Connections;
+use crate::core::{CallId, Command, Effects, Output, SessionId, Shard, Time};
+use crate::engine::{Engine, EngineError, Event};
+use crate::metrics::HopMetrics;
+use crate::outbox::Outbound;
+
+/// So many commands are taken in a turn: enough to share a sync and a wake-up among them, few enough
+/// that the first of them does not wait long for its answer.
+const TURN_COMMANDS: usize = 1024;
+
+/// A wake-up this late means that the process stood still. What reached our sockets meanwhile has not
+/// been read yet.
+const STALL: Duration = Duration::from_millis(100);
+/// For so long nothing expires after a stall, so that acks that came in time are seen first.
+const STALL_GRACE: Duration = Duration::from_millis(100);
+
+/// How the dispatcher is told to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Work.
+    Run,
+    /// No more deliveries and submits; settles are served until no lease is out, or until then.
+    Drain {
+        /// When to stop whatever is out.
+        until: Instant,
+    },
+    /// Stop now.
+    Stop,
+}
+
+/// Moves commands to the core, operations to the engine, and messages to the outboxes.
+pub struct Dispatcher<E> {
+    shard: Shard,
+    engine: E,
+    clock: Clock,
+    connections: Arc<Connections>,
+    inbox: mpsc::Receiver<Batch>,
+    inspections: mpsc::Receiver<Inspection>,
+    phase: watch::Receiver<Phase>,
+    hops: HopMetrics,
+    fx: Effects,
+    calls: HashMap<CallId, mpsc::Sender<ServerMessage>>,
+    mail: Mail,
+    /// Nothing expires before.
+    hold_until: Option<Instant>,
+    drained: Option<Instant>,
+}
+
+/// Messages of one turn, by session.
+#[derive(Default)]
+struct Mail {
+    slots: HashMap<SessionId, usize>,
+    boxes: Vec<(SessionId, Vec<Outbound>)>,
+    used: usize,
+}
+
+impl Mail {
+    fn add(&mut self, session: SessionId, message: Outbound) {
+        let slot = *self.slots.entry(session).or_insert_with(|| {
+            let slot = self.used;
+            self.used += 1;
+            match self.boxes.get_mut(slot) {
+                Some(unused) => unused.0 = session,
+                None => self.boxes.push((session, Vec::new())),
+            }
+            slot
+        });
+        self.boxes[slot].1.push(message);
+    }
+
+    fn deliver(&mut self, connections: &Connections) {
+        for (session, messages) in &mut self.boxes[..self.used] {
+            connections.push(*session, messages);
+        }
+        self.used = 0;
+        self.slots.clear();
+    }
+}
+
+impl<E: Engine> Dispatcher<E> {
+    /// A dispatcher over a shard that was restored from this engine.
+    #[expect(clippy::too_many_arguments, reason = "they are the ends of all that meets here")]
+    pub fn new(
+        shard: Shard,
+        engine: E,
+        clock: Clock,
+        connections: Arc<Connections>,
+        inbox: mpsc::Receiver<Batch>,
+        inspections: mpsc::Receiver<Inspection>,
+        phase: watch::Receiver<Phase>,
+        hops: HopMetrics,
+    ) -> Dispatcher<E> {
+        Dispatcher {
+            shard,
+            engine,
+            clock,
+            connections,
+            inbox,
+            inspections,
+            phase,
+            hops,
+            fx: Effects::default(),
+            calls: HashMap::new(),
+            mail: Mail::default(),
+            hold_until: None,
+            drained: None,
+        }
+    }
+
+    /// Works until told to stop. `first` are the effects of the restoring.
+    pub async fn run(mut self, first: Effects) -> Result<(), EngineError> {
+        self.fx = first;
+        self.flush();
+        loop {
+            match self.wait().await {
+                Wake::Batch(batch) => self.turn(batch),
+                Wake::Event(Event::Stored { through }) => {
+                    let now = self.clock.now();
+                    self.shard.apply(now, Command::Stored { through }, &mut self.fx);
+                    // What was stored is going out; what has arrived meanwhile joins it.
+                    self.take_more(now, 0);
+                }
+                Wake::Event(Event::Full(full)) => {
+                    let now = self.clock.now();
+                    self.shard.apply(now, Command::StorageFull(full), &mut self.fx);
+                    if full {
+                        tracing::warn!("the disk is full: new tasks are refused until it has room again");
+                    } else {
+                        tracing::info!("the disk has room again: new tasks are accepted");
+                    }
+                }
+                Wake::Event(Event::Failed(error)) => {
+                    tracing::error!("{error}");
+                    return Err(error);
+                }
+                Wake::Inspect(inspection) => {
+                    let seen =
+                        Seen { shard: &self.shard, now: self.clock.now(), footprint: self.engine.footprint() };
+                    inspection(seen);
+                    continue;
+                }
+                Wake::Deadline => self.expire(self.clock.now()),
+                Wake::Phase => {
+                    let phase = *self.phase.borrow_and_update();
+                    match phase {
+                        Phase::Run => {}
+                        Phase::Drain { until } if self.drained.is_none() => {
+                            self.drained = Some(until);
+                            let grace_ms = until.saturating_duration_since(Instant::now()).as_millis() as u64;
+                            self.shard.apply(self.clock.now(), Command::Drain { grace_ms }, &mut self.fx);
+                        }
+                        Phase::Drain { .. } => {}
+                        Phase::Stop => return self.stop().await,
+                    }
+                }
+            }
+            self.flush();
+            let over = self.drained.is_some_and(|until| self.shard.leases_out() == 0 || Instant::now() >= until);
+            if over && self.inbox.is_empty() {
+                return self.stop().await;
+            }
+        }
+    }
+
+    /// Waits for something to do. Changes nothing.
+    async fn wait(&mut self) -> Wake {
+        let deadline = self.shard.next_deadline().map(|time| self.clock.instant(time));
+        let deadline = match (deadline, self.hold_until) {
+            (Some(at), Some(hold)) => Some(at.max(hold)),
+            (at, _) => at,
+        };
+        let wake_at = [deadline, self.drained].into_iter().flatten().min();
+        let sleep = async {
+            match wake_at {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        let wake = tokio::select! {
+            biased;
+            changed = self.phase.changed() => match changed {
+                Ok(()) => Wake::Phase,
+                // Whoever could tell us to stop is gone: the process ends.
+                Err(_) => Wake::Phase,
+            },
+            event = self.engine.next_event() => Wake::Event(event),
+            Some(inspection) = self.inspections.recv() => Wake::Inspect(inspection),
+            Some(batch) = self.inbox.recv(), if self.engine.has_room() => Wake::Batch(batch),
+            () = sleep => Wake::Deadline,
+        };
+        // A deadline that was passed long before we woke: the process, or its machine, stood still.
+        let now = Instant::now();
+        if deadline.is_some_and(|at| now > at + STALL) || !self.engine.has_room() {
+            self.hold_until = Some(now + STALL_GRACE);
+        }
+        wake
+    }
+
+    fn turn(&mut self, batch: Batch) {
+        let now = self.clock.now();
+        let count = batch.items.len();
+        self.apply(now, batch);
+        self.take_more(now, count);
+    }
+
+    /// Takes what has arrived, up to a turn's worth, then does what is due.
+    fn take_more(&mut self, now: Time, mut count: usize) {
+        let mut horizon = now;
+        while count < TURN_COMMANDS && self.engine.has_room() {
+            match self.inbox.try_recv() {
+                Ok(batch) => {
+                    count += batch.items.len();
+                    horizon = batch.arrived;
+                    self.apply(now, batch);
+                }
+                Err(_) => {
+                    horizon = now;
+                    break;
+                }
+            }
+        }
+        // What has arrived and is not yet applied arrived after the horizon: acks come before expiries.
+        self.expire(horizon.min(now));
+    }
+
+    fn apply(&mut self, now: Time, batch: Batch) {
+        self.calls.extend(batch.calls);
+        for item in batch.items {
+            match item {
+                Item::Command(command) => {
+                    if let Command::HangUp { call, .. } = &command {
+                        self.calls.remove(call);
+                    }
+                    self.shard.apply(now, command, &mut self.fx);
+                }
+                Item::Relay(session, response) => {
+                    // It keeps its place behind what the core has said so far.
+                    self.sort_outputs();
+                    self.mail.add(session, Outbound { response, on_write: None });
+                }
+            }
+        }
+    }
+
+    fn expire(&mut self, horizon: Time) {
+        if let Some(until) = self.hold_until {
+            if Instant::now() < until {
+                return;
+            }
+            self.hold_until = None;
+        }
+        if self.shard.next_deadline().is_some_and(|at| at <= horizon) {
+            self.shard.expire(horizon, &mut self.fx);
+        }
+    }
+
+    /// Puts outputs into the mail, and does what is no message.
+    fn sort_outputs(&mut self) {
+        for output in self.fx.outputs.drain(..) {
+            match output {
+                Output::Send { session, reference, on_write, message } => {
+                    self.mail.add(session, Outbound { response: Response { reference, message }, on_write });
+                }
+                Output::Answer { call, message } => answer(&mut self.calls, call, message),
+                Output::Close { session, code, reason } => {
+                    // After what was said to it before.
+                    self.mail.deliver(&self.connections);
+                    self.connections.close(session, code, reason);
+                }
+                Output::Ping { session } => self.connections.ping(session),
+            }
+        }
+    }
+
+    /// Hands operations to the engine first, so that the disk works while messages go out.
+    fn flush(&mut self) {
+        self.engine.commit(&mut self.fx.store);
+        self.sort_outputs();
+        self.mail.deliver(&self.connections);
+        self.hops.observe(&mut self.fx.hops);
+    }
+
+    async fn stop(mut self) -> Result<(), EngineError> {
+        self.shard.last_words(&mut self.fx);
+        self.flush();
+        // What was asked to be confirmed is confirmed before the sockets end.
+        let wanted = self.shard.operations();
+        let mut stored = 0;
+        while stored < wanted {
+            match tokio::time::timeout(STOP_LIMIT, self.engine.next_event()).await {
+                Ok(Event::Stored { through }) => {
+                    stored = through;
+                    self.shard.apply(self.clock.now(), Command::Stored { through }, &mut self.fx);
+                    self.flush();
+                    // What became ready is stored, or it is not: either way the next process has it.
+                    if self.shard.operations() > wanted {
+                        break;
+                    }
+                }
+                Ok(Event::Full(_)) => {}
+                Ok(Event::Failed(error)) => return Err(error),
+                Err(_) => break,
+            }
+        }
+        self.connections.close_all(CloseCode::RESTART, "the broker restarts: reconnect after a while");
+        self.engine.stop().await
+    }
+}
+
+/// How long an orderly stop waits for the disk.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+enum Wake {
+    Batch(Batch),
+    Event(Event),
+    Inspect(Inspection),
+    Deadline,
+    Phase,
+}
+
+fn answer(calls: &mut HashMap<CallId, mpsc::Sender<ServerMessage>>, call: CallId, message: ServerMessage) {
+    let Some(answers) = calls.get(&call) else { return };
+    // `accepted` may be followed by `finished`; everything else is the last word. Whoever does not want
+    // a second answer has gone by then, and sending fails.
+    let last = !matches!(message, ServerMessage::Accepted(_));
+    let gone = answers.try_send(message).is_err();
+    if last || gone || answers.is_closed() {
+        calls.remove(&call);
+    }
+}

@@ -1,0 +1,212 @@
+//! From an HTTP request to a socket: RFC 6455, section 4.2, checked in full.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode, Version};
+use sha1::{Digest as _, Sha1};
+use taskyard_proto::{Encoding, Error, ErrorCode, GroupName, Hello, Mode, QueueName, Subscribe, WorkerName};
+
+/// What a client asked for with its upgrade.
+#[derive(Debug)]
+pub struct Opening {
+    /// The encoding that was negotiated; none: each frame's kind decides.
+    pub encoding: Option<Encoding>,
+    /// What the URL says, where the client has no library to say it.
+    pub implied: Option<Implied>,
+}
+
+/// A hello and a subscribe said by the URL.
+#[derive(Debug)]
+pub struct Implied {
+    /// Who it is.
+    pub hello: Hello,
+    /// What it takes.
+    pub subscribe: Option<Subscribe>,
+}
+
+/// An upgrade that is refused.
+#[derive(Debug)]
+pub struct Refusal {
+    /// The HTTP status.
+    pub status: StatusCode,
+    /// What to say.
+    pub error: Error,
+    /// A header that the status wants.
+    pub header: Option<(HeaderName, HeaderValue)>,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, message: impl AsRef<str>) -> Refusal {
+        Refusal { status, error: Error::new(ErrorCode::BadRequest, message), header: None }
+    }
+}
+
+/// Whether a request wants to be a WebSocket: at `/ws` any does, at `/` one with an upgrade header.
+pub fn is_wanted<B>(request: &Request<B>) -> bool {
+    match request.uri().path() {
+        "/ws" => true,
+        "/" => request.headers().contains_key(header::UPGRADE),
+        _ => false,
+    }
+}
+
+/// Checks an upgrade request; gives the answer to send and what was asked for.
+#[expect(clippy::result_large_err, reason = "refused once a connection, at most")]
+pub fn accept<B>(request: &Request<B>) -> Result<(Response<()>, Opening), Refusal> {
+    let headers = request.headers();
+    if request.method() != Method::GET {
+        let mut refusal =
+            Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "a WebSocket is opened with GET, see RFC 6455");
+        refusal.header = Some((header::ALLOW, HeaderValue::from_static("GET")));
+        return Err(refusal);
+    }
+    if request.version() < Version::HTTP_11 {
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, "a WebSocket is opened with HTTP/1.1"));
+    }
+    if !has_token(headers, header::UPGRADE, "websocket") || !has_token(headers, header::CONNECTION, "upgrade") {
+        let text = "this is a WebSocket endpoint: send `Connection: Upgrade` and `Upgrade: websocket`, \
+                    or use the HTTP interface under /v1/";
+        let mut refusal = Refusal::new(StatusCode::UPGRADE_REQUIRED, text);
+        refusal.header = Some((header::UPGRADE, HeaderValue::from_static("websocket")));
+        return Err(refusal);
+    }
+    if single(headers, header::SEC_WEBSOCKET_VERSION)? != "13" {
+        let mut refusal =
+            Refusal::new(StatusCode::UPGRADE_REQUIRED, "the broker speaks WebSocket version 13, see RFC 6455");
+        refusal.header = Some((header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13")));
+        return Err(refusal);
+    }
+    let key = single(headers, header::SEC_WEBSOCKET_KEY)?;
+    if STANDARD.decode(key).ok().is_none_or(|nonce| nonce.len() != 16) {
+        let text = "`Sec-WebSocket-Key` must be 16 random bytes in base64";
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, text));
+    }
+    let encoding = negotiate(headers)?;
+    check_origin(headers)?;
+    let implied = implied(request.uri().query().unwrap_or_default())?;
+
+    let mut response = Response::builder()
+        .status(StatusCode::SWITCHING_PROTOCOLS)
+        .header(header::CONNECTION, "Upgrade")
+        .header(header::UPGRADE, "websocket")
+        .header(header::SEC_WEBSOCKET_ACCEPT, accept_key(key));
+    if let Some(encoding) = encoding {
+        response = response.header(header::SEC_WEBSOCKET_PROTOCOL, encoding.subprotocol());
+    }
+    let response = response.body(()).expect("each header is valid");
+    Ok((response, Opening { encoding, implied }))
+}
+
+/// The answer to a key: RFC 6455, section 1.3.
+fn accept_key(key: &str) -> String {
+    const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+    let mut hash = Sha1::new();
+    hash.update(key.as_bytes());
+    hash.update(GUID);
+    STANDARD.encode(hash.finalize())
+}
+
+/// The one value of a header that must stand exactly once.
+#[expect(clippy::result_large_err, reason = "refused once a connection, at most")]
+fn single(headers: &HeaderMap, name: HeaderName) -> Result<&str, Refusal> {
+    let mut values = headers.get_all(&name).iter();
+    match (values.next().map(HeaderValue::to_str), values.next()) {
+        (Some(Ok(value)), None) => Ok(value.trim()),
+        _ => {
+            let text = format!("the upgrade must have exactly one `{name}` header, see RFC 6455");
+            Err(Refusal::new(StatusCode::BAD_REQUEST, text))
+        }
+    }
+}
+
+/// The comma-separated words of a header, over all its lines.
+fn words(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
+    let lines = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+    lines.flat_map(|line| line.split(',')).map(str::trim).filter(|word| !word.is_empty())
+}
+
+fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
+    words(headers, name).any(|word| word.eq_ignore_ascii_case(token))
+}
+
+#[expect(clippy::result_large_err, reason = "refused once a connection, at most")]
+fn negotiate(headers: &HeaderMap) -> Result<Option<Encoding>, Refusal> {
+    let ours = [Encoding::Json, Encoding::MessagePack];
+    let mut offered = words(headers, header::SEC_WEBSOCKET_PROTOCOL).peekable();
+    if offered.peek().is_none() {
+        return Ok(None);
+    }
+    // The first that we know: the client names them in its order of preference.
+    let found = offered.find_map(|word| ours.into_iter().find(|encoding| encoding.subprotocol() == word));
+    match found {
+        Some(encoding) => Ok(Some(encoding)),
+        None => {
+            let text = "none of the offered subprotocols is known: offer taskyard.v1.json, taskyard.v1.msgpack, or none";
+            Err(Refusal::new(StatusCode::BAD_REQUEST, text))
+        }
+    }
+}
+
+/// A page of a foreign origin must not use a visitor's access to this broker.
+#[expect(clippy::result_large_err, reason = "refused once a connection, at most")]
+fn check_origin(headers: &HeaderMap) -> Result<(), Refusal> {
+    let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
+    let origin = origin.to_str().unwrap_or_default();
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let of_origin = origin.split_once("://").map(|(_, rest)| rest);
+    // `null` is what a page from a file says; without authentication it may, as any local program may.
+    if origin == "null" || of_origin.is_some_and(|of| of.eq_ignore_ascii_case(host)) {
+        return Ok(());
+    }
+    let text = format!("a page of origin {origin:?} may not connect to {host:?}: serve it from there");
+    let mut refusal = Refusal::new(StatusCode::FORBIDDEN, &text);
+    refusal.error = Error::new(ErrorCode::Forbidden, text);
+    Err(refusal)
+}
+
+/// Reads the URL of a client without a library.
+#[expect(clippy::result_large_err, reason = "refused once a connection, at most")]
+fn implied(query: &str) -> Result<Option<Implied>, Refusal> {
+    let bad = |text: String| Err(Refusal::new(StatusCode::BAD_REQUEST, text));
+    let mut hello = Hello::empty();
+    let (mut queue, mut credit, mut mode) = (None, None, None);
+    let mut any = false;
+    for (key, value) in crate::http::query::pairs(query) {
+        any = true;
+        let wrong = |error: &dyn std::fmt::Display| Refusal::new(StatusCode::BAD_REQUEST, format!("parameter `{key}`: {error}"));
+        match key.as_str() {
+            "queue" => queue = Some(QueueName::parse(&value).map_err(|e| wrong(&e))?),
+            "worker" => hello.worker = Some(WorkerName::parse(&value).map_err(|e| wrong(&e))?),
+            "groups" => {
+                hello.groups =
+                    value.split(',').map(GroupName::parse).collect::<Result<_, _>>().map_err(|e| wrong(&e))?;
+            }
+            "credit" => match value.parse().ok().and_then(taskyard_proto::message::Credit::new) {
+                Some(number) => credit = Some(number),
+                None => return bad(format!("parameter `credit`: expected an integer of 0 to 1024, got {value:?}")),
+            },
+            "mode" => match Mode::parse(&value) {
+                Some(found) => mode = Some(found),
+                None => return bad(format!("parameter `mode`: expected manual or auto, got {value:?}")),
+            },
+            "room" | "raw" => return bad(format!("parameter `{key}`: not served by this version of the broker")),
+            _ => {}
+        }
+    }
+    if queue.is_none() && (credit.is_some() || mode.is_some()) {
+        return bad("`credit` and `mode` are of a subscription: give `queue` too".into());
+    }
+    let subscribe = queue.map(|queue| Subscribe { queue, credit, mode, explicit_start: false });
+    Ok(any.then_some(Implied { hello, subscribe }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_answer_to_a_key_is_that_of_the_rfc() {
+        assert_eq!(accept_key("dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+    }
+}

@@ -1,0 +1,280 @@
+//! From a socket's messages to commands.
+
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use fastwebsockets::Role;
+use taskyard_proto::codec::{ClientFrame, decode_client};
+use taskyard_proto::{
+    ClientMessage, CloseCode, Encoding, Hello, Pong, Rejection, Request, RequestId, Response, ServerMessage, Subscribe, WorkerName,
+};
+use tokio::io::AsyncRead;
+
+use super::Settings;
+use super::frames::{Broken, Frames, Incoming};
+use super::handshake::{Implied, Opening};
+use super::text;
+use crate::broker::{Broker, Item, submit_command};
+use crate::core::{Command, Origin, SessionId};
+use crate::outbox::{Closing, Outbox};
+
+/// Frames that are not JSON or MessagePack, or too deep, that a socket may send in a minute.
+const UNDECODABLE_PER_MINUTE: u32 = 10;
+/// So much is gathered from a socket before it is handed over, even if more is there already.
+const GATHER_ITEMS: usize = 256;
+const GATHER_BYTES: usize = 256 << 10;
+/// How long a peer may take to answer our close frame.
+const CLOSE_ANSWER: Duration = Duration::from_secs(2);
+
+/// Reads one socket.
+pub struct Reader {
+    session: SessionId,
+    outbox: Arc<Outbox>,
+    broker: Broker,
+    settings: Arc<Settings>,
+    opening: Opening,
+    /// A hello was said or implied.
+    introduced: bool,
+    /// The URL said it: text words settle.
+    wordy: bool,
+    /// The first frame has set the encoding of answers.
+    encoding_set: bool,
+    items: Vec<Item>,
+    bytes: usize,
+    undecodable: (Instant, u32),
+    heard: Instant,
+}
+
+/// Why a socket is no longer read.
+enum End {
+    /// Say this, then wait a little for the peer's answer.
+    Say(Closing),
+    /// Nothing more to say.
+    Quiet,
+}
+
+impl Reader {
+    /// A reader of a socket that has just been opened.
+    pub fn new(
+        session: SessionId,
+        outbox: Arc<Outbox>,
+        broker: Broker,
+        settings: Arc<Settings>,
+        opening: Opening,
+    ) -> Reader {
+        let encoding_set = opening.encoding.is_some();
+        Reader {
+            session,
+            outbox,
+            broker,
+            settings,
+            opening,
+            introduced: false,
+            wordy: false,
+            encoding_set,
+            items: Vec::new(),
+            bytes: 0,
+            undecodable: (Instant::now(), 0),
+            heard: Instant::now(),
+        }
+    }
+
+    /// Reads until the socket ends.
+    pub async fn run<R: AsyncRead + Unpin>(mut self, read: R) {
+        let (read, _) = fastwebsockets::after_handshake_split(read, tokio::io::sink(), Role::Server);
+        let mut frames = Frames::new(read, self.settings.message_bytes);
+        if let Some(Implied { hello, subscribe }) = self.opening.implied.take() {
+            self.wordy = true;
+            self.introduce(hello, None, subscribe);
+        }
+        let end = self.read_all(&mut frames).await;
+        // What came before the end counts.
+        let _ = self.hand_over().await;
+        if let End::Say(closing) = end {
+            self.outbox.close_as(closing);
+            // The peer's close frame, or its end, or silence: nothing it says now is heard.
+            let _ = tokio::time::timeout(CLOSE_ANSWER, async {
+                while !matches!(frames.next().await, Err(Broken::Gone) | Ok(Incoming::Close(_))) {}
+            })
+            .await;
+        }
+        self.outbox.close_as(Closing { code: None, reason: String::new() });
+    }
+
+    async fn read_all<R: AsyncRead + Unpin>(&mut self, frames: &mut Frames<R>) -> End {
+        loop {
+            let incoming = {
+                let mut next = pin!(frames.next());
+                // What is there already is gathered; before waiting it is handed over.
+                match poll_once(next.as_mut()).await {
+                    Some(incoming) => incoming,
+                    None => {
+                        if self.hand_over().await.is_err() {
+                            return End::Quiet;
+                        }
+                        match self.wait(next).await {
+                            Some(incoming) => incoming,
+                            None => {
+                                let reason = "nothing was heard from the client, not even a pong";
+                                return say(CloseCode::PING_TIMEOUT, reason);
+                            }
+                        }
+                    }
+                }
+            };
+            self.heard = Instant::now();
+            if self.outbox.was_listening() {
+                self.items.push(Item::Command(Command::Heard { session: self.session }));
+            }
+            match incoming {
+                Ok(Incoming::Message(encoding, message)) => {
+                    if let Err(end) = self.message(encoding, &message) {
+                        return end;
+                    }
+                }
+                Ok(Incoming::Ping(body)) => self.outbox.pong(&body),
+                Ok(Incoming::Pong) => {}
+                Ok(Incoming::Close(code)) => {
+                    return End::Say(Closing { code: code.map(CloseCode), reason: String::new() });
+                }
+                Err(Broken::Rule(code, reason)) => return say(code, reason),
+                Err(Broken::Gone) => return End::Quiet,
+            }
+            let full = self.items.len() >= GATHER_ITEMS || self.bytes >= GATHER_BYTES;
+            if full && self.hand_over().await.is_err() {
+                return End::Quiet;
+            }
+        }
+    }
+
+    /// Waits for the peer, pings it when it is silent, and gives up on it in the end.
+    async fn wait<F: Future>(&mut self, mut next: Pin<&mut F>) -> Option<F::Output> {
+        // A tenth of jitter, from the session's number, so that connections made together do not ping together.
+        let jitter = self.settings.ping.mul_f64((self.session.0 % 100) as f64 / 1000.0);
+        let ping_at = self.heard + self.settings.ping - jitter;
+        if let Ok(incoming) = tokio::time::timeout_at(ping_at.into(), next.as_mut()).await {
+            return Some(incoming);
+        }
+        self.outbox.ping();
+        tokio::time::timeout(self.settings.ping_timeout, next).await.ok()
+    }
+
+    async fn hand_over(&mut self) -> Result<(), crate::broker::Gone> {
+        let bytes = std::mem::take(&mut self.bytes);
+        self.broker.send(&mut self.items, bytes).await
+    }
+
+    fn message(&mut self, encoding: Encoding, message: &[u8]) -> Result<(), End> {
+        match self.opening.encoding {
+            Some(negotiated) if negotiated != encoding => {
+                let reason = match negotiated {
+                    Encoding::Json => "JSON was negotiated: send text frames",
+                    Encoding::MessagePack => "MessagePack was negotiated: send binary frames",
+                };
+                return Err(say(CloseCode::UNSUPPORTED_DATA, reason));
+            }
+            None if !self.encoding_set => {
+                self.encoding_set = true;
+                self.outbox.set_encoding(encoding);
+            }
+            _ => {}
+        }
+        if self.wordy
+            && encoding == Encoding::Json
+            && let Some(command) = text::command(self.session, message)
+        {
+            self.items.push(Item::Command(command));
+            return Ok(());
+        }
+        self.bytes += message.len();
+        match decode_client(encoding, message) {
+            Ok(ClientFrame::One(item)) => self.item(item),
+            Ok(ClientFrame::Many(items)) => {
+                for item in items {
+                    self.item(item);
+                }
+            }
+            Err(error) => {
+                if self.undecodable.0.elapsed() > Duration::from_secs(60) {
+                    self.undecodable = (Instant::now(), 0);
+                }
+                self.undecodable.1 += 1;
+                if self.undecodable.1 >= UNDECODABLE_PER_MINUTE {
+                    return Err(say(CloseCode::POLICY, "ten frames in a minute could not be read"));
+                }
+                self.relay(None, error.error());
+            }
+        }
+        Ok(())
+    }
+
+    fn item(&mut self, item: Result<Request, Rejection>) {
+        match item {
+            Ok(Request { id, message: ClientMessage::Ping(_) }) => {
+                // Answered here, so that a slow disk does not look like a dead broker.
+                if id.is_some() {
+                    self.outbox.push_one(Response { reference: id, message: Pong {}.into() });
+                }
+            }
+            Ok(Request { id, message: ClientMessage::Hello(hello) }) if !self.introduced => self.introduce(hello, id, None),
+            Ok(Request { id, message }) => {
+                self.imply_hello();
+                let origin = Origin::Session(self.session, id);
+                match message {
+                    ClientMessage::Submit(submit) => match submit_command(submit, self.broker.clock()) {
+                        Ok(command) => self.items.push(Item::Command(command(origin))),
+                        Err(refused) => {
+                            let Origin::Session(_, id) = origin else { return };
+                            self.relay(id, refused.0);
+                        }
+                    },
+                    message => self.items.push(Item::Command(Command::Message { origin, message })),
+                }
+            }
+            Err(Rejection { id, error }) => {
+                self.imply_hello();
+                self.relay(id, error);
+            }
+        }
+    }
+
+    fn relay(&mut self, reference: Option<RequestId>, message: impl Into<ServerMessage>) {
+        let response = Response { reference, message: message.into() };
+        self.items.push(Item::Relay(self.session, response));
+    }
+
+    fn imply_hello(&mut self) {
+        if !self.introduced {
+            self.introduce(Hello::empty(), None, None);
+        }
+    }
+
+    fn introduce(&mut self, hello: Hello, reference: Option<RequestId>, subscribe: Option<Subscribe>) {
+        self.introduced = true;
+        if hello.batch {
+            self.outbox.take_arrays();
+        }
+        let made_up_name = WorkerName::parse(&format!("w-{:08x}{:08x}", self.session.0, rand::random::<u32>()))
+            .expect("hexadecimal digits behind a letter are a name");
+        let open = Command::Open { session: self.session, hello, reference, made_up_name, subscribe };
+        self.items.push(Item::Command(open));
+    }
+}
+
+fn say(code: CloseCode, reason: &str) -> End {
+    End::Say(Closing { code: Some(code), reason: reason.into() })
+}
+
+/// Polls once, without waiting.
+async fn poll_once<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
+    poll_fn(|context| {
+        Poll::Ready(match future.as_mut().poll(context) {
+            Poll::Ready(output) => Some(output),
+            Poll::Pending => None,
+        })
+    })
+    .await
+}

@@ -1,0 +1,187 @@
+//! From the outbox to the socket: everything that waits becomes one write.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fastwebsockets::{Frame, OpCode, Payload};
+use taskyard_proto::message::BATCH_MAX;
+use taskyard_proto::{Ack, CloseCode, Encoding, GivenLease, LeaseList, Payload as TaskPayload, codec};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+
+use super::Settings;
+use crate::broker::{Broker, Item};
+use crate::core::{Command, Origin, SessionId};
+use crate::outbox::{Closing, OUTBOX_BYTES_STUCK, Outbound, Outbox};
+
+/// How much is encoded before it is written: a drain of more becomes several writes, so that one slow
+/// reader does not hold all its messages in both forms.
+const WRITE_BYTES: usize = 256 << 10;
+/// How long a socket may take nothing.
+const STUCK: Duration = Duration::from_secs(10);
+/// Room that a writer keeps between drains.
+const KEPT_BYTES: usize = 64 << 10;
+
+/// Writes a socket's outbox until it closes; gives the code that it closed with.
+pub async fn run<W: AsyncWrite + Unpin>(
+    mut write: W,
+    session: SessionId,
+    outbox: Arc<Outbox>,
+    broker: Broker,
+    settings: Arc<Settings>,
+) -> Option<CloseCode> {
+    let mut encoder = Encoder { out: Vec::new(), scratch: Vec::new(), array_bytes: settings.message_bytes / 2 };
+    let mut spare = Vec::new();
+    loop {
+        let mut drained = outbox.drain(std::mem::take(&mut spare)).await;
+        if let Some(body) = &drained.pong {
+            encoder.frame(OpCode::Pong, body);
+        }
+        if drained.ping {
+            encoder.frame(OpCode::Ping, b"");
+        }
+        let arrays = outbox.takes_arrays();
+        let mut written = Vec::new();
+        let mut at = 0;
+        while at < drained.messages.len() || !encoder.out.is_empty() {
+            at += encoder.fill(outbox.encoding(), arrays, &mut drained.messages[at..], &mut written);
+            if write_all(&mut write, &encoder.out, &outbox).await.is_err() {
+                outbox.close_as(Closing { code: None, reason: String::new() });
+                return None;
+            }
+            encoder.out.clear();
+            if !written.is_empty() {
+                settle_written(&broker, session, std::mem::take(&mut written)).await;
+            }
+        }
+        drained.messages.clear();
+        if let Some(closing) = drained.close {
+            return say_goodbye(&mut write, encoder, closing).await;
+        }
+        encoder.shrink();
+        spare = drained.messages;
+    }
+}
+
+async fn say_goodbye<W: AsyncWrite + Unpin>(
+    write: &mut W,
+    mut encoder: Encoder,
+    closing: Closing,
+) -> Option<CloseCode> {
+    let mut body = Vec::new();
+    if let Some(code) = closing.code {
+        body.extend_from_slice(&code.0.to_be_bytes());
+        body.extend_from_slice(closing.reason.as_bytes());
+        body.truncate(125);
+    }
+    encoder.frame(OpCode::Close, &body);
+    // A peer that takes nothing gets no goodbye.
+    let said = tokio::time::timeout(Duration::from_secs(2), async {
+        write.write_all(&encoder.out).await?;
+        write.shutdown().await
+    });
+    let _ = said.await;
+    closing.code
+}
+
+/// Writes all of it, or gives up on a peer that takes nothing while much waits for it.
+async fn write_all<W: AsyncWrite + Unpin>(write: &mut W, mut bytes: &[u8], outbox: &Outbox) -> Result<(), ()> {
+    while !bytes.is_empty() {
+        match tokio::time::timeout(STUCK, write.write(bytes)).await {
+            Ok(Ok(0) | Err(_)) => return Err(()),
+            Ok(Ok(count)) => bytes = &bytes[count..],
+            Err(_) if bytes.len() + outbox.bytes() > OUTBOX_BYTES_STUCK => {
+                outbox.give_up_on_slow_reader();
+                return Err(());
+            }
+            // Little waits: the ping timeout tells a slow peer from a dead one.
+            Err(_) if outbox.is_closing() => return Err(()),
+            Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Mode auto: what is written is settled, on the worker's behalf.
+async fn settle_written(broker: &Broker, session: SessionId, leases: Vec<GivenLease>) {
+    let message = Ack { leases: LeaseList::Many(leases), result: TaskPayload::NULL }.into();
+    let origin = Origin::Session(session, None);
+    let mut items = vec![Item::Command(Command::Message { origin, message })];
+    // If the broker is gone the tasks stay unsettled: they will be delivered again, flagged.
+    let _ = broker.send(&mut items, 0).await;
+}
+
+struct Encoder {
+    out: Vec<u8>,
+    scratch: Vec<u8>,
+    /// The longest array of messages that is sent as one frame.
+    array_bytes: usize,
+}
+
+impl Encoder {
+    fn frame(&mut self, opcode: OpCode, body: &[u8]) {
+        let mut head = [0; 16];
+        let length = Frame::new(true, opcode, None, Payload::Borrowed(body)).fmt_head(&mut head);
+        self.out.extend_from_slice(&head[..length]);
+        self.out.extend_from_slice(body);
+    }
+
+    fn scratch_frame(&mut self, encoding: Encoding) {
+        let opcode = match encoding {
+            Encoding::Json => OpCode::Text,
+            Encoding::MessagePack => OpCode::Binary,
+        };
+        let body = std::mem::take(&mut self.scratch);
+        self.frame(opcode, &body);
+        self.scratch = body;
+        self.scratch.clear();
+    }
+
+    /// Encodes messages until there is enough for one write; says how many.
+    fn fill(
+        &mut self,
+        encoding: Encoding,
+        arrays: bool,
+        messages: &mut [Outbound],
+        written: &mut Vec<GivenLease>,
+    ) -> usize {
+        let mut at = 0;
+        while at < messages.len() && self.out.len() < WRITE_BYTES {
+            let count = if arrays { self.array(encoding, &messages[at..]) } else { 1 };
+            if count == 1 {
+                codec::encode_server(encoding, &messages[at].response, &mut self.scratch);
+            }
+            self.scratch_frame(encoding);
+            written.extend(messages[at..at + count].iter().filter_map(|m| m.on_write.map(GivenLease::Lease)));
+            at += count;
+        }
+        at
+    }
+
+    /// Encodes as many messages as go well into one array; 1 says that an array is not worth it, and
+    /// that nothing was encoded.
+    fn array(&mut self, encoding: Encoding, messages: &[Outbound]) -> usize {
+        let mut bytes = 0;
+        let fits = |message: &&Outbound| {
+            bytes += crate::outbox::weight(&message.response);
+            bytes <= self.array_bytes
+        };
+        let count = messages.iter().take(BATCH_MAX).take_while(fits).count().max(1);
+        if count > 1 {
+            codec::encode_server_array(
+                encoding,
+                messages[..count].iter().map(|message| &message.response),
+                &mut self.scratch,
+            );
+        }
+        count
+    }
+
+    fn shrink(&mut self) {
+        for buffer in [&mut self.out, &mut self.scratch] {
+            if buffer.capacity() > KEPT_BYTES {
+                *buffer = Vec::new();
+            }
+        }
+    }
+}
+
