@@ -14,3 +14,6 @@ pub mod metrics;
 pub mod http;
 pub mod outbox;
 pub mod ws;
+pub mod cli;
+pub mod config;
+pub mod server;

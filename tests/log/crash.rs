@@ -70,13 +70,32 @@ fn a_power_cut_during_recovery_loses_nothing_either() {
     }
 }
 
+/// What only the kernel holds is read again, and has to outlive a power cut from then on.
 #[test]
 fn a_dead_process_loses_nothing_appended() {
     let steps = script(3, 120);
+    for count in 1..=steps.len() {
+        let disk = SimDisk::new();
+        let mut books = Books::run(&disk, &steps[..count]);
+        assert!(books.errors.is_empty());
+        books.nothing_may_be_lost();
+        survive(&books, &disk.fork());
+    }
+}
+
+/// The producer of a batch was told that it failed: it must not be found later.
+#[test]
+fn a_refused_batch_is_gone_even_if_it_was_written() {
     let disk = SimDisk::new();
-    let books = Books::run(&disk, &steps);
-    assert!(books.errors.is_empty());
-    survive(&books, &disk.fork());
+    let mut log = open(&disk).expect("a new log").log;
+    log.append(&batch(&[Item::put(1, b"first")])).expect("append");
+    disk.fail_at(1, Fault::LateError);
+    assert!(log.append(&batch(&[Item::put(2, b"second")])).is_err());
+    log.sync().expect("sync");
+    drop(log);
+    for disk in [disk.fork(), disk.crash(0), disk.crash(1)] {
+        assert_eq!(open(&disk).expect("the next start").items, [Item::put(1, b"first")]);
+    }
 }
 
 #[test]
@@ -85,7 +104,7 @@ fn any_operation_may_fail() {
     let whole = SimDisk::new();
     let books = Books::run(&whole, &steps);
     assert!(books.errors.is_empty(), "{:?}", books.errors);
-    for fault in [Fault::Eio, Fault::NoSpace, Fault::ShortWrite] {
+    for fault in [Fault::Eio, Fault::NoSpace, Fault::ShortWrite, Fault::LateError] {
         for operation in 1..=whole.operations() {
             let disk = SimDisk::new();
             disk.fail_at(operation, fault);

@@ -209,6 +209,11 @@ impl Books {
         Ok(())
     }
 
+    /// From here on, everything appended counts as confirmed.
+    pub(crate) fn nothing_may_be_lost(&mut self) {
+        self.synced = self.appended.len();
+    }
+
     fn is_forgotten(&self, key: Key) -> bool {
         let mut last = None;
         for (place, items) in self.appended.iter().enumerate() {

@@ -159,14 +159,14 @@ fn when_idle_the_last_batch_is_marked() {
     let (thread, signal) = start(&disk);
     thread.send(batch(&[Item::put(1, b"x")]), Vec::new());
     signal.wait_until(|| thread.durable() == 1);
-    loop {
+    let is_marked = || {
+        std::thread::yield_now();
         let damaged = disk.fork();
         damaged.flip("00000001.seg", 4096 + 64 + 28);
-        if open(&damaged).is_err() {
-            break;
-        }
-        std::thread::yield_now();
-    }
+        open(&damaged).is_err()
+    };
+    // Half a second at the very least, where 50 ms are due.
+    assert!((0..20_000).any(|_| is_marked()));
     thread.stop().expect("stop");
 }
 

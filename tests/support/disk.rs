@@ -44,6 +44,8 @@ pub(crate) enum Fault {
     NoSpace,
     /// A write writes half of what it should and fails; any other operation fails with EIO.
     ShortWrite,
+    /// A write writes everything and fails all the same; any other operation fails with EIO.
+    LateError,
     /// The power fails: this operation and all later ones fail.
     PowerCut,
 }
@@ -227,7 +229,7 @@ impl State {
                     self.powered_off = true;
                     Err(io::Error::other("the power is off"))
                 }
-                Fault::ShortWrite => Ok(Some(fault)),
+                Fault::ShortWrite | Fault::LateError => Ok(Some(fault)),
             },
             _ => Ok(None),
         }
@@ -421,11 +423,14 @@ impl StorageFile for SimFile {
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         let mut state = self.state();
         let offset = offset as usize;
-        let short = state.operation()?.is_some();
-        let written = if short { &bytes[..bytes.len() / 2] } else { bytes };
+        let fault = state.operation()?;
+        let written = if fault == Some(Fault::ShortWrite) { &bytes[..bytes.len() / 2] } else { bytes };
         state.grow_to(self.inode(), offset + written.len())?;
         state.files[self.inode()].change(Change::Write { offset, bytes: written.to_vec() });
-        if short { Err(io::Error::from(io::ErrorKind::WriteZero)) } else { Ok(()) }
+        match fault {
+            Some(_) => Err(io::Error::from_raw_os_error(5)),
+            None => Ok(()),
+        }
     }
 
     fn sync_data(&self) -> io::Result<()> {

@@ -1,0 +1,142 @@
+//! `taskyard work`
+
+use std::process::{ExitCode, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use taskyard_client::{Delivery, Failure, Reconnect, Settle, Worker, WorkerError, WorkerEvent};
+use taskyard_proto::{GroupName, Payload, QueueName, WorkerName};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::Command;
+
+use super::{Failed, Remote, interrupted, start_logging};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The queue; made if there is none
+    queue: QueueName,
+
+    /// How many tasks at once
+    #[arg(long, short, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1024))]
+    concurrency: u64,
+
+    /// This worker's name; made up if not given
+    #[arg(long)]
+    name: Option<WorkerName>,
+
+    /// A group that this worker is in; may be given several times
+    #[arg(long = "group", value_name = "NAME")]
+    groups: Vec<GroupName>,
+
+    /// How long running commands may take after a signal to stop, in milliseconds
+    #[arg(long, default_value_t = 30_000, value_name = "MS")]
+    grace_ms: u64,
+
+    /// Wait for a broker that does not answer yet
+    #[arg(long)]
+    wait_for_broker: bool,
+
+    /// The command, and its arguments. It finds TASKYARD_TASK, TASKYARD_QUEUE, TASKYARD_ATTEMPT and
+    /// TASKYARD_REDELIVERED in its environment
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<String>,
+
+    #[command(flatten)]
+    remote: Remote,
+}
+
+/// How much of a command's output is a result: more would not fit into a message anyway.
+const OUTPUT_BYTES_MAX: u64 = 16 << 20;
+/// How much of a failed command's last words goes into the error.
+const ERROR_TAIL: usize = 2000;
+
+pub(super) async fn run(args: Args) -> Result<ExitCode, Failed> {
+    start_logging();
+    let mut options = args.remote.options()?.reconnect(Reconnect::Always).wait_for_broker(args.wait_for_broker);
+    options = options.groups(args.groups.clone());
+    if let Some(name) = args.name.clone() {
+        options = options.worker(name);
+    }
+    let command = Arc::new(args.command.clone());
+    let worker = Worker::new(options, args.queue.clone())
+        .concurrency(args.concurrency as usize)
+        .settle(Settle::Confirmed)
+        .grace(Duration::from_millis(args.grace_ms))
+        .on_event(log_event);
+    let handler = move |delivery: Delivery| {
+        let command = command.clone();
+        async move { run_command(&command, delivery).await }
+    };
+    match worker.run(handler, interrupted()).await {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(WorkerError::Connect(error)) => Err(args.remote.unreachable(&error)),
+        Err(error) => Err(Failed::other(format!("the worker ended: {error}"))),
+    }
+}
+
+fn log_event(event: WorkerEvent) {
+    match event {
+        WorkerEvent::Connected { .. } => tracing::info!("connected"),
+        WorkerEvent::LeaseLost { task, .. } => {
+            tracing::warn!(%task, "the lease is lost: the task went on without this worker");
+        }
+        other => tracing::warn!("{other:?}"),
+    }
+}
+
+/// Runs the command on one task.
+async fn run_command(command: &[String], delivery: Delivery) -> Result<Payload, Failure> {
+    let (program, arguments) = command.split_first().expect("the command line wants a command");
+    let mut child = Command::new(program)
+        .args(arguments)
+        .env("TASKYARD_TASK", delivery.task.to_string())
+        .env("TASKYARD_QUEUE", delivery.queue.as_str())
+        .env("TASKYARD_ATTEMPT", delivery.attempt.to_string())
+        .env("TASKYARD_REDELIVERED", if delivery.redelivered { "1" } else { "0" })
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|error| Failure::retry(format!("cannot run {program:?}: {error}")))?;
+    let input = delivery.payload().to_plain_bytes();
+    let mut stdin = child.stdin.take().expect("it was piped");
+    let mut stdout = child.stdout.take().expect("it was piped");
+    let mut stderr = child.stderr.take().expect("it was piped");
+    let feed = async move {
+        // A command need not read what it is given.
+        let _ = stdin.write_all(&input).await;
+        drop(stdin);
+    };
+    let whole = async {
+        let (out, err) = (async { read(&mut stdout).await }, async { read(&mut stderr).await });
+        let ((), out, err) = tokio::join!(feed, out, err);
+        (child.wait().await, out, err)
+    };
+    let (status, out, err) = tokio::select! {
+        whole = whole => whole,
+        ending = delivery.stopped() => {
+            // Dropping the child kills it: the task is no longer ours.
+            return Err(Failure::retry(format!("stopped: {ending:?}")));
+        }
+    };
+    let status = status.map_err(|error| Failure::retry(format!("cannot wait for {program:?}: {error}")))?;
+    let out = out.map_err(|error| Failure::retry(format!("cannot read the output of {program:?}: {error}")))?;
+    if !status.success() {
+        let err = err.unwrap_or_default();
+        let tail = String::from_utf8_lossy(&err[err.len().saturating_sub(ERROR_TAIL)..]).trim().to_owned();
+        let error = if tail.is_empty() { status.to_string() } else { format!("{status}: {tail}") };
+        return Err(Failure::retry(error));
+    }
+    Ok(if out.is_empty() { Payload::NULL } else { Payload::binary(Bytes::from(out)) })
+}
+
+async fn read(from: &mut (impl AsyncReadExt + Unpin)) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    from.take(OUTPUT_BYTES_MAX + 1).read_to_end(&mut bytes).await?;
+    if bytes.len() as u64 > OUTPUT_BYTES_MAX {
+        return Err(std::io::Error::other(format!("it is longer than {OUTPUT_BYTES_MAX} bytes")));
+    }
+    Ok(bytes)
+}
