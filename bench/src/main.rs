@@ -1,1 +1,87 @@
-fn main() {}
+//! A load generator over the real protocol. `bench/README.md` says what the figures mean.
+
+mod broker;
+mod floor;
+mod latency;
+mod throughput;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use taskyard_proto::Encoding;
+
+/// Measures a Taskyard broker. Starts one of its own unless --url names one.
+#[derive(Debug, Parser)]
+#[command(name = "taskyard-bench", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Closed loop: how many tasks a second, from the first submit to the last ack
+    Throughput(throughput::Args),
+    /// Open loop: how long from the intended submit to the worker, at a fixed rate
+    Latency(latency::Args),
+    /// The bare server that latency is compared with: appends, syncs, forwards, nothing else
+    #[command(hide = true)]
+    FloorServer,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Wire {
+    Json,
+    Msgpack,
+}
+
+impl Wire {
+    fn encoding(self) -> Encoding {
+        match self {
+            Wire::Json => Encoding::Json,
+            Wire::Msgpack => Encoding::MessagePack,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Wire::Json => "json",
+            Wire::Msgpack => "msgpack",
+        }
+    }
+}
+
+/// What ends a measurement that cannot be made.
+type Failed = Box<dyn std::error::Error + Send + Sync>;
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::FloorServer => floor::serve(),
+        Command::Throughput(args) => on_runtime(throughput::run(args)),
+        Command::Latency(args) => on_runtime(latency::run(args)),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("taskyard-bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn on_runtime(run: impl Future<Output = Result<(), Failed>>) -> Result<(), Failed> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(run)
+}
+
+/// The middle of some figures.
+fn median(figures: &[f64]) -> f64 {
+    let mut sorted = figures.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn print(line: &str) {
+    use std::io::Write as _;
+    // A reader that has gone ends the bench when it next fails.
+    let _ = writeln!(std::io::stdout(), "{line}");
+}

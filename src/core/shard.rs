@@ -976,7 +976,7 @@ impl Shard {
         self.offer(task, recipient, fx);
     }
 
-    fn ttl_due(&mut self, task: u32, seq: u64, fx: &mut Effects) {
+    pub(super) fn ttl_due(&mut self, task: u32, seq: u64, fx: &mut Effects) {
         let now = self.now;
         let due = |t: &&Task| t.spec.seq == seq && t.durable && t.spec.expires.is_some_and(|at| at <= now);
         let Some(found) = self.tasks.get(task as usize).filter(due) else { return };

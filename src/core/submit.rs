@@ -218,6 +218,10 @@ impl Shard {
             return self.finish(key, fate, fx);
         }
         if let Some(at) = expires {
+            if at <= self.now {
+                // It outlived its use while it waited for the disk, or while the broker was away.
+                return self.ttl_due(key, seq, fx);
+            }
             self.timers.set(at, Timer::Expires { task: key, seq });
         }
         for recipient in 0..task.recipients() {

@@ -11,7 +11,7 @@ use super::segment::{
 };
 use super::storage::{Storage, StorageFile};
 use super::store::{STORE_NAME, Store};
-use super::writer::{Current, Log, Options, Spare, note_records};
+use super::writer::{Current, Log, NEW_SEGMENT_SUFFIX, Options, Spare, note_records};
 
 /// One record, as `open` finds it.
 #[derive(Clone, Copy, Debug)]
@@ -117,6 +117,7 @@ impl<S: Storage> Log<S> {
             spares: Vec::new(),
             next_spare: 1,
             preparing: None,
+            zeroer: None,
             cleaning: None,
             reading: None,
             next_lsn: found.walk.next_lsn,
@@ -284,6 +285,7 @@ impl Directory {
                 directory.spares.push((number, name.clone()));
             } else if name == "STORE.tmp"
                 || parse_numbered(name, ".tmp").is_some()
+                || parse_numbered(name, NEW_SEGMENT_SUFFIX).is_some()
                 || parse_numbered(name, REPAIR_SUFFIX).is_some()
             {
                 directory.leftovers.push(name.clone());

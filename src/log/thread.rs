@@ -27,7 +27,7 @@ const NO_ROOM_RETRY: Duration = Duration::from_millis(500);
 
 /// The same when commits come so often that the time never passes without one: at more than 2 in a second, 8
 /// are there within 4 s.
-const NO_ROOM_RETRY_COMMITS: u32 = 8;
+const RETRY_COMMITS: u32 = 8;
 
 /// While commits come without a pause, one step of maintenance is done per this many bytes: a step looks at up
 /// to 4 MiB or zeroes 256 KiB, so that cleaning keeps up with any rate of writing.
@@ -104,10 +104,11 @@ impl LogThread {
     /// # Errors
     /// When the operating system gives no thread.
     pub fn start_observed<S: Storage>(
-        log: Log<S>,
+        mut log: Log<S>,
         notify: impl Fn() + Send + Sync + 'static,
         observer: impl LogObserver,
     ) -> io::Result<Self> {
+        log.prepare_elsewhere();
         let shared = Arc::new(Shared {
             inbox: Mutex::default(),
             arrived: Condvar::new(),
@@ -312,6 +313,7 @@ impl<S: Storage, O: LogObserver> Runner<S, O> {
         let patience = match self.upkeep {
             Maintenance::More => Patience::None,
             Maintenance::NoRoom => Patience::For(NO_ROOM_RETRY),
+            Maintenance::Elsewhere => Patience::For(IDLE_MARK),
             Maintenance::Done if self.marked => Patience::Endless,
             Maintenance::Done => Patience::For(IDLE_MARK),
         };
@@ -326,7 +328,7 @@ impl<S: Storage, O: LogObserver> Runner<S, O> {
             Wake::TimePassed if self.upkeep == Maintenance::Done => self.mark()?,
             Wake::TimePassed => {
                 self.maintain()?;
-                if self.upkeep == Maintenance::NoRoom {
+                if self.upkeep != Maintenance::More && !self.marked {
                     self.mark()?;
                 }
             }
@@ -340,7 +342,9 @@ impl<S: Storage, O: LogObserver> Runner<S, O> {
         self.marked = false;
         self.commits_since_upkeep += 1;
         let due = match self.upkeep {
-            Maintenance::NoRoom => self.commits_since_upkeep >= NO_ROOM_RETRY_COMMITS,
+            Maintenance::NoRoom | Maintenance::Elsewhere => {
+                self.commits_since_upkeep >= RETRY_COMMITS || self.owed_bytes >= MAINTAIN_EACH_BYTES
+            }
             Maintenance::More | Maintenance::Done => self.owed_bytes >= MAINTAIN_EACH_BYTES,
         };
         if due {

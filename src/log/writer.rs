@@ -2,7 +2,7 @@
 //!
 //! Opening is in `recover`, cleaning in `clean`, the thread in `thread`.
 
-use super::clean::{Cleaning, Preparing};
+use super::clean::{Cleaning, Preparing, Zeroer};
 use super::error::{LogError, is_full};
 use super::index::{Index, Location, Segment};
 use super::record::{
@@ -38,6 +38,9 @@ const BATCH_BYTES_MAX: u64 = 1 << 30;
 /// Several small batches become one on disk up to this many bytes: beyond, one more write costs nothing, and
 /// the buffer that they are gathered in stays small.
 const GROUP_BYTES_MAX: usize = 4 << 20;
+
+/// A segment that is made at once, without a spare.
+pub(super) const NEW_SEGMENT_SUFFIX: &str = ".seg.tmp";
 
 impl Options {
     /// Default sizes.
@@ -97,6 +100,8 @@ pub struct Log<S: Storage> {
     pub(super) spares: Vec<Spare>,
     pub(super) next_spare: u32,
     pub(super) preparing: Option<Preparing<S::File>>,
+    /// Where files are zeroed, if not in steps of maintenance.
+    pub(super) zeroer: Option<Zeroer<S::File>>,
     pub(super) cleaning: Option<Cleaning<S::File>>,
     /// The last segment, other than the current and the one being cleaned, that a record was read from.
     pub(super) reading: Option<(Sequence, S::File)>,
@@ -420,7 +425,8 @@ impl<S: Storage> Log<S> {
     }
 
     fn make_file(&self, sequence: Sequence, bytes: u64) -> Result<(S::File, Spare), LogError> {
-        let name = format!("{sequence:08}.tmp");
+        // Not the name of any spare that may be in the making: creating a file empties the one that is there.
+        let name = format!("{sequence:08}{NEW_SEGMENT_SUFFIX}");
         let made = self.storage.create(&name).and_then(|file| file.allocate(bytes).map(|()| file));
         match made {
             Ok(file) => Ok((file, Spare { name, recycled: false })),

@@ -288,6 +288,28 @@ fn cleaning_writes_at_most_as_much_again() {
     assert!(bytes < 2 * 2000 * 500 + 8 * options().segment_bytes, "{bytes}");
 }
 
+/// A segment that is made in a hurry once took the name, and with it the bytes, of a spare in the making.
+#[test]
+fn a_spare_in_the_making_is_left_alone() {
+    for steps in 0..4 {
+        let disk = SimDisk::new();
+        let mut log = open(&disk).expect("a new log").log;
+        for _ in 0..steps {
+            log.maintain().expect("maintain");
+        }
+        for key in 0..4 {
+            log.append(&batch(&[Item::put(key, &[key as u8; 90_000])])).expect("append");
+            log.maintain().expect("maintain");
+        }
+        while log.maintain().expect("maintain") == taskyard::log::Maintenance::More {}
+        for key in 4..200 {
+            log.append(&batch(&[Item::put(key, &[key as u8; 3000])])).expect("append");
+        }
+        log.sync().expect("sync");
+        assert_eq!(open(&disk.crash(0)).expect("start").state().len(), 200);
+    }
+}
+
 #[test]
 fn a_batch_bigger_than_a_segment_has_one_of_its_own() {
     let disk = SimDisk::new();

@@ -348,6 +348,12 @@ impl Storage for SimDisk {
     fn create(&self, name: &str) -> io::Result<SimFile> {
         let mut state = self.state();
         state.whole_operation()?;
+        if let Some(&inode) = state.names.get(name) {
+            // As a real one: whoever has that file open finds it empty.
+            state.files[inode].change(Change::Length(0));
+            drop(state);
+            return Ok(self.file(inode));
+        }
         let inode = state.files.len();
         state.files.push(Inode::default());
         state.names.insert(name.to_owned(), inode);
