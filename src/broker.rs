@@ -30,6 +30,15 @@ pub enum Item {
     Relay(SessionId, Response),
 }
 
+/// An HTTP request that waits.
+#[derive(Debug)]
+pub struct Waiting {
+    /// Where its answers go.
+    pub answers: mpsc::Sender<ServerMessage>,
+    /// Whether `accepted` is not the last of them.
+    pub for_the_end: bool,
+}
+
 /// What one socket or request hands over at once.
 #[derive(Debug)]
 pub struct Batch {
@@ -38,7 +47,7 @@ pub struct Batch {
     /// When it was complete.
     pub arrived: Time,
     /// The HTTP requests that wait for what comes of it.
-    pub calls: Vec<(CallId, mpsc::Sender<ServerMessage>)>,
+    pub calls: Vec<(CallId, Waiting)>,
     /// Its share of the bytes that may wait.
     pub permit: Option<OwnedSemaphorePermit>,
 }
@@ -87,6 +96,8 @@ impl Gone {
 pub struct Call {
     id: CallId,
     answers: mpsc::Receiver<ServerMessage>,
+    /// Dropped before the end of this task, it says so: a client that goes must leave nothing behind.
+    watched: Option<(Broker, TaskId)>,
 }
 
 impl Call {
@@ -95,11 +106,34 @@ impl Call {
         self.answers.recv().await.ok_or(Gone)
     }
 
-    /// The next answer, if it comes in time.
-    pub async fn answer_within(&mut self, limit: Duration) -> Result<Option<ServerMessage>, Gone> {
+    /// The end of a task, or an error, if it comes in time.
+    pub async fn end_within(
+        mut self,
+        broker: &Broker,
+        task: TaskId,
+        limit: Duration,
+    ) -> Result<Option<ServerMessage>, Gone> {
+        self.watched = Some((broker.clone(), task));
         match tokio::time::timeout(limit, self.answer()).await {
-            Ok(answer) => answer.map(Some),
+            Ok(answer) => {
+                self.watched = None;
+                answer.map(Some)
+            }
             Err(_) => Ok(None),
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        let Some((broker, task)) = self.watched.take() else { return };
+        let mut items = vec![Item::Command(Command::HangUp { call: self.id, task })];
+        // Outside of the runtime the process is ending, and so is everything that waits.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                // If the broker is gone nobody waits for anything.
+                let _ = broker.send(&mut items, 0).await;
+            });
         }
     }
 }
@@ -154,7 +188,7 @@ impl Broker {
         &self,
         items: Vec<Item>,
         bytes: usize,
-        calls: Vec<(CallId, mpsc::Sender<ServerMessage>)>,
+        calls: Vec<(CallId, Waiting)>,
     ) -> Result<(), Gone> {
         // A small batch weighs nothing: their number is bounded by the channel.
         let permit = if bytes < 4096 {
@@ -167,16 +201,17 @@ impl Broker {
         self.inner.inbox.send(Batch { items, arrived, calls, permit }).await.map_err(|_| Gone)
     }
 
-    fn new_call(&self) -> ((CallId, mpsc::Sender<ServerMessage>), Call) {
+    fn new_call(&self, for_the_end: bool) -> ((CallId, Waiting), Call) {
         let id = CallId(self.inner.next_call.fetch_add(1, Ordering::Relaxed));
-        let (answer, answers) = mpsc::channel(CALL_MESSAGES);
-        ((id, answer), Call { id, answers })
+        let (answers, receiver) = mpsc::channel(CALL_MESSAGES);
+        ((id, Waiting { answers, for_the_end }), Call { id, answers: receiver, watched: None })
     }
 
     /// Submits for an HTTP request: `accepted` or an error is the first answer, and with `watch`
     /// `finished` the second.
     pub async fn submit(&self, submit: Submit) -> Result<Call, SubmitRefused> {
-        let mut calls = self.submit_many(vec![Ok(submit)]).await.map_err(|gone| SubmitRefused(gone.error()))?;
+        let mut calls =
+            self.submit_many(vec![Ok(submit)]).await.map_err(|gone| SubmitRefused(gone.error()))?;
         calls.pop().expect("one submit makes one call")
     }
 
@@ -188,9 +223,11 @@ impl Broker {
         let (mut items, mut waits, mut calls) = (Vec::new(), Vec::new(), Vec::new());
         let mut bytes = 0;
         for submit in submits {
-            let submit = submit.map_err(SubmitRefused).inspect(|submit| bytes += submit.payload.bytes().len());
+            let submit =
+                submit.map_err(SubmitRefused).inspect(|submit| bytes += submit.payload.bytes().len());
+            let watch = submit.as_ref().is_ok_and(|submit| submit.watch);
             calls.push(submit.and_then(|submit| submit_command(submit, self.clock())).map(|command| {
-                let (wait, call) = self.new_call();
+                let (wait, call) = self.new_call(watch);
                 items.push(Item::Command(command(Origin::Call(wait.0))));
                 waits.push(wait);
                 call
@@ -203,17 +240,10 @@ impl Broker {
     /// Says something else for an HTTP request.
     pub async fn ask(&self, message: impl Into<ClientMessage>) -> Result<Call, Gone> {
         let message = message.into();
-        let (wait, call) = self.new_call();
+        let (wait, call) = self.new_call(true);
         let items = vec![Item::Command(Command::Message { origin: Origin::Call(wait.0), message })];
         self.hand_over(items, 0, vec![wait]).await?;
         Ok(call)
-    }
-
-    /// Ends an HTTP request's wait for the end of a task.
-    pub async fn hang_up(&self, call: Call, task: TaskId) {
-        let mut items = vec![Item::Command(Command::HangUp { call: call.id, task })];
-        // If the broker is gone nobody waits for anything.
-        let _ = self.send(&mut items, 0).await;
     }
 
     /// Looks at the state.

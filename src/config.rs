@@ -150,9 +150,12 @@ impl Options {
                  could submit and take tasks. Listen on 127.0.0.1 and let a reverse proxy with authentication in front"
             )));
         }
-        let segment_bytes = within("segment_bytes", self.segment_bytes.unwrap_or(64 << 20), 64 << 10, 1 << 30)?;
+        let segment_bytes =
+            within("segment_bytes", self.segment_bytes.unwrap_or(64 << 20), 64 << 10, 1 << 30)?;
         if !segment_bytes.is_multiple_of(4096) {
-            return Err(ConfigError(format!("segment_bytes: expected a multiple of 4096, got {segment_bytes}")));
+            return Err(ConfigError(format!(
+                "segment_bytes: expected a multiple of 4096, got {segment_bytes}"
+            )));
         }
         let ms = |name, value: Option<u64>, default| {
             within(name, value.unwrap_or(default), 100, day).map(Duration::from_millis)
@@ -161,8 +164,12 @@ impl Options {
             listen,
             data_dir: self.data_dir.unwrap_or_else(|| "taskyard-data".into()),
             engine: self.engine.unwrap_or(EngineKind::Embedded),
-            message_bytes: within("message_bytes", self.message_bytes.unwrap_or(1 << 20) as u64, 1024, 16 << 20)?
-                as usize,
+            message_bytes: within(
+                "message_bytes",
+                self.message_bytes.unwrap_or(1 << 20) as u64,
+                1024,
+                16 << 20,
+            )? as usize,
             ping: ms("ping_ms", self.ping_ms, 25_000)?,
             ping_timeout: ms("ping_timeout_ms", self.ping_timeout_ms, 10_000)?,
             drain: within("drain_ms", self.drain_ms.unwrap_or(30_000), 0, day).map(Duration::from_millis)?,
@@ -174,7 +181,9 @@ impl Options {
 
 fn parse_listen(text: &str) -> Result<SocketAddr, ConfigError> {
     let wrong = |why: String| {
-        ConfigError(format!("listen: {text:?} is no address to listen on ({why}): expected one like 127.0.0.1:7070"))
+        ConfigError(format!(
+            "listen: {text:?} is no address to listen on ({why}): expected one like 127.0.0.1:7070"
+        ))
     };
     let mut addresses = text.to_socket_addrs().map_err(|e| wrong(e.to_string()))?;
     addresses.next().ok_or_else(|| wrong("the name has no address".into()))
@@ -208,7 +217,8 @@ mod tests {
 
     #[test]
     fn flags_win_over_the_file_and_the_file_over_defaults() {
-        let file: Options = toml::from_str("listen = \"127.0.0.1:1\"\ndrain_ms = 5\nengine = \"memory\"").unwrap();
+        let file: Options =
+            toml::from_str("listen = \"127.0.0.1:1\"\ndrain_ms = 5\nengine = \"memory\"").unwrap();
         let flags = Options { listen: Some("127.0.0.1:2".into()), ..Options::default() };
         let config = flags.over(file).resolve().unwrap();
         assert_eq!(config.listen.port(), 2);
@@ -220,10 +230,20 @@ mod tests {
     #[test]
     fn what_cannot_be_is_refused_with_the_name_and_the_range() {
         let refused = |options: Options| options.resolve().unwrap_err().to_string();
-        assert!(refused(Options { message_bytes: Some(5), ..Options::default() }).contains("1024 to 16777216"));
-        assert!(refused(Options { segment_bytes: Some(70_000), ..Options::default() }).contains("multiple of 4096"));
-        assert!(refused(Options { listen: Some("0.0.0.0:7070".into()), ..Options::default() }).contains("authentication"));
-        assert!(refused(Options { listen: Some("here".into()), ..Options::default() }).contains("127.0.0.1:7070"));
+        assert!(
+            refused(Options { message_bytes: Some(5), ..Options::default() }).contains("1024 to 16777216")
+        );
+        assert!(
+            refused(Options { segment_bytes: Some(70_000), ..Options::default() })
+                .contains("multiple of 4096")
+        );
+        assert!(
+            refused(Options { listen: Some("0.0.0.0:7070".into()), ..Options::default() })
+                .contains("authentication")
+        );
+        assert!(
+            refused(Options { listen: Some("here".into()), ..Options::default() }).contains("127.0.0.1:7070")
+        );
         let unknown = toml::from_str::<Options>("listn = 1").unwrap_err().to_string();
         assert!(unknown.contains("listn") && unknown.contains("listen"), "{unknown}");
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use taskyard_proto::{CloseCode, Response, ServerMessage};
 use tokio::sync::{mpsc, watch};
 
-use crate::broker::{Batch, Inspection, Item, Seen};
+use crate::broker::{Batch, Inspection, Item, Seen, Waiting};
 use crate::clock::Clock;
 use crate::connections::Connections;
 use crate::core::{CallId, Command, Effects, Output, SessionId, Shard, Time};
@@ -50,7 +50,7 @@ pub struct Dispatcher<E> {
     phase: watch::Receiver<Phase>,
     hops: HopMetrics,
     fx: Effects,
-    calls: HashMap<CallId, mpsc::Sender<ServerMessage>>,
+    calls: HashMap<CallId, Waiting>,
     mail: Mail,
     /// Nothing expires before.
     hold_until: Option<Instant>,
@@ -145,28 +145,26 @@ impl<E: Engine> Dispatcher<E> {
                     return Err(error);
                 }
                 Wake::Inspect(inspection) => {
-                    let seen =
-                        Seen { shard: &self.shard, now: self.clock.now(), footprint: self.engine.footprint() };
+                    let seen = Seen {
+                        shard: &self.shard,
+                        now: self.clock.now(),
+                        footprint: self.engine.footprint(),
+                    };
                     inspection(seen);
                     continue;
                 }
                 Wake::Deadline => self.expire(self.clock.now()),
-                Wake::Phase => {
-                    let phase = *self.phase.borrow_and_update();
-                    match phase {
-                        Phase::Run => {}
-                        Phase::Drain { until } if self.drained.is_none() => {
-                            self.drained = Some(until);
-                            let grace_ms = until.saturating_duration_since(Instant::now()).as_millis() as u64;
-                            self.shard.apply(self.clock.now(), Command::Drain { grace_ms }, &mut self.fx);
-                        }
-                        Phase::Drain { .. } => {}
-                        Phase::Stop => return self.stop().await,
-                    }
+                Wake::Phase(Phase::Drain { until }) if self.drained.is_none() => {
+                    self.drained = Some(until);
+                    let grace_ms = until.saturating_duration_since(Instant::now()).as_millis() as u64;
+                    self.shard.apply(self.clock.now(), Command::Drain { grace_ms }, &mut self.fx);
                 }
+                Wake::Phase(Phase::Run | Phase::Drain { .. }) => {}
+                Wake::Phase(Phase::Stop) => return self.stop().await,
             }
             self.flush();
-            let over = self.drained.is_some_and(|until| self.shard.leases_out() == 0 || Instant::now() >= until);
+            let over =
+                self.drained.is_some_and(|until| self.shard.leases_out() == 0 || Instant::now() >= until);
             if over && self.inbox.is_empty() {
                 return self.stop().await;
             }
@@ -189,11 +187,11 @@ impl<E: Engine> Dispatcher<E> {
         };
         let wake = tokio::select! {
             biased;
-            changed = self.phase.changed() => match changed {
-                Ok(()) => Wake::Phase,
+            changed = self.phase.changed() => Wake::Phase(match changed {
+                Ok(()) => *self.phase.borrow_and_update(),
                 // Whoever could tell us to stop is gone: the process ends.
-                Err(_) => Wake::Phase,
-            },
+                Err(_) => Phase::Stop,
+            }),
             event = self.engine.next_event() => Wake::Event(event),
             Some(inspection) = self.inspections.recv() => Wake::Inspect(inspection),
             Some(batch) = self.inbox.recv(), if self.engine.has_room() => Wake::Batch(batch),
@@ -294,19 +292,14 @@ impl<E: Engine> Dispatcher<E> {
     async fn stop(mut self) -> Result<(), EngineError> {
         self.shard.last_words(&mut self.fx);
         self.flush();
-        // What was asked to be confirmed is confirmed before the sockets end.
+        // What was asked to be confirmed is confirmed before the sockets end. What is said in turn is
+        // for the next process to say again.
         let wanted = self.shard.operations();
-        let mut stored = 0;
-        while stored < wanted {
+        while self.shard.operations_durable() < wanted {
             match tokio::time::timeout(STOP_LIMIT, self.engine.next_event()).await {
                 Ok(Event::Stored { through }) => {
-                    stored = through;
                     self.shard.apply(self.clock.now(), Command::Stored { through }, &mut self.fx);
                     self.flush();
-                    // What became ready is stored, or it is not: either way the next process has it.
-                    if self.shard.operations() > wanted {
-                        break;
-                    }
                 }
                 Ok(Event::Full(_)) => {}
                 Ok(Event::Failed(error)) => return Err(error),
@@ -326,16 +319,14 @@ enum Wake {
     Event(Event),
     Inspect(Inspection),
     Deadline,
-    Phase,
+    Phase(Phase),
 }
 
-fn answer(calls: &mut HashMap<CallId, mpsc::Sender<ServerMessage>>, call: CallId, message: ServerMessage) {
-    let Some(answers) = calls.get(&call) else { return };
-    // `accepted` may be followed by `finished`; everything else is the last word. Whoever does not want
-    // a second answer has gone by then, and sending fails.
-    let last = !matches!(message, ServerMessage::Accepted(_));
-    let gone = answers.try_send(message).is_err();
-    if last || gone || answers.is_closed() {
+fn answer(calls: &mut HashMap<CallId, Waiting>, call: CallId, message: ServerMessage) {
+    let Some(waiting) = calls.get(&call) else { return };
+    let more = waiting.for_the_end && matches!(message, ServerMessage::Accepted(_));
+    let gone = waiting.answers.try_send(message).is_err();
+    if gone || !more {
         calls.remove(&call);
     }
 }

@@ -3,17 +3,17 @@
 //! The binary is the product; this library is its rooms, so that tests and benchmarks can enter
 //! them. `ARCHITECTURE.md` is the map.
 
-pub mod core;
-pub mod engine;
-pub mod log;
 pub mod broker;
-pub mod clock;
-pub mod connections;
-pub mod dispatcher;
-pub mod metrics;
-pub mod http;
-pub mod outbox;
-pub mod ws;
 pub mod cli;
+pub mod clock;
 pub mod config;
+pub mod connections;
+pub mod core;
+pub mod dispatcher;
+pub mod engine;
+pub mod http;
+pub mod log;
+pub mod metrics;
+pub mod outbox;
 pub mod server;
+pub mod ws;

@@ -3,7 +3,9 @@
 use std::time::Instant;
 
 use prometheus::local::LocalHistogram;
-use prometheus::{Encoder, Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
 use taskyard_proto::{CloseCode, TaskState};
 
 use crate::broker::{Broker, Gone, Seen};
@@ -33,9 +35,12 @@ pub struct Metrics {
 fn seconds(name: &str, help: &str) -> Histogram {
     // 10 µs to 10 s, thrice a decade and more: a sync takes tens of microseconds, a stalled disk seconds.
     let buckets = [1.0, 2.0, 5.0];
-    let buckets: Vec<f64> =
-        (-5..=1).flat_map(|decade| buckets.map(|step| step * 10f64.powi(decade))).filter(|b| *b <= 10.0).collect();
-    Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets)).expect("the name and the buckets are valid")
+    let buckets: Vec<f64> = (-5..=1)
+        .flat_map(|decade| buckets.map(|step| step * 10f64.powi(decade)))
+        .filter(|b| *b <= 10.0)
+        .collect();
+    Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets))
+        .expect("the name and the buckets are valid")
 }
 
 impl Metrics {
@@ -55,7 +60,10 @@ impl Metrics {
                 "taskyard_delivered_to_settled_seconds",
                 "Time from a delivery to its settle, or to the end of its lease",
             ),
-            log_sync: seconds("taskyard_log_sync_seconds", "Duration of one sync of the log to stable storage"),
+            log_sync: seconds(
+                "taskyard_log_sync_seconds",
+                "Duration of one sync of the log to stable storage",
+            ),
             log_batch: Histogram::with_opts(
                 HistogramOpts::new("taskyard_log_batch_records", "Records made durable by one sync")
                     .buckets((0..14).map(|power| f64::from(1 << power)).collect()),
@@ -125,7 +133,8 @@ impl Metrics {
     /// The whole in Prometheus' text format.
     pub async fn text(&self, broker: &Broker) -> Result<String, Gone> {
         let scraped = broker.inspect(|seen| state_metrics(&seen)).await?;
-        let connections = IntGauge::new("taskyard_connections", "Open WebSocket connections").expect("a valid name");
+        let connections =
+            IntGauge::new("taskyard_connections", "Open WebSocket connections").expect("a valid name");
         connections.set(broker.connections().count() as i64);
         scraped.register(Box::new(connections)).expect("registered once");
         let mut text = String::new();
@@ -201,10 +210,13 @@ fn state_metrics(seen: &Seen<'_>) -> Registry {
         &["queue", "state"],
     )
     .expect("a valid name");
-    let workers =
-        IntGaugeVec::new(Opts::new("taskyard_workers", "Workers subscribed, by queue"), &["queue"]).expect("a valid name");
+    let workers = IntGaugeVec::new(Opts::new("taskyard_workers", "Workers subscribed, by queue"), &["queue"])
+        .expect("a valid name");
     let oldest = IntGaugeVec::new(
-        Opts::new("taskyard_oldest_task_age_seconds", "Age of the oldest task that waits for a worker, by queue"),
+        Opts::new(
+            "taskyard_oldest_task_age_seconds",
+            "Age of the oldest task that waits for a worker, by queue",
+        ),
         &["queue"],
     )
     .expect("a valid name");
@@ -219,7 +231,11 @@ fn state_metrics(seen: &Seen<'_>) -> Registry {
     };
     gauge("taskyard_in_flight", "Leases that are out", seen.shard.leases_out());
     gauge("taskyard_log_bytes", "Bytes of the log's files", seen.footprint.bytes);
-    gauge("taskyard_log_live_bytes", "Bytes of records in the log that are still needed", seen.footprint.live_bytes);
+    gauge(
+        "taskyard_log_live_bytes",
+        "Bytes of records in the log that are still needed",
+        seen.footprint.live_bytes,
+    );
     gauge("taskyard_log_segments", "Segment files of the log", seen.footprint.segments);
     let families: [Box<dyn prometheus::core::Collector>; 4] =
         [Box::new(events), Box::new(tasks), Box::new(workers), Box::new(oldest)];
@@ -240,7 +256,9 @@ fn add_queue(
     for (tally, word) in Tally::ALL {
         events.with_label_values(&[queue, word]).inc_by(view.tallies[tally as usize]);
     }
-    for state in [TaskState::Scheduled, TaskState::Queued, TaskState::Leased, TaskState::Retrying, TaskState::Dead] {
+    for state in
+        [TaskState::Scheduled, TaskState::Queued, TaskState::Leased, TaskState::Retrying, TaskState::Dead]
+    {
         tasks.with_label_values(&[queue, state.as_str()]).add(view.counts[state as usize] as i64);
     }
     workers.with_label_values(&[queue]).add(view.workers as i64);

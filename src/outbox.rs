@@ -182,7 +182,8 @@ impl Outbox {
         loop {
             {
                 let mut state = self.state();
-                let some = !state.messages.is_empty() || state.pong.is_some() || state.ping || state.close.is_some();
+                let some =
+                    !state.messages.is_empty() || state.pong.is_some() || state.ping || state.close.is_some();
                 if some {
                     state.bytes = 0;
                     return Drained {
@@ -199,7 +200,10 @@ impl Outbox {
 }
 
 fn slow() -> Closing {
-    Closing { code: Some(CloseCode::SLOW), reason: "the client reads too slowly: too much waits to be written".into() }
+    Closing {
+        code: Some(CloseCode::SLOW),
+        reason: "the client reads too slowly: too much waits to be written".into(),
+    }
 }
 
 /// What a message takes in an outbox: its payload, and a round number for the rest.
@@ -209,7 +213,8 @@ pub(crate) fn weight(response: &Response) -> usize {
         ServerMessage::Task(task) => task.payload.bytes().len(),
         ServerMessage::Finished(finished) => {
             let outcomes = finished.recipients.as_ref().map_or(&[][..], |list| &list.0);
-            finished.result.bytes().len() + outcomes.iter().map(|o| 64 + o.result.bytes().len()).sum::<usize>()
+            finished.result.bytes().len()
+                + outcomes.iter().map(|o| 64 + o.result.bytes().len()).sum::<usize>()
         }
         ServerMessage::Event(event) => event.data.bytes().len(),
         ServerMessage::RoomMessage(message) => message.payload.bytes().len(),

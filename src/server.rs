@@ -98,7 +98,9 @@ impl Server {
                 let began = Instant::now();
                 let observer = metrics.log_observer();
                 let (engine, opened, recovery) =
-                    Embedded::open(&config.data_dir, config.segment_bytes, observer, &mut |op| replay.operation(op))?;
+                    Embedded::open(&config.data_dir, config.segment_bytes, observer, &mut |op| {
+                        replay.operation(op)
+                    })?;
                 if let Some(torn) = &recovery.torn_tail {
                     metrics.torn_tail();
                     tracing::warn!(
@@ -132,7 +134,8 @@ impl Server {
         let clock = Clock::start();
         let mut first = Effects::default();
         let shard = replay.begin(clock.now(), opened.clean, opened.start, &mut first);
-        let listener = TcpListener::bind(config.listen).await.map_err(|e| ServeError::Listen(config.listen, e))?;
+        let listener =
+            TcpListener::bind(config.listen).await.map_err(|e| ServeError::Listen(config.listen, e))?;
         let address = listener.local_addr().map_err(|e| ServeError::Listen(config.listen, e))?;
         let connections = Arc::new(Connections::default());
         let (broker, inbox, inspections) = Broker::new(clock, connections.clone(), engine.capabilities());
@@ -147,7 +150,8 @@ impl Server {
             phases.clone(),
             metrics.hops(),
         );
-        let app = App { broker: broker.clone(), metrics, settings: Arc::new(config.sockets()), phase: phases };
+        let app =
+            App { broker: broker.clone(), metrics, settings: Arc::new(config.sockets()), phase: phases };
         let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
         Ok(Server {
             address,

@@ -9,8 +9,8 @@ use taskyard_client::endpoint::Endpoint;
 use taskyard_client::receiver::Incoming;
 use taskyard_proto::message::Credit;
 use taskyard_proto::{
-    Ack, Encoding, GivenLease, Hello, LeaseList, Payload, QueueName, Request, RequestId, ServerMessage, Submit,
-    Subscribe,
+    Ack, Encoding, GivenLease, Hello, LeaseList, Payload, QueueName, Request, RequestId, ServerMessage,
+    Submit, Subscribe,
 };
 use tokio::net::TcpStream;
 
@@ -37,6 +37,9 @@ pub(crate) struct Args {
     dir: PathBuf,
 }
 
+/// Connections that submit.
+const PRODUCERS: usize = 4;
+
 /// Bytes of the time that a payload begins with.
 pub(crate) const STAMP_BYTES: usize = 8;
 
@@ -47,11 +50,8 @@ pub(crate) async fn run(args: Args) -> Result<(), Failed> {
         let mut medians: [Vec<f64>; 2] = [Vec::new(), Vec::new()];
         for _ in 0..args.rounds {
             for (which, name) in ["floor", args.engine.as_str()].into_iter().enumerate() {
-                let histogram = if which == 0 {
-                    of_floor(&args, *rate).await?
-                } else {
-                    of_broker(&args, *rate).await?
-                };
+                let histogram =
+                    if which == 0 { of_floor(&args, *rate).await? } else { of_broker(&args, *rate).await? };
                 let at = |q: f64| histogram.value_at_quantile(q) as f64 / 1000.0;
                 print(&format!(
                     "{rate:<9} {name:<9} {:>6.0} {:>8.0} {:>8.0} {:>8.0}",
@@ -160,7 +160,10 @@ async fn of_broker(args: &Args, rate: u64) -> Result<Histogram<u64>, Failed> {
                         recorder.see(task.payload.bytes())?;
                         let Some(lease) = task.lease else { continue };
                         let leases = LeaseList::One(GivenLease::Lease(lease));
-                        sender.push(&Request { id: None, message: Ack { leases, result: Payload::NULL }.into() })?;
+                        sender.push(&Request {
+                            id: None,
+                            message: Ack { leases, result: Payload::NULL }.into(),
+                        })?;
                     }
                 }
                 next = receiver.try_receive();
@@ -170,12 +173,29 @@ async fn of_broker(args: &Args, rate: u64) -> Result<Histogram<u64>, Failed> {
         Ok::<_, Failed>(recorder.histogram)
     });
 
-    let (mut sender, mut receiver) = Connection::open(&endpoint).await?.split();
-    sender.push(&Request { id: None, message: Hello::empty().into() })?;
-    // Answers are read and not looked at: the worker's clock is the one that counts.
-    let answers = tokio::spawn(async move { while receiver.receive().await.is_ok() {} });
+    // Several producers: a session may have 1024 submits without an answer, and a stall must not fill that.
+    let (mut senders, mut answers) = (Vec::new(), Vec::new());
+    for _ in 0..PRODUCERS {
+        let (mut sender, mut receiver) = Connection::open(&endpoint).await?.split();
+        sender.push(&Request { id: None, message: Hello::empty().into() })?;
+        senders.push(sender);
+        answers.push(tokio::spawn(async move {
+            loop {
+                // Only refusals are looked at: the worker's clock is the one that counts.
+                let Incoming::Messages(frame) = receiver.receive().await? else { continue };
+                for response in frame {
+                    if let ServerMessage::Error(error) = response.message {
+                        return Err::<(), Failed>(error.message.as_str().into());
+                    }
+                }
+            }
+        }));
+    }
     let bytes = args.payload_bytes;
+    let mut turn = 0;
     pace(rate, args.seconds, async |due| {
+        turn = (turn + 1) % PRODUCERS;
+        let sender = &mut senders[turn];
         for at in due {
             let submit = Submit::new(queue.clone(), Payload::binary(stamped(anchor, *at, bytes)));
             sender.push(&Request { id: Some(RequestId::Integer(0)), message: submit.into() })?;
@@ -183,8 +203,18 @@ async fn of_broker(args: &Args, rate: u64) -> Result<Histogram<u64>, Failed> {
         Ok(sender.flush().await?)
     })
     .await?;
-    let histogram = worker.await??;
-    answers.abort();
+    let mut worker = worker;
+    let histogram = loop {
+        if let Some(ended) = answers.iter_mut().find(|answer| answer.is_finished()) {
+            return Err(ended.await?.err().unwrap_or_else(|| "a producer ended".into()));
+        }
+        if let Ok(histogram) = tokio::time::timeout(Duration::from_millis(100), &mut worker).await {
+            break histogram??;
+        }
+    };
+    for answer in answers {
+        answer.abort();
+    }
     Ok(histogram)
 }
 

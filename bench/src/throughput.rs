@@ -12,8 +12,8 @@ use taskyard_client::receiver::{Incoming, Receiver};
 use taskyard_client::sender::Sender;
 use taskyard_proto::message::Credit;
 use taskyard_proto::{
-    Ack, ClientMessage, GivenLease, Hello, LeaseList, Payload, QueueName, Request, RequestId, Response, ServerMessage,
-    Submit, Subscribe,
+    Ack, ClientMessage, GivenLease, Hello, LeaseList, Payload, QueueName, Request, RequestId, Response,
+    ServerMessage, Submit, Subscribe,
 };
 
 use crate::broker::{Broker, usage};
@@ -71,7 +71,9 @@ pub(crate) async fn run(args: Args) -> Result<(), Failed> {
         "{} producers, window {}; {} workers, credit {}; {} B payload; {} tasks a round, median of {} rounds",
         args.producers, args.window, args.workers, args.credit, args.payload_bytes, args.tasks, args.rounds
     ));
-    print("engine    encoding  batch    tasks/s (min … max)            broker CPU s / 100k   peak RSS MiB   generator CPU s / 100k");
+    print(
+        "engine    encoding  batch    tasks/s (min … max)            broker CPU s / 100k   peak RSS MiB   generator CPU s / 100k",
+    );
     for engine in &args.engine {
         for wire in &args.encoding {
             for batch in &args.batch {
@@ -289,7 +291,8 @@ async fn work(
         } else {
             let last = leases.len() - 1;
             for (nth, lease) in leases.drain(..).enumerate() {
-                let message = ClientMessage::from(Ack { leases: LeaseList::One(lease), result: Payload::NULL });
+                let message =
+                    ClientMessage::from(Ack { leases: LeaseList::One(lease), result: Payload::NULL });
                 requests.push(Request { id: id.clone().filter(|_| nth == last), message });
             }
         }

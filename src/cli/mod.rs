@@ -77,7 +77,8 @@ impl Remote {
 
     /// Says what to do about a broker that does not answer.
     fn unreachable(&self, error: &ConnectError) -> Failed {
-        let refused = matches!(error, ConnectError::Io(io) if io.kind() == std::io::ErrorKind::ConnectionRefused);
+        let refused =
+            matches!(error, ConnectError::Io(io) if io.kind() == std::io::ErrorKind::ConnectionRefused);
         if refused {
             let text = format!(
                 "no broker answers at {}: start one with `taskyard serve`, or name another with --url or TASKYARD_URL",

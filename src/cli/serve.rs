@@ -42,7 +42,8 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failed> {
 
 async fn serve(config: Config) -> Result<ExitCode, Failed> {
     let install = |kind| signal(kind).map_err(|e| Failed::other(format!("cannot listen for signals: {e}")));
-    let (mut terminate, mut interrupt) = (install(SignalKind::terminate())?, install(SignalKind::interrupt())?);
+    let (mut terminate, mut interrupt) =
+        (install(SignalKind::terminate())?, install(SignalKind::interrupt())?);
     let mut server = Server::start(&config).await?;
     let address = server.address();
     match config.engine {
@@ -50,7 +51,9 @@ async fn serve(config: Config) -> Result<ExitCode, Failed> {
             tracing::info!(data_dir = %config.data_dir.display(), "listening on http://{address} and ws://{address}/ws");
         }
         EngineKind::Memory => {
-            tracing::warn!("listening on http://{address} and ws://{address}/ws; tasks are kept in memory only");
+            tracing::warn!(
+                "listening on http://{address} and ws://{address}/ws; tasks are kept in memory only"
+            );
         }
     }
     let mut stops = 0;

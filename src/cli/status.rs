@@ -35,7 +35,8 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Failed> {
             print(format!("{whole:#}\n").as_bytes())?;
         }
         Output::Table => {
-            let text = format!("{}\n\n{}\n", queue_table(&queues["queues"]), worker_table(&workers["workers"]));
+            let text =
+                format!("{}\n\n{}\n", queue_table(&queues["queues"]), worker_table(&workers["workers"]));
             print(text.as_bytes())?;
         }
     }
@@ -47,8 +48,12 @@ async fn fetch(remote: &Remote, path: &str) -> Result<Value, Failed> {
     let (status, body) = taskyard_client::http::get(&remote.url, path, token.as_ref())
         .await
         .map_err(|error| remote.unreachable(&error))?;
-    let value: Value = serde_json::from_slice(&body)
-        .map_err(|_| Failed::other(format!("{}{path} answered {status} with something that is no JSON: is it a Taskyard broker?", remote.url)))?;
+    let value: Value = serde_json::from_slice(&body).map_err(|_| {
+        Failed::other(format!(
+            "{}{path} answered {status} with something that is no JSON: is it a Taskyard broker?",
+            remote.url
+        ))
+    })?;
     if status != 200 {
         let message = value["message"].as_str().unwrap_or("no reason was given");
         return Err(Failed::other(format!("the broker answered {status}: {message}")));
@@ -70,7 +75,19 @@ fn queue_table(queues: &Value) -> String {
     if queues.is_empty() {
         return "no queues yet: the first task makes one, see `taskyard submit --help`".into();
     }
-    let head = ["QUEUE", "QUEUED", "LEASED", "RETRYING", "SCHEDULED", "DEAD", "DONE", "WORKERS", "OLDEST", "IN/S", "OUT/S"];
+    let head = [
+        "QUEUE",
+        "QUEUED",
+        "LEASED",
+        "RETRYING",
+        "SCHEDULED",
+        "DEAD",
+        "DONE",
+        "WORKERS",
+        "OLDEST",
+        "IN/S",
+        "OUT/S",
+    ];
     let mut table = table(&head, 1);
     for queue in queues {
         let count = |state: &str| queue["counts"][state].to_string();
@@ -110,7 +127,9 @@ fn worker_table(workers: &Value) -> String {
         };
         table.add_row([
             text(&worker["worker"]),
-            list(&worker["subscriptions"], &|s| format!("{} ({}/{})", text(&s["queue"]), s["unsettled"], s["credit"])),
+            list(&worker["subscriptions"], &|s| {
+                format!("{} ({}/{})", text(&s["queue"]), s["unsettled"], s["credit"])
+            }),
             list(&worker["groups"], &text),
             state.into(),
             worker["in_flight"].to_string(),

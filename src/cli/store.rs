@@ -40,7 +40,10 @@ impl Directory {
     fn open(&self) -> Result<Files, Failed> {
         // Opening would make it: a mistyped name must not look like an empty store.
         if !self.data_dir.is_dir() {
-            return Err(Failed::usage(format!("there is no directory {}: name the store's with --data-dir", self.data_dir.display())));
+            return Err(Failed::usage(format!(
+                "there is no directory {}: name the store's with --data-dir",
+                self.data_dir.display()
+            )));
         }
         Files::at(&self.data_dir).map_err(|e| Failed::other(format!("{}: {e}", self.data_dir.display())))
     }
@@ -77,7 +80,8 @@ fn check(directory: &Directory) -> Result<ExitCode, Failed> {
         );
     }
     for problem in &report.problems {
-        text += &format!("{} at byte {}{}: {}\n", problem.file, problem.offset, lsns(problem.lsns), problem.what);
+        text +=
+            &format!("{} at byte {}{}: {}\n", problem.file, problem.offset, lsns(problem.lsns), problem.what);
     }
     let damaged = !report.problems.is_empty();
     text += if damaged {
@@ -97,7 +101,8 @@ fn repair(directory: &Directory) -> Result<ExitCode, Failed> {
     }
     let mut text = String::new();
     for problem in &report.problems {
-        text += &format!("{} at byte {}{}: {}\n", problem.file, problem.offset, lsns(problem.lsns), problem.what);
+        text +=
+            &format!("{} at byte {}{}: {}\n", problem.file, problem.offset, lsns(problem.lsns), problem.what);
     }
     text += &format!("kept {} whole records\n", report.records);
     for range in &report.gone {

@@ -70,7 +70,12 @@ pub(super) struct Args {
 }
 
 /// A number of the command line, if it is in the protocol's range.
-fn ranged<T>(name: &str, value: Option<u64>, new: impl Fn(u64) -> Option<T>, range: &str) -> Result<Option<T>, Failed> {
+fn ranged<T>(
+    name: &str,
+    value: Option<u64>,
+    new: impl Fn(u64) -> Option<T>,
+    range: &str,
+) -> Result<Option<T>, Failed> {
     match value {
         None => Ok(None),
         Some(value) => match new(value) {
@@ -87,7 +92,8 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Failed> {
     submit.priority = args.priority.and_then(Priority::new);
     submit.delay_ms = ranged("delay-ms", args.delay_ms, DelayMs::new, year)?;
     submit.ttl_ms = ranged("ttl-ms", args.ttl_ms, TtlMs::new, "1 to 31536000000 (365 days)")?;
-    submit.ack_timeout_ms = ranged("ack-timeout-ms", args.ack_timeout_ms, TimeoutMs::new, "100 to 86400000 (a day)")?;
+    submit.ack_timeout_ms =
+        ranged("ack-timeout-ms", args.ack_timeout_ms, TimeoutMs::new, "100 to 86400000 (a day)")?;
     submit.max_attempts = ranged("max-attempts", args.max_attempts, Attempts::new, "1 to 1000")?;
     submit.headers = headers(&args.headers)?;
     submit.to = match (args.worker.clone(), args.group.clone(), args.all) {
@@ -116,25 +122,33 @@ fn refused(error: SubmitError) -> Failed {
 fn payload(args: &Args) -> Result<Payload, Failed> {
     if let Some(text) = &args.json {
         return Payload::json_text(text).map_err(|error| {
-            Failed::usage(format!("the payload {text:?}: {error}; quote JSON text as '\"text\"', or give bytes with --file"))
+            Failed::usage(format!(
+                "the payload {text:?}: {error}; quote JSON text as '\"text\"', or give bytes with --file"
+            ))
         });
     }
     if let Some(path) = &args.file {
-        let bytes = std::fs::read(path).map_err(|e| Failed::usage(format!("cannot read {}: {e}", path.display())))?;
+        let bytes =
+            std::fs::read(path).map_err(|e| Failed::usage(format!("cannot read {}: {e}", path.display())))?;
         return Ok(Payload::binary(bytes));
     }
     if std::io::stdin().is_terminal() {
         return Ok(Payload::NULL);
     }
     let mut bytes = Vec::new();
-    std::io::stdin().read_to_end(&mut bytes).map_err(|e| Failed::usage(format!("cannot read standard input: {e}")))?;
+    std::io::stdin()
+        .read_to_end(&mut bytes)
+        .map_err(|e| Failed::usage(format!("cannot read standard input: {e}")))?;
     Ok(Payload::binary(bytes))
 }
 
 fn headers(pairs: &[String]) -> Result<Headers, Failed> {
     let pairs = pairs
         .iter()
-        .map(|pair| pair.split_once('=').ok_or_else(|| Failed::usage(format!("--header {pair:?}: expected KEY=VALUE"))))
+        .map(|pair| {
+            pair.split_once('=')
+                .ok_or_else(|| Failed::usage(format!("--header {pair:?}: expected KEY=VALUE")))
+        })
         .collect::<Result<Vec<_>, _>>()?;
     Headers::from_pairs(pairs).map_err(|error| Failed::usage(format!("--header: {error}")))
 }
@@ -147,7 +161,10 @@ fn conclude(finished: &Finished) -> Result<ExitCode, Failed> {
         }
         print(lines.as_bytes())?;
         if finished.state != TaskState::Done {
-            return Err(Failed::other(format!("the task is {}: {acked} acknowledged it, {failed} did not", finished.state)));
+            return Err(Failed::other(format!(
+                "the task is {}: {acked} acknowledged it, {failed} did not",
+                finished.state
+            )));
         }
         return Ok(ExitCode::SUCCESS);
     }

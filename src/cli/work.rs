@@ -53,7 +53,8 @@ const ERROR_TAIL: usize = 2000;
 
 pub(super) async fn run(args: Args) -> Result<ExitCode, Failed> {
     start_logging();
-    let mut options = args.remote.options()?.reconnect(Reconnect::Always).wait_for_broker(args.wait_for_broker);
+    let mut options =
+        args.remote.options()?.reconnect(Reconnect::Always).wait_for_broker(args.wait_for_broker);
     options = options.groups(args.groups.clone());
     if let Some(name) = args.name.clone() {
         options = options.worker(name);
@@ -122,7 +123,8 @@ async fn run_command(command: &[String], delivery: Delivery) -> Result<Payload, 
         }
     };
     let status = status.map_err(|error| Failure::retry(format!("cannot wait for {program:?}: {error}")))?;
-    let out = out.map_err(|error| Failure::retry(format!("cannot read the output of {program:?}: {error}")))?;
+    let out =
+        out.map_err(|error| Failure::retry(format!("cannot read the output of {program:?}: {error}")))?;
     if !status.success() {
         let err = err.unwrap_or_default();
         let tail = String::from_utf8_lossy(&err[err.len().saturating_sub(ERROR_TAIL)..]).trim().to_owned();

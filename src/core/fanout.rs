@@ -1,6 +1,8 @@
 //! How a task ends: for its one recipient, or for all of them together.
 
-use taskyard_proto::{Complete, ErrorText, Finished, Payload, RecipientList, RecipientOutcome, TaskState, WorkerName};
+use taskyard_proto::{
+    Complete, ErrorText, Finished, Payload, RecipientList, RecipientOutcome, TaskState, WorkerName,
+};
 
 use super::effect::Effects;
 use super::kept::finished_message;
@@ -201,7 +203,8 @@ impl Shard {
         let id = task.spec.id;
         let Some(share) = task.share_mut(recipient) else { return };
         // Nothing was delivered, so nothing is charged.
-        let attempt = FailedAttempt { attempt: share.charged, worker: None, reason: Failure::Absent, error: None };
+        let attempt =
+            FailedAttempt { attempt: share.charged, worker: None, reason: Failure::Absent, error: None };
         share.record_failure(attempt.clone());
         let lost = share.lost;
         self.store(StoreOp::Amend(id, Amendment::Failed { recipient, attempt, due: None, lost }), fx);

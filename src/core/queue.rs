@@ -170,9 +170,14 @@ impl Queue {
 
     /// When the oldest of the tasks that wait for a worker was accepted.
     pub(super) fn oldest_waiting(&self, tasks: &Slab<Task>) -> Option<Time> {
-        let lanes = self.groups.values().map(|lane| &lane.ready).chain(self.workers.iter().map(|(_, lane)| &lane.ready));
+        let lanes = self
+            .groups
+            .values()
+            .map(|lane| &lane.ready)
+            .chain(self.workers.iter().map(|(_, lane)| &lane.ready));
         let waits = |entry: Entry| {
-            let task = tasks.get(entry.task as usize).filter(|task| task.spec.seq == entry.seq && !task.decided)?;
+            let task =
+                tasks.get(entry.task as usize).filter(|task| task.spec.seq == entry.seq && !task.decided)?;
             let queued = matches!(task.share(entry.recipient)?.state, ShareState::Queued { .. });
             queued.then_some(task.spec.accepted)
         };

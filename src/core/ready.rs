@@ -42,7 +42,8 @@ struct Level {
 
 impl Level {
     fn push(&mut self, entry: Entry) {
-        let in_order = self.fresh.back().is_none_or(|last| (last.seq, last.recipient) < (entry.seq, entry.recipient));
+        let in_order =
+            self.fresh.back().is_none_or(|last| (last.seq, last.recipient) < (entry.seq, entry.recipient));
         if in_order {
             self.fresh.push_back(entry);
         } else {
@@ -133,10 +134,9 @@ impl ReadyList {
         let mut oldest: Option<T> = None;
         for level in &self.levels {
             let fresh = level.fresh.iter().find_map(|entry| waits(*entry));
-            let returned = level
-                .returned
-                .iter()
-                .find_map(|((seq, recipient), task)| waits(Entry { task: *task, recipient: *recipient, seq: *seq }));
+            let returned = level.returned.iter().find_map(|((seq, recipient), task)| {
+                waits(Entry { task: *task, recipient: *recipient, seq: *seq })
+            });
             oldest = [oldest, fresh, returned].into_iter().flatten().min();
         }
         oldest

@@ -1,7 +1,7 @@
 //! A start: the store's operations are replayed, then everything goes on as if nothing had been.
 
 use super::effect::Effects;
-use super::record::{Amendment, FinishRecord, StoreOp};
+use super::record::{Amendment, Failure, FinishRecord, StoreOp};
 use super::shard::{Place, Shard};
 use super::task::ShareState;
 use super::time::Time;
@@ -70,10 +70,18 @@ impl Replay {
             | Amendment::Delivered { recipient } => *recipient,
         };
         let task = &mut self.shard.tasks[key as usize];
-        let first_delivery = task.share(recipient).is_some_and(|share| !share.delivered);
+        // Events are counted from 1; those of the process before went with their watchers.
+        task.event_seq += 1;
         let Some(share) = task.share_mut(recipient) else { return };
-        share.delivered = true;
-        share.delivered_stored = true;
+        // Who was absent all along was handed nothing; everything else that happens follows a delivery.
+        let absent =
+            matches!(&amendment, Amendment::Failed { attempt, .. } if attempt.reason == Failure::Absent);
+        let first_delivery = !absent && !share.counted;
+        if !absent {
+            share.delivered = true;
+            share.delivered_stored = true;
+            share.counted = true;
+        }
         let next = match amendment {
             Amendment::Failed { attempt, due, lost, .. } => {
                 share.charged = attempt.attempt;
@@ -130,11 +138,7 @@ impl Replay {
             if task.state() == TaskState::Dead && task.fanout.is_none() {
                 continue;
             }
-            self.shard.decide(key, fx);
-            let decided = self.shard.tasks.get(key as usize).is_none_or(|task| task.decided);
-            if !decided {
-                self.shard.activate(key, fx);
-            }
+            self.shard.activate(key, fx);
         }
         self.shard
     }
@@ -144,6 +148,8 @@ impl Shard {
     /// What the store must still learn before an orderly stop, so that the next process knows which
     /// deliveries are not the first.
     pub fn last_words(&mut self, fx: &mut Effects) {
+        // Of what is handed out later, when the last sync ends, the store would not know.
+        self.stop_deliveries();
         let mut unknown = Vec::new();
         for (_, task) in &mut self.tasks {
             let id = task.spec.id;

@@ -63,7 +63,9 @@ mod tests {
         let policy = RetryPolicy::default();
         for task in 0..200u128 {
             let id = TaskId(task << 70 | task);
-            for (attempt, nominal) in [(1, 1000.0), (2, 2000.0), (5, 16_000.0), (9, 256_000.0), (10, 300_000.0), (999, 300_000.0)] {
+            for (attempt, nominal) in
+                [(1, 1000.0), (2, 2000.0), (5, 16_000.0), (9, 256_000.0), (10, 300_000.0), (999, 300_000.0)]
+            {
                 let wait = policy.delay_ms(id, attempt) as f64;
                 assert!(wait >= nominal * 0.9 - 1.0 && wait <= nominal * 1.1 + 1.0, "{attempt}: {wait}");
             }

@@ -52,7 +52,10 @@ mod tests {
             ring.open(place, SubscriptionKey(place as u32));
         }
         let mut pick = |ring: &mut Ring| ring.pick(|_| true).map(|s| s.0);
-        assert_eq!([pick(&mut ring), pick(&mut ring), pick(&mut ring), pick(&mut ring)], [1, 2, 3, 1].map(Some));
+        assert_eq!(
+            [pick(&mut ring), pick(&mut ring), pick(&mut ring), pick(&mut ring)],
+            [1, 2, 3, 1].map(Some)
+        );
         ring.close(2);
         assert_eq!([pick(&mut ring), pick(&mut ring)], [3, 1].map(Some));
         ring.open(2, SubscriptionKey(2));

@@ -3,8 +3,8 @@
 use smallvec::SmallVec;
 use taskyard_proto::message::lease_text;
 use taskyard_proto::{
-    Ack, Applies, Cancelled, Done, Error, ErrorCode, ErrorText, Extend, GivenLease, LeaseList, Nack, Payload, Progress,
-    Release, ServerMessage, Settled, SettleOutcome, SettleResult, TaskId, Watch,
+    Ack, Applies, Cancelled, Done, Error, ErrorCode, ErrorText, Extend, GivenLease, LeaseList, Nack, Payload,
+    Progress, Release, ServerMessage, SettleOutcome, SettleResult, Settled, TaskId, Watch,
 };
 
 use super::command::{Origin, SessionId};
@@ -42,7 +42,13 @@ impl Shard {
         });
     }
 
-    pub(super) fn give_back(&mut self, origin: Origin, session: SessionId, message: Release, fx: &mut Effects) {
+    pub(super) fn give_back(
+        &mut self,
+        origin: Origin,
+        session: SessionId,
+        message: Release,
+        fx: &mut Effects,
+    ) {
         let delay_ms = message.delay_ms.map_or(0, |delay| delay.get());
         self.settle(origin, session, &message.leases, Verb::Release, fx, |shard, task, recipient, fx| {
             let freed = shard.unlease(task, recipient, fx);
@@ -65,7 +71,9 @@ impl Shard {
                 let error = "there is nothing to settle: this connection holds no unsettled task";
                 fx.answer(&origin, Error::new(ErrorCode::LeaseLost, error));
             }
-            Some(lease) if ack => self.ack(origin, session, Ack { leases: lease.into(), result: Payload::NULL }, fx),
+            Some(lease) if ack => {
+                self.ack(origin, session, Ack { leases: lease.into(), result: Payload::NULL }, fx)
+            }
             Some(lease) => {
                 let nack = Nack { leases: lease.into(), error: None, delay_ms: None, retry: None };
                 self.nack(origin, session, nack, fx);
@@ -123,11 +131,16 @@ impl Shard {
                         .iter()
                         .map(|(outcome, lease)| SettleResult { lease: lease_text(lease), outcome: *outcome })
                         .collect();
-                    let settled =
-                        Settled { lease: Applies(None), outcome: Applies(None), results: Applies(Some(results)) };
+                    let settled = Settled {
+                        lease: Applies(None),
+                        outcome: Applies(None),
+                        results: Applies(Some(results)),
+                    };
                     self.answer_when_durable(origin, settled, fx);
                 } else {
-                    for (_, lease) in results.iter().filter(|(outcome, _)| *outcome == SettleOutcome::LeaseLost) {
+                    for (_, lease) in
+                        results.iter().filter(|(outcome, _)| *outcome == SettleOutcome::LeaseLost)
+                    {
                         fx.answer(&origin, lease_lost(lease));
                     }
                 }
@@ -175,7 +188,9 @@ impl Shard {
             Failure::AckTimeout | Failure::RunLimit => queue.tally(Tally::TimedOut),
             _ => {}
         }
-        let Some(ShareState::Leased(lease)) = found.share(recipient).map(|share| &share.state) else { return };
+        let Some(ShareState::Leased(lease)) = found.share(recipient).map(|share| &share.state) else {
+            return;
+        };
         if failure == Failure::WorkerLost && lease.unstarted {
             return self.returned_free(task, recipient, None, 0, fx);
         }
@@ -298,7 +313,13 @@ impl Shard {
         fx.answer(&origin, Done { ack_timeout_ms: Applies(Some(ms)), ..Done::PLAIN });
     }
 
-    pub(super) fn progress(&mut self, origin: Origin, session: SessionId, message: Progress, fx: &mut Effects) {
+    pub(super) fn progress(
+        &mut self,
+        origin: Origin,
+        session: SessionId,
+        message: Progress,
+        fx: &mut Effects,
+    ) {
         let Some((task, recipient)) = self.find_lease(session, &message.lease) else {
             return fx.answer(&origin, lease_lost(&message.lease));
         };
@@ -316,7 +337,13 @@ impl Shard {
         self.event(task, recipient, message.data, fx);
     }
 
-    pub(super) fn cancelled(&mut self, origin: Origin, session: SessionId, message: Cancelled, fx: &mut Effects) {
+    pub(super) fn cancelled(
+        &mut self,
+        origin: Origin,
+        session: SessionId,
+        message: Cancelled,
+        fx: &mut Effects,
+    ) {
         if self.find_lease(session, &message.lease).is_none() {
             return fx.answer(&origin, lease_lost(&message.lease));
         }

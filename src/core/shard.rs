@@ -9,8 +9,9 @@ use std::collections::VecDeque;
 use slab::Slab;
 use taskyard_proto::message::{CREDIT_MAX, UNCONFIRMED_MAX, lease_text, session_text};
 use taskyard_proto::{
-    AwayReason, CloseCode, Done, Error, ErrorCode, Finished, GoingAway, Hello, Limits, Mode, QueueName, RequestId,
-    RevokeReason, ServerMessage, Subscribe, Subscribed, TaskId, TaskState, Text, Welcome, WorkerName,
+    AwayReason, CloseCode, Done, Error, ErrorCode, Finished, GoingAway, Hello, Limits, Mode, QueueName,
+    RequestId, RevokeReason, ServerMessage, Subscribe, Subscribed, TaskId, TaskState, Text, Welcome,
+    WorkerName,
 };
 use taskyard_proto::{ClientMessage, GivenLease, LeaseId};
 
@@ -187,7 +188,9 @@ impl Shard {
         while let Some((at, timer)) = self.timers.due(now) {
             match timer {
                 Timer::Lease { task, recipient, number } => self.lease_due(task, recipient, number, fx),
-                Timer::RunLimit { task, recipient, number } => self.run_limit_due(task, recipient, number, fx),
+                Timer::RunLimit { task, recipient, number } => {
+                    self.run_limit_due(task, recipient, number, fx)
+                }
                 Timer::Due { task, recipient, seq } => self.share_due(task, recipient, seq, fx),
                 Timer::Expires { task, seq } => self.ttl_due(task, seq, fx),
                 Timer::Offer { task, recipient, seq } => self.offer_again(task, recipient, seq, fx),
@@ -205,6 +208,11 @@ impl Shard {
     /// How many operations were handed to the store in this process's life.
     pub fn operations(&self) -> u64 {
         self.operations
+    }
+
+    /// How many of them the store holds.
+    pub fn operations_durable(&self) -> u64 {
+        self.operations_durable
     }
 
     /// How many leases are out: none, and a drain is over.
@@ -233,7 +241,12 @@ impl Shard {
     }
 
     /// Answers once all that was handed to the store so far is durable.
-    pub(super) fn answer_when_durable(&mut self, origin: Origin, message: impl Into<ServerMessage>, fx: &mut Effects) {
+    pub(super) fn answer_when_durable(
+        &mut self,
+        origin: Origin,
+        message: impl Into<ServerMessage>,
+        fx: &mut Effects,
+    ) {
         self.after_store(Pending::Answer { origin, message: message.into() }, fx);
     }
 
@@ -241,7 +254,12 @@ impl Shard {
         self.after_store(Pending::Accepted { task, origin, confirm }, fx);
     }
 
-    pub(super) fn tell_finished_when_durable(&mut self, watchers: Vec<Watcher>, message: Finished, fx: &mut Effects) {
+    pub(super) fn tell_finished_when_durable(
+        &mut self,
+        watchers: Vec<Watcher>,
+        message: Finished,
+        fx: &mut Effects,
+    ) {
         if !watchers.is_empty() {
             self.after_store(Pending::Finished { watchers, message }, fx);
         }
@@ -307,7 +325,10 @@ impl Shard {
         if !self.queue_names.contains_key(name) && self.queues.len() >= self.config.queues_max {
             return Err(Error::new(
                 ErrorCode::QueueFull,
-                format!("there are {} queues, the most that this broker allows: use one that exists", self.queues.len()),
+                format!(
+                    "there are {} queues, the most that this broker allows: use one that exists",
+                    self.queues.len()
+                ),
             ));
         }
         Ok(self.queue_or_new(name))
@@ -321,7 +342,9 @@ impl Shard {
         match &found.spec.target {
             Target::Any => LaneKey::Any,
             Target::Group(group) => LaneKey::Group(group.clone()),
-            Target::Worker { worker, if_absent: IfAbsent::Any } if queue.worker_subscription(worker).is_none() => {
+            Target::Worker { worker, if_absent: IfAbsent::Any }
+                if queue.worker_subscription(worker).is_none() =>
+            {
                 LaneKey::Any
             }
             Target::Worker { worker, .. } => LaneKey::Worker(queue.worker_lane(worker, *now)),
@@ -437,9 +460,9 @@ impl Shard {
         let mut best: Option<(LaneKey, u8, Entry)> = None;
         let mut consider = |lane: LaneKey, found: Option<(u8, Entry)>| {
             if let Some((priority, entry)) = found {
-                let sooner = best.as_ref().is_none_or(|(_, p, e)| {
-                    (u8::MAX - priority, entry.seq) < (u8::MAX - p, e.seq)
-                });
+                let sooner = best
+                    .as_ref()
+                    .is_none_or(|(_, p, e)| (u8::MAX - priority, entry.seq) < (u8::MAX - p, e.seq));
                 if sooner {
                     best = Some((lane, priority, entry));
                 }
@@ -471,7 +494,15 @@ impl Shard {
         session.held.push((task, recipient));
         let found = &self.tasks[task as usize];
         let deadline = self.now.plus_ms(u64::from(found.spec.ack_timeout_ms));
-        let lease = Lease { number, session: session_id, held_at, since: self.now, deadline, started: false, unstarted };
+        let lease = Lease {
+            number,
+            session: session_id,
+            held_at,
+            since: self.now,
+            deadline,
+            started: false,
+            unstarted,
+        };
         self.timers.set(deadline, Timer::Lease { task, recipient, number });
         if let Some(limit) = found.spec.run_limit_ms {
             self.timers.set(self.now.plus_ms(u64::from(limit)), Timer::RunLimit { task, recipient, number });
@@ -488,7 +519,8 @@ impl Shard {
         let redelivered = share.delivered;
         let attempt = u64::from(share.charged) + 1;
         share.delivered = true;
-        if !redelivered && let Some(fanout) = &mut found.fanout {
+        let counted = std::mem::replace(&mut share.counted, true);
+        if !counted && let Some(fanout) = &mut found.fanout {
             fanout.delivered += 1;
         }
         let queue = &mut self.queues[found.queue as usize];
@@ -563,7 +595,8 @@ impl Shard {
         session.held.swap_remove(held_at);
         if let Some((moved_task, moved_recipient)) = session.held.get(held_at) {
             let moved = self.tasks[*moved_task as usize].share_mut(*moved_recipient);
-            moved.and_then(Share::lease_mut).expect("what a session holds is leased").held_at = held_at as u32;
+            moved.and_then(Share::lease_mut).expect("what a session holds is leased").held_at =
+                held_at as u32;
         }
         let key = session.subscription(queue)?;
         let subscription = &mut self.subscriptions[key.0 as usize];
@@ -593,9 +626,16 @@ impl Shard {
             } else {
                 let error = Error::new(
                     ErrorCode::Conflict,
-                    format!("worker name {worker} is taken by a connected session: choose another, or end that one"),
+                    format!(
+                        "worker name {worker} is taken by a connected session: choose another, or end that one"
+                    ),
                 );
-                fx.outputs.push(Output::Send { session: id, reference, on_write: None, message: error.into() });
+                fx.outputs.push(Output::Send {
+                    session: id,
+                    reference,
+                    on_write: None,
+                    message: error.into(),
+                });
                 fx.outputs.push(Output::Close {
                     session: id,
                     code: CloseCode::REPLACED,
@@ -687,7 +727,8 @@ impl Shard {
         let mut free = Vec::new();
         let mut to_all = false;
         for (priority, entry) in waiting {
-            let Some(task) = self.tasks.get(entry.task as usize).filter(|task| task.spec.seq == entry.seq) else {
+            let Some(task) = self.tasks.get(entry.task as usize).filter(|task| task.spec.seq == entry.seq)
+            else {
                 continue;
             };
             if matches!(task.spec.target, Target::Worker { if_absent: IfAbsent::Any, .. }) {
@@ -709,7 +750,8 @@ impl Shard {
     fn watch_absence(&mut self, queue: u32, lane: u32) {
         let found = &self.queues[queue as usize].workers[lane as usize];
         if found.subscription.is_none() {
-            self.timers.set(found.absent_since.plus_ms(ABSENT_MS).max(self.now), Timer::Absent { queue, lane });
+            self.timers
+                .set(found.absent_since.plus_ms(ABSENT_MS).max(self.now), Timer::Absent { queue, lane });
         }
     }
 
@@ -734,12 +776,19 @@ impl Shard {
         ids
     }
 
-    fn drain_all(&mut self, grace_ms: u64, fx: &mut Effects) {
+    /// From here on nothing is handed out.
+    pub(super) fn stop_deliveries(&mut self) {
         self.draining = true;
         for id in self.session_ids() {
             for (_, key) in self.sessions[&id].subscriptions.clone() {
                 self.refresh(key);
             }
+        }
+    }
+
+    fn drain_all(&mut self, grace_ms: u64, fx: &mut Effects) {
+        self.stop_deliveries();
+        for id in self.session_ids() {
             // Spread by the session's number, so that not all come back at once.
             let reconnect_after_ms = id.0.wrapping_mul(2_654_435_761) % RECONNECT_SPREAD_MS;
             fx.send(id, GoingAway { reason: AwayReason::Restart, grace_ms, reconnect_after_ms });
@@ -750,7 +799,9 @@ impl Shard {
 
     fn message(&mut self, origin: Origin, message: ClientMessage, fx: &mut Effects) {
         let session = match &origin {
-            Origin::Session(session, _) | Origin::Implied(session) if self.sessions.contains_key(session) => Some(*session),
+            Origin::Session(session, _) | Origin::Implied(session) if self.sessions.contains_key(session) => {
+                Some(*session)
+            }
             // The session ended while this was under way: its leases went on, and nobody listens.
             Origin::Session(..) | Origin::Implied(_) => return,
             Origin::Call(_) => None,
@@ -810,7 +861,11 @@ impl Shard {
             (message, _) => {
                 let error = Error::new(
                     ErrorCode::BadRequest,
-                    format!("`{}` is not served by this version of the broker ({})", message.type_text(), self.config.server),
+                    format!(
+                        "`{}` is not served by this version of the broker ({})",
+                        message.type_text(),
+                        self.config.server
+                    ),
                 );
                 fx.answer(&origin, error);
             }
@@ -835,7 +890,8 @@ impl Shard {
                 self.next_place += 1;
                 // Leases of an earlier subscription count against the new credit.
                 let tasks = &self.tasks;
-                let unsettled = session.held.iter().filter(|(task, _)| tasks[*task as usize].queue == queue).count();
+                let unsettled =
+                    session.held.iter().filter(|(task, _)| tasks[*task as usize].queue == queue).count();
                 let key = SubscriptionKey(self.subscriptions.insert(Subscription {
                     session: session_id,
                     queue,
@@ -879,10 +935,8 @@ impl Shard {
         fx: &mut Effects,
         change: impl FnOnce(&mut Shard, SubscriptionKey, &mut Effects) -> Option<SubscriptionKey>,
     ) {
-        let key = self
-            .queue_names
-            .get(queue)
-            .and_then(|queue| self.sessions.get(&session)?.subscription(*queue));
+        let key =
+            self.queue_names.get(queue).and_then(|queue| self.sessions.get(&session)?.subscription(*queue));
         let Some(key) = key else {
             let error = Error::new(
                 ErrorCode::NotFound,
@@ -957,7 +1011,9 @@ impl Shard {
     }
 
     fn share_due(&mut self, task: u32, recipient: u32, seq: u64, fx: &mut Effects) {
-        let Some(found) = self.tasks.get(task as usize).filter(|t| t.spec.seq == seq && t.durable) else { return };
+        let Some(found) = self.tasks.get(task as usize).filter(|t| t.spec.seq == seq && t.durable) else {
+            return;
+        };
         let due = match found.share(recipient).map(|share| &share.state) {
             Some(ShareState::Scheduled { due } | ShareState::Retrying { due }) => *due,
             _ => return,
@@ -985,6 +1041,13 @@ impl Shard {
         }
         let mut freed = Vec::new();
         for recipient in 0..found.recipients() {
+            // What a recipient has finished stays finished.
+            if matches!(
+                self.tasks[task as usize].share(recipient),
+                Some(Share { state: ShareState::Over(_), .. })
+            ) {
+                continue;
+            }
             freed.extend(self.revoke(task, recipient, RevokeReason::Expired, fx));
             self.shift(task, recipient, ShareState::Over(TaskState::Expired));
         }
@@ -998,7 +1061,9 @@ impl Shard {
 
     /// A share that still waits is looked at again: somebody may take it now.
     fn offer_again(&mut self, task: u32, recipient: u32, seq: u64, fx: &mut Effects) {
-        let Some(found) = self.tasks.get(task as usize).filter(|t| t.spec.seq == seq && !t.decided) else { return };
+        let Some(found) = self.tasks.get(task as usize).filter(|t| t.spec.seq == seq && !t.decided) else {
+            return;
+        };
         if !matches!(found.share(recipient).map(|s| &s.state), Some(ShareState::Queued { .. })) {
             return;
         }
@@ -1031,7 +1096,10 @@ impl Shard {
     /// Whether submits are refused, and why.
     pub(super) fn closed_to_submits(&self) -> Option<Error> {
         if self.draining {
-            return Some(Error::new(ErrorCode::Draining, "the broker is shutting down: submit again after it is back"));
+            return Some(Error::new(
+                ErrorCode::Draining,
+                "the broker is shutting down: submit again after it is back",
+            ));
         }
         self.storage_full.then(|| {
             Error::new(
@@ -1053,9 +1121,9 @@ fn timer_matters(tasks: &Slab<Task>, timer: &Timer) -> bool {
             let lease = task(key).and_then(|t| t.share(recipient)).and_then(Share::lease);
             lease.is_some_and(|lease| lease.number == number)
         }
-        Timer::Due { task: key, seq, .. } | Timer::Expires { task: key, seq } | Timer::Offer { task: key, seq, .. } => {
-            task(key).is_some_and(|t| t.spec.seq == seq)
-        }
+        Timer::Due { task: key, seq, .. }
+        | Timer::Expires { task: key, seq }
+        | Timer::Offer { task: key, seq, .. } => task(key).is_some_and(|t| t.spec.seq == seq),
         Timer::Absent { .. } | Timer::Kept { .. } => true,
     }
 }

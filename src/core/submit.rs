@@ -21,7 +21,14 @@ const PRIORITY: u8 = 4;
 const MAX_ATTEMPTS: u16 = 5;
 
 impl Shard {
-    pub(super) fn submit(&mut self, origin: Origin, id: TaskId, run_at: Option<Time>, submit: Submit, fx: &mut Effects) {
+    pub(super) fn submit(
+        &mut self,
+        origin: Origin,
+        id: TaskId,
+        run_at: Option<Time>,
+        submit: Submit,
+        fx: &mut Effects,
+    ) {
         if let Origin::Session(session, _) = &origin
             && !self.sessions.contains_key(session)
         {
@@ -55,9 +62,11 @@ impl Shard {
                 ),
             ));
         }
-        let refuse = |field: &str, message: &str| Err(Error::new(ErrorCode::BadRequest, message).field(field));
+        let refuse =
+            |field: &str, message: &str| Err(Error::new(ErrorCode::BadRequest, message).field(field));
         let unserved = |field: &str| {
-            let text = format!("`submit`, field `{field}`: not served by this version of the broker: leave it out");
+            let text =
+                format!("`submit`, field `{field}`: not served by this version of the broker: leave it out");
             Err(Error::new(ErrorCode::BadRequest, text).field(field))
         };
         if submit.assign.is_some_and(|assign| assign != Assign::RoundRobin) {
@@ -75,7 +84,10 @@ impl Shard {
         }
         let to_all = matches!(submit.to, Some(Target::All(_)));
         if submit.complete.is_some() && !to_all {
-            return refuse("complete", "`submit`, field `complete`: only a task to all can be complete in parts: give to {all:true}");
+            return refuse(
+                "complete",
+                "`submit`, field `complete`: only a task to all can be complete in parts: give to {all:true}",
+            );
         }
         if submit.delay_ms.is_some_and(|delay| delay.get() > 0) && run_at.is_some() {
             return refuse("run_at", "`submit`: both `delay_ms` and `run_at` were given: give one of them");
@@ -96,7 +108,10 @@ impl Shard {
         {
             return Err(Error::new(
                 ErrorCode::NotFound,
-                format!("no worker named {worker} is subscribed to queue {}, and `if_absent` is \"fail\"", submit.queue),
+                format!(
+                    "no worker named {worker} is subscribed to queue {}, and `if_absent` is \"fail\"",
+                    submit.queue
+                ),
             )
             .field("to"));
         }
@@ -213,9 +228,15 @@ impl Shard {
     pub(super) fn activate(&mut self, key: u32, fx: &mut Effects) {
         let task = &self.tasks[key as usize];
         let (seq, expires, to_all) = (task.spec.seq, task.spec.expires, task.fanout.is_some());
+        let recipients = task.recipients();
         if to_all && task.spec.recipients.is_empty() {
             let fate = Fate::of_nobody(task.spec.complete);
             return self.finish(key, fate, fx);
+        }
+        // A quorum of more than there are can never be reached; a replay may have brought the last word.
+        self.decide(key, fx);
+        if self.tasks.get(key as usize).is_none_or(|task| task.spec.seq != seq || task.decided) {
+            return;
         }
         if let Some(at) = expires {
             if at <= self.now {
@@ -224,7 +245,7 @@ impl Shard {
             }
             self.timers.set(at, Timer::Expires { task: key, seq });
         }
-        for recipient in 0..task.recipients() {
+        for recipient in 0..recipients {
             let Some(task) = self.tasks.get(key as usize).filter(|task| task.spec.seq == seq) else { return };
             match task.share(recipient).map(|share| &share.state) {
                 Some(ShareState::Scheduled { due } | ShareState::Retrying { due }) => {

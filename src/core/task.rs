@@ -52,6 +52,9 @@ pub(super) struct Share {
     pub(super) delivered: bool,
     /// Whether the store knows that it was handed out.
     pub(super) delivered_stored: bool,
+    /// Whether [`Fanout::delivered`] counts it: certainly handed out, while `delivered` is true after
+    /// a crash of whatever may have been.
+    pub(super) counted: bool,
     pub(super) free_returns: u8,
     pub(super) notes: Option<Box<Notes>>,
 }
@@ -115,6 +118,7 @@ impl Share {
             lost: false,
             delivered: false,
             delivered_stored: false,
+            counted: false,
             free_returns: 0,
             notes: None,
         }

@@ -124,7 +124,8 @@ impl Shard {
     }
 
     fn view_of(&self, queue: &Queue, now: Time) -> QueueView {
-        let subscriptions = || queue.subscribers.values().filter_map(|key| self.subscriptions.get(key.0 as usize));
+        let subscriptions =
+            || queue.subscribers.values().filter_map(|key| self.subscriptions.get(key.0 as usize));
         let oldest = queue.oldest_waiting(&self.tasks);
         QueueView {
             queue: queue.name.clone(),

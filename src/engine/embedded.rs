@@ -168,7 +168,9 @@ impl Engine for Embedded {
         match stop.await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(EngineError { exit_code: 5, ..EngineError::from(&*error) }),
-            Err(error) => Err(EngineError { message: format!("the log's thread died: {error}"), exit_code: 5 }),
+            Err(error) => {
+                Err(EngineError { message: format!("the log's thread died: {error}"), exit_code: 5 })
+            }
         }
     }
 }

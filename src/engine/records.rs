@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use taskyard_proto::payload::PayloadKind;
 use taskyard_proto::{
-    Complete, ErrorText, GroupName, Headers, IfAbsent, Payload, QueueName, RecipientOutcome, Target, TaskId, TaskState,
-    WorkerName,
+    Complete, ErrorText, GroupName, Headers, IfAbsent, Payload, QueueName, RecipientOutcome, Target, TaskId,
+    TaskState, WorkerName,
 };
 
 use crate::core::record::{FailedAttempt, Failure, FanoutRecord, QueueRecord, Totals};
@@ -58,7 +58,9 @@ pub fn encode(op: &StoreOp, batch: &mut RecordBatch) -> Option<Key> {
     match op {
         StoreOp::Accept(spec) => push(RecordKind::Put, spec.id.0, ACCEPT, &AcceptRow::of(spec)),
         StoreOp::Finish(record) => push(RecordKind::Put, record.task.0, FINISH, &FinishRow::of(record)),
-        StoreOp::Queue(record) => push(RecordKind::Put, queue_key(&record.queue), QUEUE, &QueueRow::of(record)),
+        StoreOp::Queue(record) => {
+            push(RecordKind::Put, queue_key(&record.queue), QUEUE, &QueueRow::of(record))
+        }
         StoreOp::Forget(task) => return Some(task.0),
         StoreOp::Amend(task, amendment) => {
             let (number, row): (u8, &dyn Row) = match amendment {
@@ -71,7 +73,9 @@ pub fn encode(op: &StoreOp, batch: &mut RecordBatch) -> Option<Key> {
                         lost: *lost,
                     },
                 ),
-                Amendment::Deferred { recipient, due } => (DEFERRED, &DeferredRow { recipient: *recipient, due: due.0 }),
+                Amendment::Deferred { recipient, due } => {
+                    (DEFERRED, &DeferredRow { recipient: *recipient, due: due.0 })
+                }
                 Amendment::Acked { recipient, result } => {
                     (ACKED, &AckedRow { recipient: *recipient, result: PayloadRow::of(result) })
                 }
@@ -223,7 +227,9 @@ impl OptionsRow {
             retry: (spec.retry.initial_ms, spec.retry.max_ms, spec.retry.factor),
             target: match &spec.target {
                 Target::Any => TargetRow::Any,
-                Target::Worker { worker, if_absent } => TargetRow::Worker(worker.to_string(), *if_absent as u8),
+                Target::Worker { worker, if_absent } => {
+                    TargetRow::Worker(worker.to_string(), *if_absent as u8)
+                }
                 Target::Group(group) => TargetRow::Group(group.to_string()),
                 Target::All(group) => TargetRow::All(group.as_ref().map(ToString::to_string)),
             },
@@ -294,7 +300,11 @@ impl AcceptRow {
             max_attempts: options.max_attempts,
             ack_timeout_ms: options.ack_timeout_ms,
             run_limit_ms: options.run_limit_ms,
-            retry: RetryPolicy { initial_ms: options.retry.0, max_ms: options.retry.1, factor: options.retry.2 },
+            retry: RetryPolicy {
+                initial_ms: options.retry.0,
+                max_ms: options.retry.1,
+                factor: options.retry.2,
+            },
             target: match &options.target {
                 TargetRow::Any => Target::Any,
                 TargetRow::Worker(worker, if_absent) => Target::Worker {

@@ -33,7 +33,8 @@ pub fn kind(headers: &Headers, empty: bool) -> Kind {
     let Some(value) = headers.get(header::CONTENT_TYPE) else {
         return if empty { Kind::Nothing } else { Kind::Bytes };
     };
-    let essence = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let essence =
+        value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     match essence.as_str() {
         "application/json" => Kind::Message(Encoding::Json),
         "application/msgpack" | "application/x-msgpack" | "application/vnd.msgpack" => {
@@ -61,10 +62,13 @@ pub fn answer_encoding(headers: &Headers) -> Encoding {
 #[expect(clippy::result_large_err, reason = "made once a request, at most")]
 pub async fn read(headers: &Headers, body: Body, bytes_max: usize) -> Result<Bytes, (StatusCode, Error)> {
     let too_large = || {
-        let text = format!("the body is longer than the {bytes_max} bytes that this broker allows: send less, or raise `message_bytes`");
+        let text = format!(
+            "the body is longer than the {bytes_max} bytes that this broker allows: send less, or raise `message_bytes`"
+        );
         (StatusCode::PAYLOAD_TOO_LARGE, Error::new(ErrorCode::TooLarge, text))
     };
-    let declared = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    let declared =
+        headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if declared.is_some_and(|length| length > bytes_max as u64) {
         return Err(too_large());
     }

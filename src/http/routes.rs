@@ -10,8 +10,8 @@ use axum::routing::{get, post};
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Method, StatusCode, Uri};
 use taskyard_proto::{
-    ClientMessage, Encoding, Error, ErrorCode, Payload, QueueName, ServerMessage, Submit, TaskId, TaskState, Watch,
-    codec,
+    ClientMessage, Encoding, Error, ErrorCode, Payload, QueueName, ServerMessage, Submit, TaskId, TaskState,
+    Watch, codec,
 };
 
 use super::body::{self, Kind};
@@ -80,7 +80,9 @@ async fn readyz(State(app): State<App>) -> Response {
 
 async fn metrics(State(app): State<App>) -> Response {
     match app.metrics.text(&app.broker).await {
-        Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response(),
+        Ok(text) => {
+            ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+        }
         Err(gone) => body::refused(Encoding::Json, gone.error()),
     }
 }
@@ -97,7 +99,8 @@ fn wait(pairs: &[(String, String)]) -> Result<Option<Duration>, Error> {
     match text.parse::<u64>() {
         Ok(ms) if ms <= WAIT_MS_MAX => Ok(Some(Duration::from_millis(ms))),
         _ => {
-            let text = format!("parameter `wait_ms`: expected an integer of 0 to {WAIT_MS_MAX}, got {text:?}");
+            let text =
+                format!("parameter `wait_ms`: expected an integer of 0 to {WAIT_MS_MAX}, got {text:?}");
             Err(bad_request(text).field("wait_ms"))
         }
     }
@@ -156,7 +159,10 @@ fn plain(error: Error) -> (StatusCode, Error) {
 
 fn internal(encoding: Encoding, message: &ServerMessage) -> Response {
     tracing::error!(kind = message.type_text(), "an answer that does not answer the request");
-    body::refused(encoding, Error::new(ErrorCode::Internal, "the broker gave an answer that does not fit: report this"))
+    body::refused(
+        encoding,
+        Error::new(ErrorCode::Internal, "the broker gave an answer that does not fit: report this"),
+    )
 }
 
 #[expect(clippy::result_large_err, reason = "made once a request, at most")]
@@ -197,17 +203,23 @@ fn read_submit(
     };
     if body::kind(headers, bytes.is_empty()) == Kind::Bytes {
         if !submit.payload.is_null() {
-            return Err(plain(bad_request("the body is the payload: leave the parameter `payload` out").field("payload")));
+            return Err(plain(
+                bad_request("the body is the payload: leave the parameter `payload` out").field("payload"),
+            ));
         }
         submit.payload = Payload::binary(bytes);
     }
     match (key, &submit.dedup_id) {
         (Some(_), Some(_)) => {
-            return Err(plain(bad_request("both `Idempotency-Key` and `dedup_id` were given: give one").field("dedup_id")));
+            return Err(plain(
+                bad_request("both `Idempotency-Key` and `dedup_id` were given: give one").field("dedup_id"),
+            ));
         }
         (Some(key), None) => {
             let Some(key) = taskyard_proto::Key::parse(key) else {
-                return Err(plain(bad_request("`Idempotency-Key` must have 1 to 256 bytes").field("dedup_id")));
+                return Err(plain(
+                    bad_request("`Idempotency-Key` must have 1 to 256 bytes").field("dedup_id"),
+                ));
             };
             submit.dedup_id = Some(key);
         }
@@ -217,22 +229,20 @@ fn read_submit(
 }
 
 /// Waits for a task's end: 200 with `finished`, or 202 with where it is.
-async fn await_end(app: &App, mut call: Call, task: TaskId, limit: Duration, encoding: Encoding) -> Response {
-    match call.answer_within(limit).await {
+async fn await_end(app: &App, call: Call, task: TaskId, limit: Duration, encoding: Encoding) -> Response {
+    match call.end_within(&app.broker, task, limit).await {
         Ok(Some(message @ ServerMessage::Finished(_))) => body::message(StatusCode::OK, encoding, &message),
         Ok(Some(ServerMessage::Error(error))) => body::refused(encoding, error),
         Ok(Some(other)) => internal(encoding, &other),
         Err(gone) => body::refused(encoding, gone.error()),
-        Ok(None) => {
-            app.broker.hang_up(call, task).await;
-            match state_of(app, task).await {
-                Ok(state) => {
-                    let json = serde_json::json!({"task": task.to_string(), "state": state.map(TaskState::as_str)});
-                    body::document(StatusCode::ACCEPTED, encoding, &json.to_string())
-                }
-                Err(gone) => body::refused(encoding, gone.error()),
+        Ok(None) => match state_of(app, task).await {
+            Ok(state) => {
+                let json =
+                    serde_json::json!({"task": task.to_string(), "state": state.map(TaskState::as_str)});
+                body::document(StatusCode::ACCEPTED, encoding, &json.to_string())
             }
-        }
+            Err(gone) => body::refused(encoding, gone.error()),
+        },
     }
 }
 
@@ -311,17 +321,14 @@ async fn task(
     };
     let mut status = StatusCode::OK;
     if let Some(limit) = limit {
-        let mut call = match app.broker.ask(Watch { task, from_seq: None }).await {
+        let call = match app.broker.ask(Watch { task, from_seq: None }).await {
             Ok(call) => call,
             Err(gone) => return body::refused(encoding, gone.error()),
         };
-        match call.answer_within(limit).await {
+        match call.end_within(&app.broker, task, limit).await {
             Ok(Some(ServerMessage::Error(error))) => return body::refused(encoding, error),
             Ok(Some(_)) => {}
-            Ok(None) => {
-                app.broker.hang_up(call, task).await;
-                status = StatusCode::ACCEPTED;
-            }
+            Ok(None) => status = StatusCode::ACCEPTED,
             Err(gone) => return body::refused(encoding, gone.error()),
         }
     }

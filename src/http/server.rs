@@ -59,7 +59,13 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-async fn connection(stream: TcpStream, app: App, router: Router, stop: CancellationToken, tracker: TaskTracker) {
+async fn connection(
+    stream: TcpStream,
+    app: App,
+    router: Router,
+    stop: CancellationToken,
+    tracker: TaskTracker,
+) {
     // Small messages must not wait for each other's acknowledgement.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!("cannot set TCP_NODELAY: {error}");
@@ -102,7 +108,8 @@ async fn connection(stream: TcpStream, app: App, router: Router, stop: Cancellat
 /// Answers an upgrade request, and serves the socket that it becomes.
 fn upgrade(mut request: Request<Incoming>, app: &App, tracker: &TaskTracker) -> Response {
     if !app.is_ready() {
-        let error = Error::new(ErrorCode::Draining, "the broker is shutting down: connect again after it is back");
+        let error =
+            Error::new(ErrorCode::Draining, "the broker is shutting down: connect again after it is back");
         return body::refused(Encoding::Json, error);
     }
     let (answer, opening) = match handshake::accept(&request) {

@@ -60,8 +60,10 @@ pub(super) fn task(view: &TaskView) -> String {
 
 /// One of `GET /v1/queues`.
 pub(super) fn queue(view: &QueueView) -> Value {
-    let counts: Map<String, Value> =
-        TaskState::ALL.iter().map(|state| (state.as_str().to_owned(), view.counts[*state as usize].into())).collect();
+    let counts: Map<String, Value> = TaskState::ALL
+        .iter()
+        .map(|state| (state.as_str().to_owned(), view.counts[*state as usize].into()))
+        .collect();
     let [accepted, delivered, settled] = view.rates;
     json!({
         "queue": view.queue.as_str(),

@@ -88,7 +88,6 @@ impl<R: AsyncRead + Unpin> Frames<R> {
             }
         }
     }
-
 }
 
 impl Assembly {
@@ -190,11 +189,15 @@ fn broken(error: &WebSocketError) -> Broken {
             rule(CloseCode::PROTOCOL_ERROR, "a reserved bit is set, and no extension was agreed on")
         }
         WebSocketError::InvalidValue => rule(CloseCode::PROTOCOL_ERROR, "an unknown opcode"),
-        WebSocketError::ControlFrameFragmented => rule(CloseCode::PROTOCOL_ERROR, "a fragmented control frame"),
+        WebSocketError::ControlFrameFragmented => {
+            rule(CloseCode::PROTOCOL_ERROR, "a fragmented control frame")
+        }
         WebSocketError::PingFrameTooLarge => {
             rule(CloseCode::PROTOCOL_ERROR, "a control frame longer than 125 bytes")
         }
-        WebSocketError::FrameTooLarge => rule(CloseCode::TOO_BIG, "the message is longer than the broker allows"),
+        WebSocketError::FrameTooLarge => {
+            rule(CloseCode::TOO_BIG, "the message is longer than the broker allows")
+        }
         WebSocketError::InvalidUTF8 => rule(CloseCode::INVALID_TEXT, "text that is not UTF-8"),
         _ => Broken::Gone,
     }

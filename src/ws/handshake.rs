@@ -64,7 +64,8 @@ pub fn accept<B>(request: &Request<B>) -> Result<(Response<()>, Opening), Refusa
     if request.version() < Version::HTTP_11 {
         return Err(Refusal::new(StatusCode::BAD_REQUEST, "a WebSocket is opened with HTTP/1.1"));
     }
-    if !has_token(headers, header::UPGRADE, "websocket") || !has_token(headers, header::CONNECTION, "upgrade") {
+    if !has_token(headers, header::UPGRADE, "websocket") || !has_token(headers, header::CONNECTION, "upgrade")
+    {
         let text = "this is a WebSocket endpoint: send `Connection: Upgrade` and `Upgrade: websocket`, \
                     or use the HTTP interface under /v1/";
         let mut refusal = Refusal::new(StatusCode::UPGRADE_REQUIRED, text);
@@ -72,8 +73,10 @@ pub fn accept<B>(request: &Request<B>) -> Result<(Response<()>, Opening), Refusa
         return Err(refusal);
     }
     if single(headers, header::SEC_WEBSOCKET_VERSION)? != "13" {
-        let mut refusal =
-            Refusal::new(StatusCode::UPGRADE_REQUIRED, "the broker speaks WebSocket version 13, see RFC 6455");
+        let mut refusal = Refusal::new(
+            StatusCode::UPGRADE_REQUIRED,
+            "the broker speaks WebSocket version 13, see RFC 6455",
+        );
         refusal.header = Some((header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13")));
         return Err(refusal);
     }
@@ -174,23 +177,34 @@ fn implied(query: &str) -> Result<Option<Implied>, Refusal> {
     let mut any = false;
     for (key, value) in crate::http::query::pairs(query) {
         any = true;
-        let wrong = |error: &dyn std::fmt::Display| Refusal::new(StatusCode::BAD_REQUEST, format!("parameter `{key}`: {error}"));
+        let wrong = |error: &dyn std::fmt::Display| {
+            Refusal::new(StatusCode::BAD_REQUEST, format!("parameter `{key}`: {error}"))
+        };
         match key.as_str() {
             "queue" => queue = Some(QueueName::parse(&value).map_err(|e| wrong(&e))?),
             "worker" => hello.worker = Some(WorkerName::parse(&value).map_err(|e| wrong(&e))?),
             "groups" => {
-                hello.groups =
-                    value.split(',').map(GroupName::parse).collect::<Result<_, _>>().map_err(|e| wrong(&e))?;
+                hello.groups = value
+                    .split(',')
+                    .map(GroupName::parse)
+                    .collect::<Result<_, _>>()
+                    .map_err(|e| wrong(&e))?;
             }
             "credit" => match value.parse().ok().and_then(taskyard_proto::message::Credit::new) {
                 Some(number) => credit = Some(number),
-                None => return bad(format!("parameter `credit`: expected an integer of 0 to 1024, got {value:?}")),
+                None => {
+                    return bad(format!(
+                        "parameter `credit`: expected an integer of 0 to 1024, got {value:?}"
+                    ));
+                }
             },
             "mode" => match Mode::parse(&value) {
                 Some(found) => mode = Some(found),
                 None => return bad(format!("parameter `mode`: expected manual or auto, got {value:?}")),
             },
-            "room" | "raw" => return bad(format!("parameter `{key}`: not served by this version of the broker")),
+            "room" | "raw" => {
+                return bad(format!("parameter `{key}`: not served by this version of the broker"));
+            }
             _ => {}
         }
     }

@@ -14,6 +14,7 @@ pub mod writer;
 use std::sync::Arc;
 use std::time::Duration;
 
+use taskyard_proto::CloseCode;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::broker::{Broker, Item};
@@ -50,20 +51,37 @@ pub async fn serve<R, W>(
         outbox.set_encoding(encoding);
     }
     let session = broker.connections().register(outbox.clone());
-    let writer = tokio::spawn(writer::run(write, session, outbox.clone(), broker.clone(), settings.clone()));
+    let mut writer =
+        tokio::spawn(writer::run(write, session, outbox.clone(), broker.clone(), settings.clone()));
+    // Tasks of their own, so that a panic in one ends this socket (1011) and nothing else.
     let reader = reader::Reader::new(session, outbox.clone(), broker.clone(), settings, opening);
-    // In a task of its own, so that a panic in it ends this socket (1011) and nothing else.
-    let ended = tokio::spawn(reader.run(read)).await;
-    if let Err(error) = &ended {
-        tracing::error!(session = session.0, "a connection's reader panicked: {error}");
-        outbox.close(taskyard_proto::CloseCode::INTERNAL, "a fault in the broker ended this connection");
-    }
-    // The leases go on at once; the writer may still be saying goodbye.
-    let mut end = vec![Item::Command(Command::End { session })];
-    let stopping = broker.send(&mut end, 0).await.is_err();
-    if let Ok(Some(code)) = writer.await {
+    let mut reader = tokio::spawn(reader.run(read));
+    let end = async || {
+        let mut end = vec![Item::Command(Command::End { session })];
+        // A broker that is gone has no leases to return.
+        let _ = broker.send(&mut end, 0).await;
+    };
+    // Whichever ends first, the leases go on at once; only then the other may take its time.
+    let closed = tokio::select! {
+        ended = &mut reader => {
+            if let Err(error) = ended {
+                tracing::error!(session = session.0, "a connection's reader panicked: {error}");
+                outbox.close(CloseCode::INTERNAL, "a fault in the broker ended this connection");
+            }
+            end().await;
+            writer.await
+        }
+        closed = &mut writer => {
+            end().await;
+            // The peer may still answer our close frame; nothing else that it says is heard.
+            let _ = tokio::time::timeout(reader::CLOSE_ANSWER, &mut reader).await;
+            reader.abort();
+            closed
+        }
+    };
+    if let Ok(Some(code)) = closed {
         metrics.closed(code);
     }
     broker.connections().remove(session);
-    tracing::debug!(session = session.0, stopping, "connection ended");
+    tracing::debug!(session = session.0, "connection ended");
 }

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use fastwebsockets::Role;
 use taskyard_proto::codec::{ClientFrame, decode_client};
 use taskyard_proto::{
-    ClientMessage, CloseCode, Encoding, Hello, Pong, Rejection, Request, RequestId, Response, ServerMessage, Subscribe, WorkerName,
+    ClientMessage, CloseCode, Encoding, Hello, Pong, Rejection, Request, RequestId, Response, ServerMessage,
+    Subscribe, WorkerName,
 };
 use tokio::io::AsyncRead;
 
@@ -27,7 +28,7 @@ const UNDECODABLE_PER_MINUTE: u32 = 10;
 const GATHER_ITEMS: usize = 256;
 const GATHER_BYTES: usize = 256 << 10;
 /// How long a peer may take to answer our close frame.
-const CLOSE_ANSWER: Duration = Duration::from_secs(2);
+pub(super) const CLOSE_ANSWER: Duration = Duration::from_secs(2);
 
 /// Reads one socket.
 pub struct Reader {
@@ -219,7 +220,9 @@ impl Reader {
                     self.outbox.push_one(Response { reference: id, message: Pong {}.into() });
                 }
             }
-            Ok(Request { id, message: ClientMessage::Hello(hello) }) if !self.introduced => self.introduce(hello, id, None),
+            Ok(Request { id, message: ClientMessage::Hello(hello) }) if !self.introduced => {
+                self.introduce(hello, id, None)
+            }
             Ok(Request { id, message }) => {
                 self.imply_hello();
                 let origin = Origin::Session(self.session, id);
@@ -257,8 +260,9 @@ impl Reader {
         if hello.batch {
             self.outbox.take_arrays();
         }
-        let made_up_name = WorkerName::parse(&format!("w-{:08x}{:08x}", self.session.0, rand::random::<u32>()))
-            .expect("hexadecimal digits behind a letter are a name");
+        let made_up_name =
+            WorkerName::parse(&format!("w-{:08x}{:08x}", self.session.0, rand::random::<u32>()))
+                .expect("hexadecimal digits behind a letter are a name");
         let open = Command::Open { session: self.session, hello, reference, made_up_name, subscribe };
         self.items.push(Item::Command(open));
     }

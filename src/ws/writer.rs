@@ -29,7 +29,8 @@ pub async fn run<W: AsyncWrite + Unpin>(
     broker: Broker,
     settings: Arc<Settings>,
 ) -> Option<CloseCode> {
-    let mut encoder = Encoder { out: Vec::new(), scratch: Vec::new(), array_bytes: settings.message_bytes / 2 };
+    let mut encoder =
+        Encoder { out: Vec::new(), scratch: Vec::new(), array_bytes: settings.message_bytes / 2 };
     let mut spare = Vec::new();
     loop {
         let mut drained = outbox.drain(std::mem::take(&mut spare)).await;
@@ -84,7 +85,11 @@ async fn say_goodbye<W: AsyncWrite + Unpin>(
 }
 
 /// Writes all of it, or gives up on a peer that takes nothing while much waits for it.
-async fn write_all<W: AsyncWrite + Unpin>(write: &mut W, mut bytes: &[u8], outbox: &Outbox) -> Result<(), ()> {
+async fn write_all<W: AsyncWrite + Unpin>(
+    write: &mut W,
+    mut bytes: &[u8],
+    outbox: &Outbox,
+) -> Result<(), ()> {
     while !bytes.is_empty() {
         match tokio::time::timeout(STUCK, write.write(bytes)).await {
             Ok(Ok(0) | Err(_)) => return Err(()),
@@ -184,4 +189,3 @@ impl Encoder {
         }
     }
 }
-
