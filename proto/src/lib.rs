@@ -10,11 +10,6 @@
 //! No I/O, no clock and no async runtime belong here. The contract itself is `PROTOCOL.md`
 //! beside this crate's manifest; a test holds it and [`message`] together.
 
-#![expect(
-    clippy::result_large_err,
-    reason = "a refusal is an ordinary answer, smaller than the message it stands for: a box would only cost an allocation"
-)]
-
 pub mod code;
 pub mod codec;
 mod field;

@@ -1,7 +1,5 @@
 //! Faults that were found, one test each: the name says what was wrong, the comment tells the story.
 
-#![expect(clippy::result_large_err, reason = "a refusal is an ordinary answer")]
-
 use taskyard_proto::codec::{
     ClientFrame, Frame, Rejection, Undecodable, decode_body, decode_bulk, decode_client, decode_server,
     encode_server,

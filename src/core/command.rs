@@ -25,10 +25,6 @@ pub enum Origin {
 
 /// One input. Identifiers and times that need a clock or randomness were made at the door.
 #[derive(Debug, Clone, PartialEq)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "the largest is the most frequent: a box would cost an allocation a task"
-)]
 pub enum Command {
     /// A client introduced itself, in words or by its first message.
     Open {

@@ -7,10 +7,6 @@ use super::record::StoreOp;
 
 /// One thing to tell somebody.
 #[derive(Debug, Clone, PartialEq)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "the largest is the most frequent: a box would cost an allocation a task"
-)]
 pub enum Output {
     /// A message to a session.
     Send {

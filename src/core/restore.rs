@@ -155,10 +155,10 @@ impl Shard {
             let id = task.spec.id;
             for recipient in 0..task.recipients() {
                 let Some(share) = task.share_mut(recipient) else { continue };
-                let over = matches!(share.state, ShareState::Over(_));
-                // A failed attempt is itself a word that the task was handed out.
-                let told = share.delivered_stored || share.charged > 0;
-                if share.delivered && !told && !over {
+                // An ack or a failed attempt is itself a word that the task was handed out.
+                let acked = matches!(share.state, ShareState::Over(TaskState::Done));
+                let told = share.delivered_stored || share.charged > 0 || acked;
+                if share.delivered && !told {
                     share.delivered_stored = true;
                     unknown.push((id, recipient));
                 }

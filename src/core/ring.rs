@@ -51,7 +51,7 @@ mod tests {
         for place in 1..=3 {
             ring.open(place, SubscriptionKey(place as u32));
         }
-        let mut pick = |ring: &mut Ring| ring.pick(|_| true).map(|s| s.0);
+        let pick = |ring: &mut Ring| ring.pick(|_| true).map(|s| s.0);
         assert_eq!(
             [pick(&mut ring), pick(&mut ring), pick(&mut ring), pick(&mut ring)],
             [1, 2, 3, 1].map(Some)

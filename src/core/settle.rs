@@ -289,6 +289,11 @@ impl Shard {
         if let Some(lease) = found.share_mut(recipient).and_then(|share| share.lease_mut()) {
             lease.started = true;
             lease.unstarted = false;
+            let number = lease.number;
+            // As in `extend`: it may have been extended beyond.
+            if deadline < lease.deadline {
+                self.timers.set(deadline, Timer::Lease { task, recipient, number });
+            }
             lease.deadline = deadline;
         }
         fx.answer(&origin, Done::PLAIN);

@@ -45,7 +45,7 @@ impl Embedded {
         visit: &mut dyn FnMut(StoreOp),
     ) -> Result<(Embedded, Opened, Recovery), EngineError> {
         let at = |message: String, exit_code| EngineError {
-            message: format!("data directory {}: {message}", directory.display()),
+            message: format!("{}: {message}", directory.display()),
             exit_code,
         };
         let files = Files::at(directory)

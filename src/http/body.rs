@@ -59,7 +59,6 @@ pub fn answer_encoding(headers: &Headers) -> Encoding {
 }
 
 /// Reads a body, within the limit and in time.
-#[expect(clippy::result_large_err, reason = "made once a request, at most")]
 pub async fn read(headers: &Headers, body: Body, bytes_max: usize) -> Result<Bytes, (StatusCode, Error)> {
     let too_large = || {
         let text = format!(

@@ -87,13 +87,11 @@ async fn metrics(State(app): State<App>) -> Response {
     }
 }
 
-#[expect(clippy::result_large_err, reason = "made once a request, at most")]
 fn queue_name(text: &str) -> Result<QueueName, Error> {
     QueueName::parse(text).map_err(|error| bad_request(error.to_string()))
 }
 
 /// The `wait_ms` of a query.
-#[expect(clippy::result_large_err, reason = "made once a request, at most")]
 fn wait(pairs: &[(String, String)]) -> Result<Option<Duration>, Error> {
     let Some((_, text)) = pairs.iter().find(|(key, _)| key == "wait_ms") else { return Ok(None) };
     match text.parse::<u64>() {
@@ -165,7 +163,6 @@ fn internal(encoding: Encoding, message: &ServerMessage) -> Response {
     )
 }
 
-#[expect(clippy::result_large_err, reason = "made once a request, at most")]
 fn read_submit(
     headers: &HeaderMap,
     queue: QueueName,

@@ -52,7 +52,6 @@ pub fn is_wanted<B>(request: &Request<B>) -> bool {
 }
 
 /// Checks an upgrade request; gives the answer to send and what was asked for.
-#[expect(clippy::result_large_err, reason = "refused once a connection, at most")]
 pub fn accept<B>(request: &Request<B>) -> Result<(Response<()>, Opening), Refusal> {
     let headers = request.headers();
     if request.method() != Method::GET {
@@ -111,7 +110,6 @@ fn accept_key(key: &str) -> String {
 }
 
 /// The one value of a header that must stand exactly once.
-#[expect(clippy::result_large_err, reason = "refused once a connection, at most")]
 fn single(headers: &HeaderMap, name: HeaderName) -> Result<&str, Refusal> {
     let mut values = headers.get_all(&name).iter();
     match (values.next().map(HeaderValue::to_str), values.next()) {
@@ -133,7 +131,6 @@ fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
     words(headers, name).any(|word| word.eq_ignore_ascii_case(token))
 }
 
-#[expect(clippy::result_large_err, reason = "refused once a connection, at most")]
 fn negotiate(headers: &HeaderMap) -> Result<Option<Encoding>, Refusal> {
     let ours = [Encoding::Json, Encoding::MessagePack];
     let mut offered = words(headers, header::SEC_WEBSOCKET_PROTOCOL).peekable();
@@ -152,7 +149,6 @@ fn negotiate(headers: &HeaderMap) -> Result<Option<Encoding>, Refusal> {
 }
 
 /// A page of a foreign origin must not use a visitor's access to this broker.
-#[expect(clippy::result_large_err, reason = "refused once a connection, at most")]
 fn check_origin(headers: &HeaderMap) -> Result<(), Refusal> {
     let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
     let origin = origin.to_str().unwrap_or_default();
@@ -169,7 +165,6 @@ fn check_origin(headers: &HeaderMap) -> Result<(), Refusal> {
 }
 
 /// Reads the URL of a client without a library.
-#[expect(clippy::result_large_err, reason = "refused once a connection, at most")]
 fn implied(query: &str) -> Result<Option<Implied>, Refusal> {
     let bad = |text: String| Err(Refusal::new(StatusCode::BAD_REQUEST, text));
     let mut hello = Hello::empty();

@@ -8,6 +8,8 @@ mod clients;
 #[path = "../support/disk.rs"]
 mod disk;
 mod oracle;
+mod scenarios;
+mod script;
 mod world;
 
 use oracle::Report;
