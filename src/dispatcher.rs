@@ -151,7 +151,8 @@ impl<E: Engine> Dispatcher<E> {
                         footprint: self.engine.footprint(),
                     };
                     inspection(seen);
-                    continue;
+                    // Questions come before commands: many of them must not hold the commands up.
+                    self.take_more(self.clock.now(), 0);
                 }
                 Wake::Deadline => self.expire(self.clock.now()),
                 Wake::Phase(Phase::Drain { until }) if self.drained.is_none() => {

@@ -98,6 +98,8 @@ async fn run_command(command: &[String], delivery: Delivery) -> Result<Payload, 
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
+        // A group of its own: a ^C is for the worker, which lets the command finish.
+        .process_group(0)
         .kill_on_drop(true)
         .spawn()
         .map_err(|error| Failure::retry(format!("cannot run {program:?}: {error}")))?;
