@@ -304,7 +304,13 @@ impl<E: Engine> Dispatcher<E> {
                 }
                 Ok(Event::Full(_)) => {}
                 Ok(Event::Failed(error)) => return Err(error),
-                Err(_) => break,
+                Err(_) => {
+                    tracing::warn!(
+                        "the disk did not confirm in {} s what is left; stopping all the same",
+                        STOP_LIMIT.as_secs()
+                    );
+                    break;
+                }
             }
         }
         self.connections.close_all(CloseCode::RESTART, "the broker restarts: reconnect after a while");

@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use taskyard_proto::{CloseCode, Encoding, LeaseId, Response, ServerMessage};
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 /// More than this, and the socket is closed: whoever reads so little is not kept in memory.
 pub const OUTBOX_BYTES_MAX: usize = 4 << 20;
@@ -26,6 +27,8 @@ pub struct Outbox {
     /// A plain lock: it is held for the time of a push or a swap, never across an await.
     state: Mutex<State>,
     wake: Notify,
+    /// Cancelled when it is to end.
+    closing: CancellationToken,
     /// The peer is to be heard: its reader says so at the next byte.
     listening: AtomicBool,
     encoding: AtomicU8,
@@ -69,6 +72,7 @@ impl Default for Outbox {
         Outbox {
             state: Mutex::default(),
             wake: Notify::new(),
+            closing: CancellationToken::new(),
             listening: AtomicBool::new(false),
             encoding: AtomicU8::new(0),
             arrays: AtomicBool::new(false),
@@ -115,6 +119,7 @@ impl Outbox {
         if state.bytes > OUTBOX_BYTES_MAX {
             state.messages.clear();
             state.close = Some(slow());
+            self.closing.cancel();
         }
         drop(state);
         self.wake.notify_one();
@@ -156,7 +161,18 @@ impl Outbox {
     /// As [`Outbox::close`], with or without a code.
     pub fn close_as(&self, closing: Closing) {
         self.state().close.get_or_insert(closing);
+        self.closing.cancel();
         self.wake.notify_one();
+    }
+
+    /// Waits until it is to end.
+    pub async fn closing(&self) {
+        self.closing.cancelled().await;
+    }
+
+    /// The code that it ends with; none: it has none, or does not end.
+    pub fn close_code(&self) -> Option<CloseCode> {
+        self.state().close.as_ref().and_then(|closing| closing.code)
     }
 
     /// Whether it is to end, or has.
@@ -169,6 +185,7 @@ impl Outbox {
         let mut state = self.state();
         state.messages.clear();
         state.close.get_or_insert_with(slow);
+        self.closing.cancel();
     }
 
     /// Bytes that wait.

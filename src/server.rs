@@ -31,6 +31,8 @@ pub struct Server {
     phase: watch::Sender<Phase>,
     drain: Duration,
     dispatcher: JoinHandle<Result<(), EngineError>>,
+    /// How the dispatcher ended.
+    outcome: Option<Result<(), ServeError>>,
     stop: CancellationToken,
     tracker: TaskTracker,
     accepting: JoinHandle<()>,
@@ -159,6 +161,7 @@ impl Server {
             phase,
             drain: config.drain,
             dispatcher: tokio::spawn(dispatcher.run(first)),
+            outcome: None,
             accepting: tokio::spawn(http::server::run(listener, app, stop.clone(), tracker.clone())),
             stop,
             tracker,
@@ -191,19 +194,23 @@ impl Server {
         self.phase.send_replace(Phase::Stop);
     }
 
-    /// Waits for the end: of a stop, or by a failure.
+    /// Waits for the end: of a stop, or by a failure. May be dropped and called again before it has ended.
     pub async fn ended(&mut self) -> Result<(), ServeError> {
-        let ended = match (&mut self.dispatcher).await {
-            Ok(result) => result.map_err(ServeError::Engine),
-            Err(_) => Err(ServeError::Panicked),
-        };
+        if self.outcome.is_none() {
+            self.outcome = Some(match (&mut self.dispatcher).await {
+                Ok(result) => result.map_err(ServeError::Engine),
+                Err(_) => Err(ServeError::Panicked),
+            });
+        }
         self.stop.cancel();
         self.tracker.close();
         // A failed store ends at once: nothing that is said now could be kept.
-        if ended.is_ok() && tokio::time::timeout(GOODBYE, self.tracker.wait()).await.is_err() {
+        if matches!(self.outcome, Some(Ok(())))
+            && tokio::time::timeout(GOODBYE, self.tracker.wait()).await.is_err()
+        {
             tracing::debug!("some connections did not end in time");
         }
         self.accepting.abort();
-        ended
+        self.outcome.take().expect("it was just made")
     }
 }

@@ -153,8 +153,9 @@ impl Shard {
         let mut unknown = Vec::new();
         for (_, task) in &mut self.tasks {
             let id = task.spec.id;
+            let to_nobody = task.fanout.is_some() && task.spec.recipients.is_empty();
             for recipient in 0..task.recipients() {
-                let Some(share) = task.share_mut(recipient) else { continue };
+                let Some(share) = task.share_mut(recipient).filter(|_| !to_nobody) else { continue };
                 // An ack or a failed attempt is itself a word that the task was handed out.
                 let acked = matches!(share.state, ShareState::Over(TaskState::Done));
                 let told = share.delivered_stored || share.charged > 0 || acked;

@@ -187,7 +187,7 @@ impl Shard {
         }
         while let Some((at, timer)) = self.timers.due(now) {
             match timer {
-                Timer::Lease { task, recipient, number } => self.lease_due(task, recipient, number, fx),
+                Timer::Lease { task, recipient, number } => self.lease_due(now, task, recipient, number, fx),
                 Timer::RunLimit { task, recipient, number } => {
                     self.run_limit_due(task, recipient, number, fx)
                 }
@@ -965,9 +965,10 @@ impl Shard {
         (lease.number == number).then_some(lease)
     }
 
-    fn lease_due(&mut self, task: u32, recipient: u32, number: u64, fx: &mut Effects) {
+    /// `now` may lie before the latest command: what arrived between the two is not applied yet.
+    fn lease_due(&mut self, now: Time, task: u32, recipient: u32, number: u64, fx: &mut Effects) {
         let Some(lease) = self.current_lease(task, recipient, number) else { return };
-        if lease.deadline > self.now {
+        if lease.deadline > now {
             // It was extended since.
             self.timers.set(lease.deadline, Timer::Lease { task, recipient, number });
             return;

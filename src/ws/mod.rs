@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use taskyard_proto::CloseCode;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::JoinHandle;
 
 use crate::broker::{Broker, Item};
 use crate::core::Command;
@@ -61,7 +62,12 @@ pub async fn serve<R, W>(
         // A broker that is gone has no leases to return.
         let _ = broker.send(&mut end, 0).await;
     };
-    // Whichever ends first, the leases go on at once; only then the other may take its time.
+    // The peer may still answer our close frame; nothing else that it says is heard.
+    let cut_off = async |reader: &mut JoinHandle<()>| {
+        let _ = tokio::time::timeout(reader::CLOSE_ANSWER, &mut *reader).await;
+        reader.abort();
+    };
+    // Whatever ends it, the leases go on at once; only then the others may take their time.
     let closed = tokio::select! {
         ended = &mut reader => {
             if let Err(error) = ended {
@@ -73,9 +79,13 @@ pub async fn serve<R, W>(
         }
         closed = &mut writer => {
             end().await;
-            // The peer may still answer our close frame; nothing else that it says is heard.
-            let _ = tokio::time::timeout(reader::CLOSE_ANSWER, &mut reader).await;
-            reader.abort();
+            cut_off(&mut reader).await;
+            closed
+        }
+        () = outbox.closing() => {
+            end().await;
+            let closed = writer.await;
+            cut_off(&mut reader).await;
             closed
         }
     };

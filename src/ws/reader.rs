@@ -27,7 +27,7 @@ const UNDECODABLE_PER_MINUTE: u32 = 10;
 /// So much is gathered from a socket before it is handed over, even if more is there already.
 const GATHER_ITEMS: usize = 256;
 const GATHER_BYTES: usize = 256 << 10;
-/// How long a peer may take to answer our close frame.
+/// How long a peer may take to answer our close frame, and to end the connection.
 pub(super) const CLOSE_ANSWER: Duration = Duration::from_secs(2);
 
 /// Reads one socket.
@@ -84,23 +84,23 @@ impl Reader {
     }
 
     /// Reads until the socket ends.
-    pub async fn run<R: AsyncRead + Unpin>(mut self, read: R) {
-        let (read, _) = fastwebsockets::after_handshake_split(read, tokio::io::sink(), Role::Server);
-        let mut frames = Frames::new(read, self.settings.message_bytes);
+    pub async fn run<R: AsyncRead + Unpin>(mut self, mut read: R) {
+        let (framed, _) = fastwebsockets::after_handshake_split(&mut read, tokio::io::sink(), Role::Server);
+        let mut frames = Frames::new(framed, self.settings.message_bytes);
         if let Some(Implied { hello, subscribe }) = self.opening.implied.take() {
             self.wordy = true;
             self.introduce(hello, None, subscribe);
         }
         let end = self.read_all(&mut frames).await;
+        drop(frames);
         // What came before the end counts.
         let _ = self.hand_over().await;
         if let End::Say(closing) = end {
             self.outbox.close_as(closing);
-            // The peer's close frame, or its end, or silence: nothing it says now is heard.
-            let _ = tokio::time::timeout(CLOSE_ANSWER, async {
-                while !matches!(frames.next().await, Err(Broken::Gone) | Ok(Incoming::Close(_))) {}
-            })
-            .await;
+            // To the peer's end, or for a while: bytes left unread would turn our goodbye into a reset.
+            // They are no frames to us: after a broken one nobody knows where the next begins.
+            let _ =
+                tokio::time::timeout(CLOSE_ANSWER, tokio::io::copy(&mut read, &mut tokio::io::sink())).await;
         }
         self.outbox.close_as(Closing { code: None, reason: String::new() });
     }

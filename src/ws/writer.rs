@@ -18,6 +18,8 @@ use crate::outbox::{Closing, OUTBOX_BYTES_STUCK, Outbound, Outbox};
 const WRITE_BYTES: usize = 256 << 10;
 /// How long a socket may take nothing.
 const STUCK: Duration = Duration::from_secs(10);
+/// How long it may take nothing of what is left to say before its end.
+const GOODBYE: Duration = Duration::from_secs(2);
 /// Room that a writer keeps between drains.
 const KEPT_BYTES: usize = 64 << 10;
 
@@ -47,7 +49,7 @@ pub async fn run<W: AsyncWrite + Unpin>(
             at += encoder.fill(outbox.encoding(), arrays, &mut drained.messages[at..], &mut written);
             if write_all(&mut write, &encoder.out, &outbox).await.is_err() {
                 outbox.close_as(Closing { code: None, reason: String::new() });
-                return None;
+                return outbox.close_code();
             }
             encoder.out.clear();
             if !written.is_empty() {
@@ -76,7 +78,7 @@ async fn say_goodbye<W: AsyncWrite + Unpin>(
     }
     encoder.frame(OpCode::Close, &body);
     // A peer that takes nothing gets no goodbye.
-    let said = tokio::time::timeout(Duration::from_secs(2), async {
+    let said = tokio::time::timeout(GOODBYE, async {
         write.write_all(&encoder.out).await?;
         write.shutdown().await
     });
@@ -84,23 +86,34 @@ async fn say_goodbye<W: AsyncWrite + Unpin>(
     closing.code
 }
 
-/// Writes all of it, or gives up on a peer that takes nothing while much waits for it.
+/// Writes all of it, or gives up on a peer that takes nothing: while much waits for it, or before its end.
 async fn write_all<W: AsyncWrite + Unpin>(
     write: &mut W,
     mut bytes: &[u8],
     outbox: &Outbox,
 ) -> Result<(), ()> {
     while !bytes.is_empty() {
-        match tokio::time::timeout(STUCK, write.write(bytes)).await {
-            Ok(Ok(0) | Err(_)) => return Err(()),
-            Ok(Ok(count)) => bytes = &bytes[count..],
-            Err(_) if bytes.len() + outbox.bytes() > OUTBOX_BYTES_STUCK => {
+        let patience = async {
+            tokio::select! {
+                () = tokio::time::sleep(STUCK) => {}
+                () = outbox.closing() => tokio::time::sleep(GOODBYE).await,
+            }
+        };
+        let written = tokio::select! {
+            biased;
+            written = write.write(bytes) => Some(written),
+            () = patience => None,
+        };
+        match written {
+            Some(Ok(0) | Err(_)) => return Err(()),
+            Some(Ok(count)) => bytes = &bytes[count..],
+            None if outbox.is_closing() => return Err(()),
+            None if bytes.len() + outbox.bytes() > OUTBOX_BYTES_STUCK => {
                 outbox.give_up_on_slow_reader();
                 return Err(());
             }
             // Little waits: the ping timeout tells a slow peer from a dead one.
-            Err(_) if outbox.is_closing() => return Err(()),
-            Err(_) => {}
+            None => {}
         }
     }
     Ok(())

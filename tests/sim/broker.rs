@@ -132,6 +132,7 @@ impl Broker {
             horizon = now;
         }
         if self.next_deadline().is_some_and(|at| at <= horizon) {
+            oracle.expiring(horizon);
             self.shard.expire(Time(horizon), &mut self.fx);
             Self::show(&mut self.fx, oracle, outputs);
         }

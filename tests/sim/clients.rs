@@ -313,7 +313,7 @@ impl Client {
                 producer.known.push(m.task);
             }
             if hangs_up && let Some(connection) = world.clients[client].connection {
-                world.send(connection, vec![Up::HangUp(call, m.task)]);
+                world.send(connection, vec![Up::Leave { call, task: m.task }]);
             }
         }
     }

@@ -5,7 +5,10 @@
 //! p submit t max_attempts 2        a producer submits; `t` names the task from here on
 //! a ack t                          settles the worker's lease on t: ack nack release start extend progress
 //! + 100ms                          time passes
-//! a cut | a bye | a freeze | crash | restart | stall 5s
+//! a cut | a bye | a freeze | a thaw
+//! crash | crash for 1s | restart | drain
+//! stall … go on (slowly)           the process stands still, what arrives waits (and is then read one by one)
+//! disk waits … disk goes on        nothing becomes durable meanwhile
 //! < a: t attempt 1                 what was heard since the last line of this kind, in order
 //! ```
 //!
@@ -70,6 +73,10 @@ struct Stage {
     pinged: Vec<u64>,
     /// The process stands still: what arrives waits.
     stalled: bool,
+    /// The disk stands still: nothing becomes durable.
+    slow: bool,
+    /// How many commands go into a turn.
+    limit: usize,
     heard: Vec<String>,
 }
 
@@ -88,6 +95,8 @@ impl Stage {
             frozen: Vec::new(),
             pinged: Vec::new(),
             stalled: false,
+            slow: false,
+            limit: usize::MAX,
             heard: Vec::new(),
         };
         stage.start();
@@ -109,11 +118,13 @@ impl Stage {
         loop {
             let mut outputs = Vec::new();
             let broker = self.broker.as_mut().unwrap();
-            broker.turn(self.now, usize::MAX, &mut self.oracle, &mut outputs);
+            broker.turn(self.now, self.limit, &mut self.oracle, &mut outputs);
             self.route(outputs);
             let broker = self.broker.as_mut().unwrap();
-            broker.write().unwrap();
-            broker.sync().unwrap();
+            if !self.slow {
+                broker.write().unwrap();
+                broker.sync().unwrap();
+            }
             if !broker.has_work() {
                 break;
             }
@@ -223,17 +234,19 @@ impl Stage {
         let words: Vec<&str> = line.split_whitespace().collect();
         match words[..] {
             ["+", time] => self.pass(duration(time)),
-            ["crash"] => {
-                drop(self.broker.take());
-                self.oracle.crashed(self.now, "the script says so");
-                self.disk = self.disk.crash(0);
-                self.start();
+            ["crash"] => self.crash(0),
+            ["crash", "for", time] => self.crash(duration(time)),
+            ["disk", "waits"] => self.slow = true,
+            ["disk", "goes", "on"] => {
+                self.slow = false;
+                self.settle_down();
             }
             ["restart"] => {
                 let mut outputs = Vec::new();
                 self.broker.take().unwrap().stop(self.now, &mut self.oracle, &mut outputs).unwrap();
                 self.oracle.stopped(self.now);
                 self.route_after_stop(outputs);
+                self.slow = false;
                 self.disk = self.disk.fork();
                 self.start();
             }
@@ -242,8 +255,9 @@ impl Stage {
                 self.settle_down();
             }
             ["stall"] => self.stalled = true,
-            ["go", "on"] => {
+            ["go", "on", ref slowly @ ..] => {
                 self.stalled = false;
+                self.limit = if slowly.is_empty() { usize::MAX } else { 1 };
                 self.settle_down();
             }
             [who, "is", "in", group] => {
@@ -252,6 +266,15 @@ impl Stage {
             [who, verb, ref rest @ ..] => self.say(who, verb, rest),
             _ => panic!("not a line of a script: {line}"),
         }
+    }
+
+    fn crash(&mut self, span: u64) {
+        drop(self.broker.take());
+        self.oracle.crashed(self.now, "the script says so");
+        self.disk = self.disk.crash(0);
+        self.now += span;
+        self.slow = false;
+        self.start();
     }
 
     fn route_after_stop(&mut self, outputs: Vec<Output>) {

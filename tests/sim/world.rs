@@ -124,7 +124,10 @@ pub(crate) enum Up {
     },
     Message(Box<ClientMessage>, Option<RequestId>),
     Call(u64, Box<ClientMessage>),
-    HangUp(u64, TaskId),
+    Leave {
+        call: u64,
+        task: TaskId,
+    },
     Pong,
 }
 
@@ -647,7 +650,7 @@ impl World {
             Up::Oldest { ack } => Command::SettleOldest { session, ack },
             Up::Message(message, reference) => door(Origin::Session(session, reference), *message),
             Up::Call(call, message) => door(Origin::Call(taskyard::core::CallId(call)), *message),
-            Up::HangUp(call, task) => Command::HangUp { call: taskyard::core::CallId(call), task },
+            Up::Leave { call, task } => Command::HangUp { call: taskyard::core::CallId(call), task },
             Up::Pong => {
                 if pinged {
                     self.plan_turn(0);
@@ -765,6 +768,8 @@ impl World {
     fn calm_down(&mut self) {
         self.oracle.note(None, || "== from here on all is well".into());
         self.calm = true;
+        self.plan.network_delay = MS;
+        self.plan.disk_delay = 2 * MS;
         self.disk.set_capacity(None);
         self.disk.fail_at(u64::MAX / 2, Fault::Eio);
         if self.stalled_until > self.now {

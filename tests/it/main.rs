@@ -1,0 +1,17 @@
+//! The product as its users meet it: the real binary, over real sockets.
+//!
+//! What is depth (schedules, crashes at every step, the whole state machine) is the business of the
+//! simulator and of the engines' own suites; here it is the whole that is tested, once each.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod encodings;
+mod frames;
+mod handshake;
+mod kill_nine;
+mod messages;
+mod process;
+mod sockets;
+mod store;
+mod support;
+mod zero_library;

@@ -1,0 +1,314 @@
+//! The `taskyard` binary as a child process.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Instant;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::{PATIENCE, Ws, http};
+
+pub use std::process::Command;
+
+/// A broker with a store of its own. Dropped, it is killed.
+pub struct Broker {
+    child: Guard,
+    log: Log,
+    pub address: SocketAddr,
+    directory: TempDir,
+    arguments: Vec<String>,
+    environment: Vec<(String, String)>,
+}
+
+/// A command that has ended.
+#[derive(Debug)]
+pub struct Output {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+/// The binary, with none of our environment's options.
+pub fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_taskyard"));
+    for (key, _) in std::env::vars().filter(|(key, _)| key.starts_with("TASKYARD_") || key == "RUST_LOG") {
+        command.env_remove(key);
+    }
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+impl Output {
+    /// Runs a command that ends by itself.
+    pub fn of(command: &mut Command) -> Output {
+        Output::with_input(command, b"")
+    }
+
+    /// The same, with something on its standard input.
+    pub fn with_input(command: &mut Command, input: &[u8]) -> Output {
+        let mut child = Guard(command.stdin(Stdio::piped()).spawn().unwrap());
+        let mut stdin = child.0.stdin.take().unwrap();
+        // It may end without having read all.
+        let _ = stdin.write_all(input);
+        drop(stdin);
+        let (out, err) = (drain(child.0.stdout.take().unwrap()), drain(child.0.stderr.take().unwrap()));
+        let code = wait(&mut child.0, "the command").code();
+        Output { code, out: out.join().unwrap(), err: err.join().unwrap() }
+    }
+}
+
+/// A child that is killed when it is dropped.
+struct Guard(Child);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn drain(mut from: impl std::io::Read + Send + 'static) -> std::thread::JoinHandle<String> {
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        from.read_to_end(&mut bytes).unwrap();
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
+}
+
+fn wait(child: &mut Child, what: &str) -> ExitStatus {
+    super::until(&format!("{what} to end"), || child.try_wait().unwrap())
+}
+
+/// What a broker has logged so far.
+#[derive(Clone, Default)]
+struct Log {
+    lines: Arc<(Mutex<(Vec<String>, bool)>, Condvar)>,
+}
+
+impl Log {
+    fn read(&self, from: impl std::io::Read + Send + 'static) {
+        let log = self.clone();
+        std::thread::spawn(move || {
+            for line in BufReader::new(from).lines().map_while(Result::ok) {
+                log.lines.0.lock().unwrap().0.push(line);
+                log.lines.1.notify_all();
+            }
+            log.lines.0.lock().unwrap().1 = true;
+            log.lines.1.notify_all();
+        });
+    }
+
+    /// The first line that holds `text`, or none if the log ended without.
+    fn find(&self, text: &str) -> Option<String> {
+        let until = Instant::now() + PATIENCE;
+        let mut lines = self.lines.0.lock().unwrap();
+        loop {
+            if let Some(line) = lines.0.iter().find(|line| line.contains(text)) {
+                return Some(line.clone());
+            }
+            if lines.1 {
+                return None;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "waited in vain for {text:?} in the log:\n{}", lines.0.join("\n"));
+            lines = self.lines.1.wait_timeout(lines, left).unwrap().0;
+        }
+    }
+
+    fn all(&self) -> String {
+        let mut lines = self.lines.0.lock().unwrap();
+        while !lines.1 {
+            lines = self.lines.1.wait(lines).unwrap();
+        }
+        lines.0.join("\n")
+    }
+}
+
+impl Broker {
+    /// A broker on a new store.
+    pub fn start() -> Broker {
+        Broker::with(&[])
+    }
+
+    /// A broker that remembers nothing: for what has nothing to do with the store.
+    pub fn in_memory() -> Broker {
+        Broker::with(&["--engine", "memory"])
+    }
+
+    /// A broker on a new store, with more options.
+    pub fn with(arguments: &[&str]) -> Broker {
+        Broker::with_environment(&[], arguments)
+    }
+
+    /// The same, and options in the environment.
+    pub fn with_environment(environment: &[(&str, &str)], arguments: &[&str]) -> Broker {
+        let directory = tempfile::tempdir().unwrap();
+        let arguments: Vec<String> = arguments.iter().map(|&text| text.to_owned()).collect();
+        let environment: Vec<(String, String)> =
+            environment.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect();
+        match Broker::try_run(&directory, "127.0.0.1:0", &arguments, &environment) {
+            Ok((child, log, address)) => Broker { child, log, address, directory, arguments, environment },
+            Err(log) => panic!("the broker did not start:\n{log}"),
+        }
+    }
+
+    fn try_run(
+        directory: &TempDir,
+        listen: &str,
+        arguments: &[String],
+        environment: &[(String, String)],
+    ) -> Result<(Guard, Log, SocketAddr), String> {
+        let mut command = command(&["serve", "--listen", listen, "--data-dir"]);
+        command.arg(directory.path().join("data")).args(arguments).stdout(Stdio::null());
+        command.envs(environment.iter().map(|(key, value)| (key, value)));
+        let mut guard = Guard(command.spawn().unwrap());
+        let log = Log::default();
+        log.read(guard.0.stderr.take().unwrap());
+        let Some(line) = log.find("listening on http://") else { return Err(log.all()) };
+        let line: Value = serde_json::from_str(&line).unwrap();
+        let text = line["message"].as_str().unwrap();
+        let address = text.split("http://").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+        Ok((guard, log, address))
+    }
+
+    /// The store.
+    pub fn data(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
+    /// A place for a test's own files.
+    pub fn scratch(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// `http://…`
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// A socket without subprotocol or hello, that speaks JSON.
+    pub fn ws(&self) -> Ws {
+        Ws::open(self.address, "/ws", &[])
+    }
+
+    /// A socket that has said who it is.
+    pub fn worker(&self, name: &str) -> Ws {
+        let mut ws = self.ws();
+        let welcome = ws.ask(serde_json::json!({"type": "hello", "worker": name}));
+        assert_eq!(welcome["type"], "welcome");
+        assert_eq!(welcome["worker"], name);
+        ws
+    }
+
+    pub fn get(&self, path: &str) -> http::Answer {
+        http::get(self.address, path)
+    }
+
+    pub fn post(&self, path: &str, body: &Value) -> http::Answer {
+        http::post(self.address, path, "application/json", body.to_string().as_bytes())
+    }
+
+    /// Submits over HTTP; gives the task's id.
+    pub fn submit(&self, queue: &str, message: &Value) -> String {
+        let answer = self.post(&format!("/v1/queues/{queue}/tasks"), message);
+        assert_eq!(answer.status, 201, "{answer:?}");
+        answer.json()["task"].as_str().unwrap().to_owned()
+    }
+
+    /// What is known of a task.
+    pub fn task(&self, id: &str) -> Value {
+        let answer = self.get(&format!("/v1/tasks/{id}"));
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer.json()
+    }
+
+    /// A queue's count of a state.
+    pub fn count(&self, queue: &str, state: &str) -> u64 {
+        let answer = self.get(&format!("/v1/queues/{queue}"));
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer.json()["counts"][state].as_u64().unwrap_or_else(|| panic!("no count of {state}: {answer:?}"))
+    }
+
+    /// A client command of the binary, at this broker.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = command(arguments);
+        command.env("TASKYARD_URL", self.url());
+        command
+    }
+
+    /// The first line of its log that holds `text`, once there is one.
+    pub fn logged(&self, text: &str) -> String {
+        self.log.find(text).unwrap_or_else(|| panic!("the log ended without {text:?}:\n{}", self.log.all()))
+    }
+
+    /// The whole log of a broker that has ended.
+    pub fn whole_log(&self) -> String {
+        self.log.all()
+    }
+
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.0.id().to_string();
+        let status = Command::new("kill").args(["-s", name, &pid]).status().unwrap();
+        assert!(status.success());
+    }
+
+    /// SIGKILL, and waits for the end.
+    pub fn kill(&mut self) {
+        self.child.0.kill().unwrap();
+        self.child.0.wait().unwrap();
+    }
+
+    /// Waits for it to end by itself; gives the exit code.
+    pub fn ended(&mut self) -> i32 {
+        let status = wait(&mut self.child.0, "the broker");
+        status.code().unwrap_or_else(|| panic!("ended by a signal: {status}"))
+    }
+
+    /// SIGTERM, and waits for an orderly end.
+    pub fn stop(&mut self) {
+        self.signal("TERM");
+        assert_eq!(self.ended(), 0, "{}", self.log.all());
+    }
+
+    /// Another process on the store of this one, which has ended.
+    pub fn start_again(&mut self) {
+        self.start_again_at("127.0.0.1:0");
+    }
+
+    /// The same, where clients look for it.
+    pub fn start_again_at_its_port(&mut self) {
+        self.start_again_at(&self.address.to_string());
+    }
+
+    fn start_again_at(&mut self, listen: &str) {
+        let (child, log, address) =
+            Broker::try_run(&self.directory, listen, &self.arguments, &self.environment)
+                .unwrap_or_else(|log| panic!("the broker did not start again:\n{log}"));
+        (self.child, self.log, self.address) = (child, log, address);
+    }
+
+    /// A start on the store of this one that comes to nothing: exit code, and what it says.
+    pub fn fails_to_start(&self) -> Output {
+        let mut command = command(&["serve", "--listen", "127.0.0.1:0", "--data-dir"]);
+        Output::of(command.arg(self.data()).args(&self.arguments))
+    }
+
+    /// `taskyard store …` on the store of this one.
+    pub fn store(&self, arguments: &[&str]) -> Output {
+        Output::of(command(&["store"]).args(arguments).arg("--data-dir").arg(self.data()))
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        let _ = self.child.0.kill();
+        let _ = self.child.0.wait();
+        if std::thread::panicking() {
+            eprintln!("--- the broker's log ---\n{}", self.log.all());
+        }
+    }
+}

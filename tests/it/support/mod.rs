@@ -1,0 +1,27 @@
+//! What the tests stand on: the real binary, and a socket and an HTTP client that share no code with
+//! the product.
+
+mod broker;
+pub mod http;
+pub mod message_pack;
+mod ws;
+
+use std::time::Duration;
+
+pub use broker::{Broker, Command, Output, command};
+pub use ws::{Frame, Heard, Ws, handshake, upgrade_request};
+
+/// How long a test waits for what must come. Never reached but by a failure.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Tries until it is so: for what a test cannot be told, only ask.
+pub fn until<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+    let began = std::time::Instant::now();
+    loop {
+        if let Some(found) = probe() {
+            return found;
+        }
+        assert!(began.elapsed() < PATIENCE, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
