@@ -215,14 +215,14 @@ impl Broker {
     /// `finished` the second.
     pub async fn submit(&self, submit: Submit) -> Result<Call, SubmitRefused> {
         let mut calls =
-            self.submit_many(vec![Ok(submit)]).await.map_err(|gone| SubmitRefused(gone.error()))?;
+            self.submit_many(vec![Ok(Box::new(submit))]).await.map_err(|gone| SubmitRefused(gone.error()))?;
         calls.pop().expect("one submit makes one call")
     }
 
     /// Submits many at once, in order. Those that are refused already stay refused.
     pub async fn submit_many(
         &self,
-        submits: Vec<Result<Submit, Error>>,
+        submits: Vec<Result<Box<Submit>, Error>>,
     ) -> Result<Vec<Result<Call, SubmitRefused>>, Gone> {
         let (mut items, mut waits, mut calls) = (Vec::new(), Vec::new(), Vec::new());
         let mut bytes = 0;
@@ -270,7 +270,7 @@ impl Broker {
 pub struct SubmitRefused(pub Error);
 
 /// Makes at the door what the core cannot make: the task's id, and a time out of `run_at`.
-pub fn submit_command(submit: Submit, clock: Clock) -> Result<impl FnOnce(Origin) -> Command, SubmitRefused> {
+pub fn submit_command(submit: Box<Submit>, clock: Clock) -> Result<impl FnOnce(Origin) -> Command, SubmitRefused> {
     let run_at = match &submit.run_at {
         None => None,
         Some(text) => match chrono::DateTime::parse_from_rfc3339(text.0.as_str()) {

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use prometheus::local::LocalHistogram;
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 use taskyard_proto::{CloseCode, TaskState};
 
@@ -29,7 +29,7 @@ pub struct Metrics {
     log_batch: Histogram,
     closes: IntCounterVec,
     http_requests: IntCounterVec,
-    torn_tails: IntGauge,
+    torn_tails: IntCounter,
 }
 
 fn seconds(name: &str, help: &str) -> Histogram {
@@ -79,7 +79,7 @@ impl Metrics {
                 &["status"],
             )
             .expect("the name is valid"),
-            torn_tails: IntGauge::new(
+            torn_tails: IntCounter::new(
                 "taskyard_log_torn_tail_total",
                 "Unfinished ends of the log that were cut at the start of this process",
             )

@@ -163,17 +163,17 @@ macro_rules! fields {
 /// Declares one direction of the conversation: an enum with a struct for each message.
 macro_rules! conversation {
     ($(#[$doc:meta])* $enum:ident, lean: $lean:literal;
-     $($(#[$message_doc:meta])* $name:ident = $text:literal { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* })*) => {
+     $($(#[$message_doc:meta])* $name:ident ($held:ty) = $text:literal { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* })*) => {
         fields! { $($(#[$message_doc])* $name { $($(#[$field_doc])* $field: $type,)* })* }
 
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq)]
         #[expect(missing_docs, reason = "each variant holds the struct of its name, which is documented")]
-        pub enum $enum { $($name($name),)* }
+        pub enum $enum { $($name($held),)* }
 
         $(impl From<$name> for $enum {
             fn from(message: $name) -> $enum {
-                $enum::$name(message)
+                $enum::$name(message.into())
             }
         })*
 
@@ -190,7 +190,7 @@ macro_rules! conversation {
             /// Reads the fields of a message whose `type` is `text`; `None` when there is no such message.
             pub(crate) fn take(text: &str, entries: &mut Entries<'_>) -> Option<Result<$enum, FieldError>> {
                 match text {
-                    $($text => Some($name::take_fields(entries).map($enum::$name)),)*
+                    $($text => Some($name::take_fields(entries).map($enum::from)),)*
                     _ => None,
                 }
             }
@@ -208,14 +208,12 @@ macro_rules! conversation {
 
 conversation! {
     /// All that a client may say.
-    #[expect(
-        clippy::large_enum_variant,
-        reason = "the largest is also the most frequent: a box would cost an allocation a task"
-    )]
+    ///
+    /// The large ones are boxed: what holds a message is moved many times.
     ClientMessage, lean: true;
 
     /// Introduces the client; if sent at all, it is first.
-    Hello = "hello" {
+    Hello (Box<Hello>) = "hello" {
         /// The token, for a client that cannot set headers.
         token: Option<Secret>,
         /// The worker's name; made up if absent.
@@ -234,7 +232,7 @@ conversation! {
         client: Option<Text<128>>,
     }
     /// Asks for a queue's tasks; again on the same queue it updates.
-    Subscribe = "subscribe" {
+    Subscribe (Subscribe) = "subscribe" {
         /// The queue, made if there is none.
         queue: QueueName,
         /// How many unsettled tasks to hold at most; 1 if absent.
@@ -245,31 +243,31 @@ conversation! {
         explicit_start: bool,
     }
     /// Changes a subscription's credit; 0 pauses it.
-    SetCredit = "credit" {
+    SetCredit (SetCredit) = "credit" {
         /// The queue.
         queue: QueueName,
         /// The window of unsettled tasks, as an absolute number.
         credit: Credit,
     }
     /// Ends a subscription; leases stay.
-    Unsubscribe = "unsubscribe" {
+    Unsubscribe (Unsubscribe) = "unsubscribe" {
         /// The queue.
         queue: QueueName,
     }
     /// Says that work on a delivery has begun: its ack timeout begins anew.
-    Start = "start" {
+    Start (Start) = "start" {
         /// The delivery's lease.
         lease: GivenLease,
     }
     /// Settles deliveries: the work is done.
-    Ack = "ack" {
+    Ack (Ack) = "ack" {
         /// Which deliveries.
         leases: LeaseList,
         /// What came of it, for whoever watches or waits.
         result: Payload,
     }
     /// Settles deliveries: the work failed.
-    Nack = "nack" {
+    Nack (Nack) = "nack" {
         /// Which deliveries.
         leases: LeaseList,
         /// What went wrong.
@@ -280,28 +278,28 @@ conversation! {
         retry: Option<Flag>,
     }
     /// Gives deliveries back unharmed.
-    Release = "release" {
+    Release (Release) = "release" {
         /// Which deliveries.
         leases: LeaseList,
         /// How long the task waits before it is offered again; 0 if absent.
         delay_ms: Option<DelayMs>,
     }
     /// Answers a `stop`: the work was broken off.
-    Cancelled = "cancelled" {
+    Cancelled (Cancelled) = "cancelled" {
         /// The delivery's lease.
         lease: GivenLease,
         /// What to record.
         error: Option<ErrorText>,
     }
     /// Moves a lease's deadline to now + the given time.
-    Extend = "extend" {
+    Extend (Extend) = "extend" {
         /// The delivery's lease.
         lease: GivenLease,
         /// The time from now; the task's own ack timeout if absent.
         ack_timeout_ms: Option<TimeoutMs>,
     }
     /// Tells watchers how far the work is; the deadline moves to at least now + the ack timeout.
-    Progress = "progress" {
+    Progress (Progress) = "progress" {
         /// The delivery's lease.
         lease: GivenLease,
         /// How much is done.
@@ -310,11 +308,11 @@ conversation! {
         data: Payload,
     }
     /// No more deliveries; what is held will be finished.
-    Drain = "drain" {}
+    Drain (Drain) = "drain" {}
     /// Leaves: all leases return free of charge.
-    Bye = "bye" {}
+    Bye (Bye) = "bye" {}
     /// Submits a task.
-    Submit = "submit" {
+    Submit (Box<Submit>) = "submit" {
         /// The queue, made if there is none.
         queue: QueueName,
         /// What the worker gets.
@@ -357,36 +355,36 @@ conversation! {
         watch: bool,
     }
     /// Asks for a task's events and its end.
-    Watch = "watch" {
+    Watch (Watch) = "watch" {
         /// The task.
         task: TaskId,
         /// Only events with a greater `seq`; 0 if absent.
         from_seq: Option<u64>,
     }
     /// Ends a watch.
-    Unwatch = "unwatch" {
+    Unwatch (Unwatch) = "unwatch" {
         /// The task.
         task: TaskId,
     }
     /// Stops a task wherever it is.
-    Cancel = "cancel" {
+    Cancel (Cancel) = "cancel" {
         /// The task.
         task: TaskId,
         /// How long a worker may take to stop; 10 s if absent.
         grace_ms: Option<Int<0, 3_600_000>>,
     }
     /// Enters a room.
-    Join = "join" {
+    Join (Join) = "join" {
         /// The room.
         room: RoomName,
     }
     /// Leaves a room.
-    Leave = "leave" {
+    Leave (Leave) = "leave" {
         /// The room.
         room: RoomName,
     }
     /// Sends to all in a room.
-    Publish = "publish" {
+    Publish (Publish) = "publish" {
         /// The room.
         room: RoomName,
         /// What they get.
@@ -395,7 +393,7 @@ conversation! {
         exclude_self: bool,
     }
     /// Asks for a `pong`.
-    Ping = "ping" {}
+    Ping (Ping) = "ping" {}
 }
 
 conversation! {
@@ -403,7 +401,7 @@ conversation! {
     ServerMessage, lean: false;
 
     /// Answers `hello`, said or implied.
-    Welcome = "welcome" {
+    Welcome (Welcome) = "welcome" {
         /// The session's name, for logs.
         session: Text<64>,
         /// The worker's name, given or made up.
@@ -426,7 +424,7 @@ conversation! {
         limits: Limits,
     }
     /// Answers `subscribe`.
-    Subscribed = "subscribed" {
+    Subscribed (Subscribed) = "subscribed" {
         /// The queue.
         queue: QueueName,
         /// The credit in force.
@@ -435,7 +433,7 @@ conversation! {
         ack_timeout_ms: u64,
     }
     /// Hands a task to a worker.
-    Task = "task" {
+    Task (Task) = "task" {
         /// The task.
         task: TaskId,
         /// The right to settle; null in mode auto.
@@ -460,7 +458,7 @@ conversation! {
         payload: Payload,
     }
     /// Answers a settle: durable.
-    Settled = "settled" {
+    Settled (Settled) = "settled" {
         /// The lease, where one was settled.
         lease: Applies<Text<48>>,
         /// What became of it.
@@ -469,7 +467,7 @@ conversation! {
         results: Applies<Vec<SettleResult>>,
     }
     /// Asks a worker to break off.
-    Stop = "stop" {
+    Stop (Stop) = "stop" {
         /// The delivery's lease.
         lease: LeaseId,
         /// Why.
@@ -478,21 +476,21 @@ conversation! {
         grace_ms: u64,
     }
     /// Tells a worker that it no longer holds a lease.
-    Revoked = "revoked" {
+    Revoked (Revoked) = "revoked" {
         /// The lease.
         lease: LeaseId,
         /// Why.
         reason: RevokeReason,
     }
     /// Answers `submit`.
-    Accepted = "accepted" {
+    Accepted (Accepted) = "accepted" {
         /// The task's id.
         task: TaskId,
         /// Whether an earlier submit with this `dedup_id` made it.
         duplicate: bool,
     }
     /// Tells a watcher what happens to a task.
-    Event = "event" {
+    Event (Event) = "event" {
         /// The task.
         task: TaskId,
         /// Counts a task's events, from 1.
@@ -513,7 +511,7 @@ conversation! {
         error: Option<ErrorText>,
     }
     /// The last word on a task.
-    Finished = "finished" {
+    Finished (Finished) = "finished" {
         /// The task.
         task: TaskId,
         /// Counts on from the task's events.
@@ -536,7 +534,7 @@ conversation! {
         failed: Option<u64>,
     }
     /// Somebody said something in a room.
-    RoomMessage = "room_message" {
+    RoomMessage (RoomMessage) = "room_message" {
         /// The room.
         room: RoomName,
         /// The speaker's worker name.
@@ -547,23 +545,23 @@ conversation! {
         payload: Payload,
     }
     /// Room messages were dropped because the client read too slowly.
-    Lagged = "lagged" {
+    Lagged (Lagged) = "lagged" {
         /// The room.
         room: RoomName,
         /// How many.
         missed: u64,
     }
     /// Answers `ping`.
-    Pong = "pong" {}
+    Pong (Pong) = "pong" {}
     /// Answers what has no answer of its own.
-    Done = "ok" {
+    Done (Done) = "ok" {
         /// Answers `cancel`: the task's state.
         state: Applies<TaskState>,
         /// Answers `extend`: the time that is left.
         ack_timeout_ms: Applies<u64>,
     }
     /// Refuses a message.
-    Error = "error" {
+    Error (Error) = "error" {
         /// Which kind of refusal.
         code: ErrorCode,
         /// What happened, what was expected, what to do.
@@ -580,7 +578,7 @@ conversation! {
         field: Applies<Text<64>>,
     }
     /// The broker stops, or this worker is drained.
-    GoingAway = "going_away" {
+    GoingAway (GoingAway) = "going_away" {
         /// Which of the two.
         reason: AwayReason,
         /// How long settles are still served.

@@ -31,7 +31,7 @@ pub enum Command {
         /// The new session.
         session: SessionId,
         /// What it said of itself.
-        hello: Hello,
+        hello: Box<Hello>,
         /// The `id` of the hello, if one was sent.
         reference: Option<RequestId>,
         /// The name it gets if it gave none.
@@ -58,7 +58,7 @@ pub enum Command {
         /// `run_at`, as a time.
         run_at: Option<Time>,
         /// The submit.
-        submit: Submit,
+        submit: Box<Submit>,
     },
     /// Any other message.
     Message {

@@ -160,14 +160,14 @@ impl Shard {
         self.now = self.now.max(now);
         match command {
             Command::Open { session, hello, reference, made_up_name, subscribe } => {
-                self.open(session, hello, reference, made_up_name, fx);
+                self.open(session, *hello, reference, made_up_name, fx);
                 if let Some(subscribe) = subscribe {
                     self.subscribe(Origin::Implied(session), session, subscribe, fx);
                 }
             }
             Command::End { session } => self.end(session, false, fx),
             Command::Heard { session } => self.heard(session, fx),
-            Command::Submit { origin, task, run_at, submit } => self.submit(origin, task, run_at, submit, fx),
+            Command::Submit { origin, task, run_at, submit } => self.submit(origin, task, run_at, *submit, fx),
             Command::Message { origin, message } => self.message(origin, message, fx),
             Command::SettleOldest { session, ack } => self.settle_oldest(session, ack, fx),
             Command::HangUp { call, task } => self.unwatch(task, Watcher::Call(call)),

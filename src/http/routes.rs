@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, RawQuery, State};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Method, StatusCode, Uri};
 use taskyard_proto::{
@@ -26,10 +27,24 @@ pub fn router(app: App) -> Router {
     Router::new()
         .route("/v1/queues/{queue}/tasks", post(submit))
         .route("/v1/tasks", post(submit_many))
-        .route("/v1/tasks/{task}", get(task))
+        .route("/v1/tasks/{task}", get(task).delete(unserved))
         .route("/v1/queues", get(queues))
-        .route("/v1/queues/{queue}", get(queue))
+        .route("/v1/queues/{queue}", get(queue).put(unserved))
         .route("/v1/workers", get(workers))
+        // Of the protocol, but scheduled for later versions.
+        .route("/v1/tasks/{task}/events", get(unserved))
+        .route("/v1/tasks/{task}/explain", get(unserved))
+        .route("/v1/queues/{queue}/lease", post(unserved))
+        .route("/v1/leases/{lease}/{verb}", post(unserved))
+        .route("/v1/queues/{queue}/pause", post(unserved))
+        .route("/v1/queues/{queue}/unpause", post(unserved))
+        .route("/v1/queues/{queue}/purge", post(unserved))
+        .route("/v1/queues/{queue}/dead", get(unserved).delete(unserved))
+        .route("/v1/queues/{queue}/dead/redrive", post(unserved))
+        .route("/v1/queues/{queue}/dead/{task}", delete(unserved))
+        .route("/v1/schedules", get(unserved))
+        .route("/v1/schedules/{name}", get(unserved).put(unserved).delete(unserved))
+        .route("/v1/rooms/{room}", post(unserved))
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
@@ -38,6 +53,9 @@ pub fn router(app: App) -> Router {
         .method_not_allowed_fallback(method_not_allowed)
         .with_state(app)
 }
+
+/// A part of the path, which need not be UTF-8 once its percent signs are resolved.
+type Segment = Result<Path<String>, PathRejection>;
 
 fn bad_request(message: impl AsRef<str>) -> Error {
     Error::new(ErrorCode::BadRequest, message)
@@ -49,6 +67,16 @@ async fn not_found(uri: Uri, headers: HeaderMap) -> Response {
         uri.path()
     );
     body::refused(body::answer_encoding(&headers), Error::new(ErrorCode::NotFound, text))
+}
+
+/// What the protocol has and this version has not: a client that asks is told which of the two it is.
+async fn unserved(method: Method, uri: Uri, headers: HeaderMap) -> Response {
+    let error = bad_request(format!(
+        "{method} {} is not served by this version of the broker ({})",
+        uri.path(),
+        env!("CARGO_PKG_VERSION")
+    ));
+    body::refused(body::answer_encoding(&headers), error)
 }
 
 async fn method_not_allowed(method: Method, uri: Uri, headers: HeaderMap) -> Response {
@@ -87,8 +115,9 @@ async fn metrics(State(app): State<App>) -> Response {
     }
 }
 
-fn queue_name(text: &str) -> Result<QueueName, Error> {
-    QueueName::parse(text).map_err(|error| bad_request(error.to_string()))
+fn queue_name(segment: Segment) -> Result<QueueName, Error> {
+    let Path(text) = segment.map_err(|error| bad_request(error.body_text()))?;
+    QueueName::parse(&text).map_err(|error| bad_request(error.to_string()))
 }
 
 /// The `wait_ms` of a query.
@@ -111,7 +140,7 @@ fn is_text_option(key: &str) -> bool {
 
 async fn submit(
     State(app): State<App>,
-    Path(queue): Path<String>,
+    queue: Segment,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,
@@ -119,7 +148,7 @@ async fn submit(
     let encoding = body::answer_encoding(&headers);
     let pairs = query::pairs(query.as_deref().unwrap_or_default());
     let parts = async {
-        let queue = queue_name(&queue).map_err(plain)?;
+        let queue = queue_name(queue).map_err(plain)?;
         let wait = wait(&pairs).map_err(plain)?;
         let bytes = body::read(&headers, body, app.settings.message_bytes).await?;
         let submit = read_submit(&headers, queue, &pairs, bytes)?;
@@ -222,7 +251,7 @@ fn read_submit(
         }
         (None, _) => {}
     }
-    Ok(submit)
+    Ok(*submit)
 }
 
 /// Waits for a task's end: 200 with `finished`, or 202 with where it is.
@@ -304,13 +333,16 @@ async fn submit_many(State(app): State<App>, headers: HeaderMap, body: Body) -> 
 
 async fn task(
     State(app): State<App>,
-    Path(task): Path<String>,
+    task: Segment,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Response {
     let encoding = body::answer_encoding(&headers);
-    let Some(task) = TaskId::parse(&task) else {
-        return body::refused(encoding, bad_request(format!("{task:?} is not a task id: expected a UUID")));
+    let Some(task) = task.ok().and_then(|Path(text)| TaskId::parse(&text)) else {
+        return body::refused(
+            encoding,
+            bad_request("the path names no task: expected its id, a UUID of 36 characters"),
+        );
     };
     let limit = match wait(&query::pairs(query.as_deref().unwrap_or_default())) {
         Ok(limit) => limit,
@@ -350,16 +382,17 @@ async fn queues(State(app): State<App>, headers: HeaderMap) -> Response {
     }
 }
 
-async fn queue(State(app): State<App>, Path(queue): Path<String>, headers: HeaderMap) -> Response {
+async fn queue(State(app): State<App>, queue: Segment, headers: HeaderMap) -> Response {
     let encoding = body::answer_encoding(&headers);
-    let name = match queue_name(&queue) {
+    let name = match queue_name(queue) {
         Ok(name) => name,
         Err(error) => return body::refused(encoding, error),
     };
-    match app.broker.inspect(move |seen| seen.shard.queue_view(&name, seen.now)).await {
+    let sought = name.clone();
+    match app.broker.inspect(move |seen| seen.shard.queue_view(&sought, seen.now)).await {
         Ok(Some(found)) => body::document(StatusCode::OK, encoding, &view::queue(&found).to_string()),
         Ok(None) => {
-            let text = format!("there is no queue {queue}: the first submit or subscribe makes it");
+            let text = format!("there is no queue {name}: the first submit or subscribe makes it");
             body::refused(encoding, Error::new(ErrorCode::NotFound, text))
         }
         Err(gone) => body::refused(encoding, gone.error()),

@@ -9,7 +9,7 @@ use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper::{Request, StatusCode};
+use hyper::{Request, StatusCode, Version, header};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use taskyard_proto::{Encoding, Error, ErrorCode};
 use tokio::io::AsyncReadExt;
@@ -73,7 +73,10 @@ async fn connection(
     let service = service_fn(|request: Request<Incoming>| {
         let (app, mut router, tracker) = (app.clone(), router.clone(), tracker.clone());
         async move {
-            let response = if handshake::is_wanted(&request) {
+            let response = if !has_one_host(&request) {
+                let text = "a request of HTTP/1.1 must have exactly one `Host` header, see RFC 9112";
+                body::refused(Encoding::Json, Error::new(ErrorCode::BadRequest, text))
+            } else if handshake::is_wanted(&request) {
                 upgrade(request, &app, &tracker)
             } else {
                 match router.call(request.map(Body::new)).await {
@@ -103,6 +106,12 @@ async fn connection(
     if let Err(error) = result {
         tracing::debug!("an HTTP connection ended: {error}");
     }
+}
+
+/// RFC 9112, section 3.2: anything else is a request that two readers may understand differently.
+fn has_one_host(request: &Request<Incoming>) -> bool {
+    let hosts = request.headers().get_all(header::HOST).iter().count();
+    hosts == 1 || (hosts == 0 && request.version() < Version::HTTP_11)
 }
 
 /// Answers an upgrade request, and serves the socket that it becomes.

@@ -89,7 +89,7 @@ impl Reader {
         let mut frames = Frames::new(framed, self.settings.message_bytes);
         if let Some(Implied { hello, subscribe }) = self.opening.implied.take() {
             self.wordy = true;
-            self.introduce(hello, None, subscribe);
+            self.introduce(Box::new(hello), None, subscribe);
         }
         let end = self.read_all(&mut frames).await;
         drop(frames);
@@ -251,11 +251,11 @@ impl Reader {
 
     fn imply_hello(&mut self) {
         if !self.introduced {
-            self.introduce(Hello::empty(), None, None);
+            self.introduce(Box::new(Hello::empty()), None, None);
         }
     }
 
-    fn introduce(&mut self, hello: Hello, reference: Option<RequestId>, subscribe: Option<Subscribe>) {
+    fn introduce(&mut self, hello: Box<Hello>, reference: Option<RequestId>, subscribe: Option<Subscribe>) {
         self.introduced = true;
         if hello.batch {
             self.outbox.take_arrays();

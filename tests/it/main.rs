@@ -8,6 +8,7 @@
 mod encodings;
 mod frames;
 mod handshake;
+mod http;
 mod kill_nine;
 mod messages;
 mod process;

@@ -313,7 +313,7 @@ impl Stage {
         self.sessions.insert(who.into(), session.0);
         let name = WorkerName::parse(who).unwrap();
         let hello = Hello { groups: self.groups.get(who).cloned().unwrap_or_default(), ..Hello::empty() };
-        self.arrive(Command::Open { session, hello, reference: None, made_up_name: name, subscribe: None });
+        self.arrive(Command::Open { session, hello: Box::new(hello), reference: None, made_up_name: name, subscribe: None });
         session
     }
 
@@ -429,7 +429,7 @@ impl Stage {
             "call" => Origin::Call(CallId(self.next)),
             _ => Origin::Session(self.session(who), Some(RequestId::Integer(self.next as i64))),
         };
-        self.arrive(Command::Submit { origin, task, run_at: None, submit });
+        self.arrive(Command::Submit { origin, task, run_at: None, submit: Box::new(submit) });
     }
 }
 

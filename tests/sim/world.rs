@@ -638,11 +638,11 @@ impl World {
         let made_up_name = WorkerName::parse(&format!("anonymous-{id}")).expect("a name");
         let command = match frame {
             Up::Hello(hello, reference) => {
-                Command::Open { session, hello: *hello, reference, made_up_name, subscribe: None }
+                Command::Open { session, hello, reference, made_up_name, subscribe: None }
             }
             Up::Url(hello, subscribe) => Command::Open {
                 session,
-                hello: *hello,
+                hello,
                 reference: None,
                 made_up_name,
                 subscribe: Some(subscribe),

@@ -382,7 +382,7 @@ impl Driver {
             (Waiter::Submit(mut waiter), ClientMessage::Submit(submit)) => {
                 waiter.sent = true;
                 // Without a dedup_id a second submit would be a second task.
-                waiter.again = submit.dedup_id.is_some().then(|| Box::new(submit));
+                waiter.again = submit.dedup_id.is_some().then_some(submit);
                 Waiter::Submit(waiter)
             }
             (waiter, _) => waiter,

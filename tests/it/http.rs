@@ -1,0 +1,483 @@
+//! HTTP: every route of this version, and what bad requests are told.
+
+use serde_json::{Value, json};
+
+use crate::support::http::{self, Connection};
+use crate::support::{Broker, message_pack, until};
+
+#[test]
+fn a_submit_is_201_with_its_place() {
+    let broker = Broker::start();
+    let answer =
+        broker.post("/v1/queues/emails/tasks", &json!({"payload": {"to": "a"}, "headers": {"k": "v"}}));
+    assert_eq!(answer.status, 201);
+    let accepted = answer.json();
+    let task = accepted["task"].as_str().unwrap();
+    assert_eq!(accepted, json!({"task": task, "duplicate": false}));
+    assert_eq!(answer.header("location"), Some(format!("/v1/tasks/{task}").as_str()));
+    let mut ws = broker.ws();
+    ws.subscribe("emails", 1);
+    let delivery = ws.task();
+    assert_eq!((&delivery["task"], &delivery["payload"]), (&json!(task), &json!({"to": "a"})));
+    assert_eq!(delivery["headers"], json!({"k": "v"}));
+}
+
+#[test]
+fn a_submit_in_message_pack_is_answered_in_kind() {
+    let broker = Broker::in_memory();
+    let body = message_pack::encode(&json!({"payload": [1, 2]}));
+    let answer = http::post(broker.address, "/v1/queues/q/tasks", "application/msgpack", &body);
+    assert_eq!((answer.status, answer.header("content-type")), (201, Some("application/msgpack")));
+    let accepted = message_pack::decode(&answer.body);
+    let task = accepted["task"].as_str().unwrap();
+    assert_eq!(broker.task(task)["state"], "queued");
+    // What is asked for wins over what was sent.
+    let headers = "Content-Type: application/msgpack\r\nAccept: application/json\r\n";
+    let answer = http::send(broker.address, "POST", "/v1/queues/q/tasks", headers, &body);
+    assert_eq!(answer.json()["duplicate"], false);
+    let request = format!("GET /v1/tasks/{task} HTTP/1.1\r\nHost: x\r\nAccept: application/msgpack\r\n\r\n");
+    let answer = http::exchange(broker.address, request.as_bytes());
+    assert_eq!(message_pack::decode(&answer.body)["queue"], "q");
+}
+
+#[test]
+fn any_other_body_is_bytes_with_its_options_in_the_query() {
+    let broker = Broker::in_memory();
+    let path = "/v1/queues/q/tasks?priority=9&ttl_ms=60000&max_attempts=2&to=%7B%22worker%22%3A%22w%22%7D";
+    let answer = http::post(broker.address, path, "image/png", &[0, 1, 254, 255]);
+    assert_eq!(answer.status, 201, "{answer:?}");
+    let mut ws = broker.worker("w");
+    ws.subscribe("q", 10);
+    let task = ws.task();
+    assert_eq!(task["payload_b64"], "AAH+/w==");
+    assert_eq!((&task["priority"], &task["max_attempts"]), (&json!(9), &json!(2)));
+    // Without a type, and without a body.
+    let answer = http::send(broker.address, "POST", "/v1/queues/q/tasks", "", b"plain");
+    assert_eq!(answer.status, 201, "{answer:?}");
+    assert_eq!(ws.task()["payload_b64"], "cGxhaW4=");
+    let answer = http::send(broker.address, "POST", "/v1/queues/q/tasks", "", b"");
+    assert_eq!(answer.status, 201, "{answer:?}");
+    assert_eq!(ws.task()["payload"], Value::Null);
+    let answer = http::post(broker.address, "/v1/queues/q/tasks?priority=10", "image/png", b"x");
+    assert_eq!(answer.is_error(400, "bad_request")["field"], "priority");
+    let answer = http::post(broker.address, "/v1/queues/q/tasks?priorty=9", "image/png", b"x");
+    assert!(matches!(answer.status, 201 | 400), "unknown options are ignored or named: {answer:?}");
+}
+
+#[test]
+fn a_form_is_told_of_json() {
+    let broker = Broker::in_memory();
+    for kind in ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x"] {
+        let error =
+            http::post(broker.address, "/v1/queues/q/tasks", kind, b"{}").is_error(415, "bad_request");
+        assert!(error["message"].as_str().unwrap().contains("--json"), "{error}");
+    }
+    let answer = http::post(broker.address, "/v1/queues/q/tasks", "application/x-ndjson", b"{}\n");
+    answer.is_error(415, "bad_request");
+    http::post(broker.address, "/v1/tasks", "text/plain", b"{}").is_error(415, "bad_request");
+    let headers = "Content-Type: application/json\r\nContent-Encoding: gzip\r\n";
+    http::send(broker.address, "POST", "/v1/queues/q/tasks", headers, b"??").is_error(415, "bad_request");
+}
+
+#[test]
+fn a_submit_can_wait_for_the_end() {
+    let broker = Broker::start();
+    let mut ws = broker.ws();
+    ws.subscribe("q", 1);
+    let address = broker.address;
+    let waiting = std::thread::spawn(move || {
+        http::post(address, "/v1/queues/q/tasks?wait_ms=60000", "application/json", br#"{"payload":1}"#)
+    });
+    let task = ws.task();
+    ws.gets("settled", json!({"type": "ack", "lease": task["lease"], "result": {"ok": true}}));
+    let answer = waiting.join().unwrap();
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let finished = answer.json();
+    assert_eq!((&finished["state"], &finished["result"]), (&json!("done"), &json!({"ok": true})));
+    assert_eq!(finished["task"], task["task"]);
+
+    let answer = broker.post("/v1/queues/q/tasks?wait_ms=1", &json!({"delay_ms": 60_000}));
+    assert_eq!(answer.status, 202, "{answer:?}");
+    assert_eq!(answer.json()["state"], "scheduled");
+    assert!(answer.header("location").is_some());
+    for wait in ["60001", "-1", "x", ""] {
+        let error = broker
+            .post(&format!("/v1/queues/q/tasks?wait_ms={wait}"), &json!({}))
+            .is_error(400, "bad_request");
+        assert_eq!(error["field"], "wait_ms");
+    }
+}
+
+#[test]
+fn a_task_can_be_waited_for_by_its_id() {
+    let broker = Broker::start();
+    let task = broker.submit("q", &json!({}));
+    let path = format!("/v1/tasks/{task}?wait_ms=1");
+    let answer = broker.get(&path);
+    assert_eq!((answer.status, &answer.json()["state"]), (202, &json!("queued")), "{answer:?}");
+    let (address, path) = (broker.address, format!("/v1/tasks/{task}?wait_ms=60000"));
+    let waiting = std::thread::spawn(move || http::get(address, &path));
+    let mut ws = broker.ws();
+    ws.subscribe("q", 1);
+    let delivery = ws.task();
+    ws.ack(&delivery);
+    let answer = waiting.join().unwrap();
+    assert_eq!((answer.status, &answer.json()["state"]), (200, &json!("done")), "{answer:?}");
+}
+
+#[test]
+fn many_submits_are_answered_each() {
+    let broker = Broker::start();
+    let answer = broker.post(
+        "/v1/tasks",
+        &json!([{"queue": "a"}, {"queue": "b", "priority": 77}, {"queue": "a", "payload": 1}, 5, {}]),
+    );
+    assert_eq!(answer.status, 200);
+    let answers = answer.json();
+    let what: Vec<_> = answers
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|a| (a["duplicate"].clone(), a["code"].clone(), a["field"].clone()))
+        .collect();
+    let (none, bad) = (Value::Null, json!("bad_request"));
+    assert_eq!(what[0], (json!(false), none.clone(), none.clone()));
+    assert_eq!(what[1], (none.clone(), bad.clone(), json!("priority")));
+    assert_eq!(what[2], (json!(false), none.clone(), none.clone()));
+    assert_eq!((&what[3].1, what[4].clone()), (&bad, (none, bad.clone(), json!("queue"))));
+    assert_eq!(broker.count("a", "queued"), 2);
+
+    let lines = b"{\"queue\":\"n\",\"payload\":1}\n\n{nonsense\n{\"queue\":\"n\",\"payload\":3}";
+    let answer = http::post(broker.address, "/v1/tasks", "application/x-ndjson", lines);
+    assert_eq!((answer.status, answer.header("content-type")), (200, Some("application/x-ndjson")));
+    let answers: Vec<Value> = answer.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(answers.len(), 3, "{answer:?}");
+    assert_eq!((&answers[0]["duplicate"], &answers[2]["duplicate"]), (&json!(false), &json!(false)));
+    assert_eq!(answers[1]["code"], "bad_request");
+
+    let body = message_pack::encode(&json!([{"queue": "m"}, {"queue": "m", "payload": [1]}]));
+    let answer = http::post(broker.address, "/v1/tasks", "application/msgpack", &body);
+    assert_eq!(message_pack::decode(&answer.body).as_array().unwrap().len(), 2, "{answer:?}");
+    assert_eq!(broker.count("m", "queued"), 2);
+    broker.post("/v1/tasks", &json!({"queue": "a"})).is_error(400, "bad_request");
+}
+
+#[test]
+fn a_task_is_shown_in_each_state() {
+    let broker = Broker::start();
+    let mut ws = broker.worker("w");
+    ws.subscribe("q", 1);
+    let task = broker.submit("q", &json!({"max_attempts": 2, "backoff": {"initial_ms": 0}}));
+    let delivery = ws.task();
+    let shown = broker.task(&task);
+    assert_eq!(
+        (&shown["state"], &shown["worker"], &shown["attempt"]),
+        (&json!("leased"), &json!("w"), &json!(1))
+    );
+    assert_eq!((&shown["queue"], &shown["max_attempts"]), (&json!("q"), &json!(2)));
+    assert!(shown["age_ms"].is_u64());
+    ws.gets("settled", json!({"type": "nack", "lease": delivery["lease"], "error": "first"}));
+    let delivery = ws.task();
+    assert_eq!(delivery["attempt"], 2);
+    ws.gets("settled", json!({"type": "nack", "lease": delivery["lease"], "error": "second"}));
+    let shown = broker.task(&task);
+    assert_eq!((&shown["state"], &shown["error"]), (&json!("dead"), &json!("second")));
+    let attempt =
+        |n: u64, error: &str| json!({"attempt": n, "worker": "w", "reason": "nack", "error": error});
+    assert_eq!(shown["history"], json!([attempt(1, "first"), attempt(2, "second")]));
+
+    let error = broker.get("/v1/tasks/0198c0de-0000-7000-8000-000000000000").is_error(404, "not_found");
+    assert_eq!(error["task"], "0198c0de-0000-7000-8000-000000000000");
+    for bad in ["1", "0198c0de-0000-7000-8000-00000000000", "0198c0de000070008000000000000000"] {
+        broker.get(&format!("/v1/tasks/{bad}")).is_error(400, "bad_request");
+    }
+}
+
+#[test]
+fn queues_and_workers_are_shown() {
+    let broker = Broker::in_memory();
+    assert_eq!(broker.get("/v1/queues").json(), json!({"queues": []}));
+    broker.get("/v1/queues/q").is_error(404, "not_found");
+    let mut ws = broker.ws();
+    ws.gets(
+        "welcome",
+        json!({"type": "hello", "worker": "w", "groups": ["g"], "labels": {"host": "a"}, "client": "test"}),
+    );
+    ws.subscribe("q", 2);
+    for _ in 0..3 {
+        broker.submit("q", &json!({}));
+    }
+    let delivery = ws.task();
+    ws.ack(&delivery);
+    ws.task();
+    ws.task();
+    broker.submit("q", &json!({}));
+    let queue = broker.get("/v1/queues/q").json();
+    assert_eq!(queue["queue"], "q");
+    let counts = &queue["counts"];
+    assert_eq!(
+        [&counts["done"], &counts["leased"], &counts["queued"], &counts["dead"]],
+        [&json!(1), &json!(2), &json!(1), &json!(0)]
+    );
+    assert_eq!(counts.as_object().unwrap().len(), 8);
+    assert!(queue["oldest_ms"].is_u64());
+    assert!(queue["rates"]["accepted"].is_number());
+    assert_eq!((&queue["workers"], &queue["paused"]), (&json!(1), &Value::Null));
+    assert_eq!(broker.get("/v1/queues").json()["queues"][0]["queue"], "q");
+    let worker = broker.get("/v1/workers").json()["workers"][0].clone();
+    assert_eq!(
+        (&worker["worker"], &worker["groups"], &worker["in_flight"]),
+        (&json!("w"), &json!(["g"]), &json!(2))
+    );
+    assert_eq!((&worker["labels"], &worker["client"]), (&json!({"host": "a"}), &json!("test")));
+    assert_eq!(worker["subscriptions"], json!([{"queue": "q", "credit": 2, "unsettled": 2}]));
+    assert_eq!(broker.get("/healthz").text(), "ok\n");
+    assert_eq!(broker.get("/readyz").status, 200);
+}
+
+#[test]
+fn what_is_not_served_yet_says_so() {
+    let broker = Broker::in_memory();
+    let task = broker.submit("q", &json!({}));
+    for (method, path) in [
+        ("DELETE", format!("/v1/tasks/{task}")),
+        ("GET", format!("/v1/tasks/{task}/events")),
+        ("GET", format!("/v1/tasks/{task}/explain")),
+        ("POST", "/v1/queues/q/lease".into()),
+        ("POST", "/v1/leases/AAAAAAAAAAcAAAADAAAAAA/ack".into()),
+        ("PUT", "/v1/queues/q".into()),
+        ("POST", "/v1/queues/q/pause".into()),
+        ("POST", "/v1/queues/q/unpause".into()),
+        ("POST", "/v1/queues/q/purge".into()),
+        ("GET", "/v1/queues/q/dead".into()),
+        ("POST", "/v1/queues/q/dead/redrive".into()),
+        ("DELETE", format!("/v1/queues/q/dead/{task}")),
+        ("DELETE", "/v1/queues/q/dead?all=true".into()),
+        ("GET", "/v1/schedules".into()),
+        ("PUT", "/v1/schedules/nightly".into()),
+        ("POST", "/v1/rooms/lobby".into()),
+    ] {
+        let answer = http::send(broker.address, method, &path, "", b"");
+        let error = answer.is_error(400, "bad_request");
+        assert!(error["message"].as_str().unwrap().contains("not served"), "{method} {path}: {error}");
+    }
+    let headers = "Content-Type: application/json\r\nIdempotency-Key: k\r\n";
+    let answer = http::send(broker.address, "POST", "/v1/queues/q/tasks", headers, b"{}");
+    assert_eq!(answer.is_error(400, "bad_request")["field"], "dedup_id");
+}
+
+#[test]
+fn unknown_paths_and_verbs() {
+    let broker = Broker::in_memory();
+    broker.get("/v2/queues").is_error(404, "not_found");
+    broker.get("/v1/queues/").is_error(404, "not_found");
+    for (method, path, allowed) in [
+        ("PATCH", "/v1/queues", "GET"),
+        ("GET", "/v1/queues/q/tasks", "POST"),
+        ("DELETE", "/metrics", "GET"),
+        ("BREW", "/v1/workers", "GET"),
+    ] {
+        let answer = http::send(broker.address, method, path, "", b"");
+        answer.is_error(405, "bad_request");
+        assert!(
+            answer.header("allow").is_some_and(|allow| allow.contains(allowed)),
+            "{method} {path}: {answer:?}"
+        );
+    }
+}
+
+#[test]
+fn queue_names_that_are_none_are_400() {
+    let broker = Broker::in_memory();
+    for name in [".x", "a%20b", "a%2Fb", "%2e%2e", "..", "%C3%BC", "%ff", "%", "%zz", &"x".repeat(129)] {
+        for answer in [
+            broker.post(&format!("/v1/queues/{name}/tasks"), &json!({})),
+            broker.get(&format!("/v1/queues/{name}")),
+        ] {
+            answer.is_error(400, "bad_request");
+        }
+    }
+    let both = broker.post("/v1/queues/q/tasks", &json!({"queue": "other"}));
+    assert!(matches!(both.status, 201 | 400), "{both:?}");
+    assert_eq!(broker.get("/v1/queues/other").status, 404);
+}
+
+#[test]
+fn a_body_over_the_limit_is_413_before_it_is_read() {
+    let broker = Broker::with(&["--engine", "memory", "--message-bytes", "4096"]);
+    for path in ["/v1/queues/q/tasks", "/v1/tasks"] {
+        let mut connection = Connection::open(broker.address);
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 4097\r\n\r\n"
+        );
+        connection.send(head.as_bytes());
+        connection.answer().is_error(413, "too_large");
+    }
+    // One that is not declared is cut off when it is too long.
+    let mut connection = Connection::open(broker.address);
+    connection.send(b"POST /v1/queues/q/tasks HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n");
+    connection.send(&[b"1001\r\n".as_slice(), &[b'x'; 4097], b"\r\n"].concat());
+    connection.answer().is_error(413, "too_large");
+    let whole = format!("{{\"payload\":\"{}\"}}", "x".repeat(4096 - 14));
+    assert_eq!(whole.len(), 4096);
+    let answer = http::post(broker.address, "/v1/queues/q/tasks", "application/json", whole.as_bytes());
+    assert_eq!(answer.status, 201, "{answer:?}");
+}
+
+#[test]
+fn bodies_that_cannot_be_read_are_400() {
+    let broker = Broker::in_memory();
+    for (kind, body) in [
+        ("application/json", &b"{"[..]),
+        ("application/json", b"[]"),
+        ("application/json", b"{\"payload\":1,\"payload\":2}"),
+        ("application/json", b"{\"payload\":\"\xff\"}"),
+        ("application/msgpack", b"\xc1"),
+        ("application/msgpack", b"\x80\x80"),
+    ] {
+        let answer = http::send(
+            broker.address,
+            "POST",
+            "/v1/queues/q/tasks",
+            &format!("Content-Type: {kind}\r\nAccept: application/json\r\n"),
+            body,
+        );
+        answer.is_error(400, "bad_request");
+    }
+    broker.get("/v1/queues/q").is_error(404, "not_found");
+}
+
+#[test]
+fn requests_that_are_no_http() {
+    let broker = Broker::in_memory();
+    let status = |request: &str| http::exchange(broker.address, request.as_bytes()).status;
+    assert_eq!(status("GET /v1/queues HTTP/1.1\r\n\r\n"), 400, "no Host");
+    assert_eq!(status("GET /v1/queues HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"), 400, "two Hosts");
+    assert_eq!(status("nonsense\r\n\r\n"), 400);
+    let many = format!("GET / HTTP/1.1\r\nHost: x\r\n{}\r\n", "A: b\r\n".repeat(64));
+    assert_eq!(status(&many), 431);
+    let long = format!("GET / HTTP/1.1\r\nHost: x\r\nA: {}\r\n\r\n", "b".repeat(17 << 10));
+    assert_eq!(status(&long), 431);
+}
+
+#[test]
+fn a_connection_serves_one_request_after_another_one_byte_at_a_time() {
+    let broker = Broker::in_memory();
+    let mut connection = Connection::open(broker.address);
+    let request = "POST /v1/queues/q/tasks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}";
+    for _ in 0..3 {
+        for byte in request.as_bytes() {
+            connection.send(&[*byte]);
+        }
+        assert_eq!(connection.answer().status, 201);
+    }
+    // Pipelined, too.
+    connection.send(request.repeat(3).as_bytes());
+    for _ in 0..3 {
+        assert_eq!(connection.answer().status, 201);
+    }
+    assert_eq!(broker.count("q", "queued"), 6);
+}
+
+#[test]
+fn slow_heads_and_silence_are_cut_off() {
+    if std::env::var_os("TASKYARD_SLOW").is_none() {
+        return;
+    }
+    let broker = Broker::in_memory();
+    let mut silent = Connection::open(broker.address);
+    let mut slow = Connection::open(broker.address);
+    slow.send(b"GET /v1/queues HTTP/1.1\r\nHost:");
+    slow.ends();
+    silent.ends();
+}
+
+/// Metrics as a scraper reads them: each series once, each family with its help and type before it.
+fn metrics(broker: &Broker) -> std::collections::BTreeMap<String, f64> {
+    let answer = broker.get("/metrics");
+    assert_eq!(answer.status, 200);
+    assert!(answer.header("content-type").unwrap().starts_with("text/plain; version=0.0.4"));
+    let (mut helped, mut typed) = (std::collections::BTreeSet::new(), std::collections::BTreeMap::new());
+    let mut series = std::collections::BTreeMap::new();
+    for line in answer.text().lines() {
+        if let Some(rest) = line.strip_prefix("# HELP ") {
+            let (name, help) = rest.split_once(' ').unwrap();
+            assert!(!help.is_empty() && helped.insert(name.to_owned()), "{line}");
+        } else if let Some(rest) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = rest.split_once(' ').unwrap();
+            assert!(matches!(kind, "counter" | "gauge" | "histogram"), "{line}");
+            assert!(
+                helped.contains(name) && typed.insert(name.to_owned(), kind.to_owned()).is_none(),
+                "{line}"
+            );
+            assert_eq!(kind == "counter", name.ends_with("_total"), "{line}");
+        } else {
+            let (name, value) = line.rsplit_once(' ').unwrap();
+            let family = name.split('{').next().unwrap();
+            let base = ["_bucket", "_sum", "_count"].iter().find_map(|end| family.strip_suffix(end));
+            let known = typed.contains_key(family)
+                || base.is_some_and(|base| typed.get(base).is_some_and(|k| k == "histogram"));
+            assert!(known && family.starts_with("taskyard_"), "{line}");
+            assert!(series.insert(name.to_owned(), value.parse().unwrap()).is_none(), "twice: {line}");
+        }
+    }
+    series
+}
+
+#[test]
+fn metrics_follow_the_tasks() {
+    let broker = Broker::start();
+    let mut ws = broker.worker("w");
+    ws.subscribe("q", 2);
+    let of = |event: &str| format!("taskyard_tasks_total{{event=\"{event}\",queue=\"q\"}}");
+    let in_state = |state: &str| format!("taskyard_tasks{{queue=\"q\",state=\"{state}\"}}");
+    let before = metrics(&broker);
+    assert_eq!(before[&of("accepted")], 0.0);
+    assert_eq!(before["taskyard_workers{queue=\"q\"}"], 1.0);
+    assert_eq!(before["taskyard_connections"], 1.0);
+
+    for _ in 0..3 {
+        ws.submit(json!({"queue": "q", "max_attempts": 1}));
+    }
+    let (first, second) = (ws.task(), ws.task());
+    ws.ack(&first);
+    ws.gets("settled", json!({"type": "nack", "lease": second["lease"]}));
+    ws.task();
+    broker
+        .post("/v1/queues/q/tasks", &json!({"to": {"worker": "x", "if_absent": "fail"}}))
+        .is_error(404, "not_found");
+    let after = metrics(&broker);
+    for (event, count) in [
+        ("accepted", 3.0),
+        ("delivered", 3.0),
+        ("acked", 1.0),
+        ("nacked", 1.0),
+        ("dead", 1.0),
+        ("refused", 1.0),
+        ("redelivered", 0.0),
+        ("released", 0.0),
+        ("timed_out", 0.0),
+        ("worker_lost", 0.0),
+        ("expired", 0.0),
+    ] {
+        assert_eq!(after[&of(event)], count, "{event}");
+    }
+    assert_eq!((after[&in_state("leased")], after[&in_state("dead")]), (1.0, 1.0));
+    assert_eq!(after["taskyard_submit_to_durable_seconds_count"], 3.0);
+    assert_eq!(after["taskyard_delivered_to_settled_seconds_count"], 2.0);
+    assert!(after["taskyard_log_sync_seconds_count"] > 0.0 && after["taskyard_log_bytes"] > 0.0);
+    ws.gets("ok", json!({"type": "bye"}));
+    ws.closes(1000);
+    until("the close to be counted", || {
+        (metrics(&broker).get("taskyard_closes_total{code=\"1000\"}") == Some(&1.0)).then_some(())
+    });
+}
+
+#[test]
+fn queues_beyond_the_cap_share_a_label() {
+    let broker = Broker::in_memory();
+    let submits: Vec<Value> = (0..150).map(|n| json!({"queue": format!("made-up-{n}")})).collect();
+    assert_eq!(broker.post("/v1/tasks", &Value::Array(submits)).status, 200);
+    let series = metrics(&broker);
+    assert_eq!(series["taskyard_tasks{queue=\"_other\",state=\"queued\"}"], 50.0);
+}
