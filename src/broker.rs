@@ -270,7 +270,10 @@ impl Broker {
 pub struct SubmitRefused(pub Error);
 
 /// Makes at the door what the core cannot make: the task's id, and a time out of `run_at`.
-pub fn submit_command(submit: Box<Submit>, clock: Clock) -> Result<impl FnOnce(Origin) -> Command, SubmitRefused> {
+pub fn submit_command(
+    submit: Box<Submit>,
+    clock: Clock,
+) -> Result<impl FnOnce(Origin) -> Command, SubmitRefused> {
     let run_at = match &submit.run_at {
         None => None,
         Some(text) => match chrono::DateTime::parse_from_rfc3339(text.0.as_str()) {

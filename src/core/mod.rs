@@ -4,13 +4,16 @@
 //! hash map: the same commands at the same times give the same effects, byte for byte. A refusal
 //! is an ordinary answer; nothing here can fail.
 //!
-//! * [`shard`]: the state machine; one `match`, each arm a named method.
+//! * [`shard`]: the state machine; one `match`, each arm a named method. The methods are told in the
+//!   rooms that their nouns have: `submit`, `assign`, `settle`, `fanout`, `sessions`, `due`, `kept`, `restore`.
 //! * [`command`] and [`effect`]: what goes in, what comes out.
 //! * [`record`]: what must survive; the same operations that are stored are replayed at a start.
 //! * [`queue`], [`ready`], [`ring`]: where tasks wait, and whose turn it is.
 //! * [`task`], [`session`], [`retry`], [`timers`]: the nouns and their small rules.
 
+mod assign;
 pub mod command;
+mod due;
 pub mod effect;
 mod fanout;
 mod kept;
@@ -21,6 +24,7 @@ mod restore;
 mod retry;
 mod ring;
 mod session;
+mod sessions;
 mod settle;
 pub mod shard;
 mod submit;

@@ -15,4 +15,5 @@ mod process;
 mod sockets;
 mod store;
 mod support;
+mod tasks;
 mod zero_library;

@@ -313,7 +313,13 @@ impl Stage {
         self.sessions.insert(who.into(), session.0);
         let name = WorkerName::parse(who).unwrap();
         let hello = Hello { groups: self.groups.get(who).cloned().unwrap_or_default(), ..Hello::empty() };
-        self.arrive(Command::Open { session, hello: Box::new(hello), reference: None, made_up_name: name, subscribe: None });
+        self.arrive(Command::Open {
+            session,
+            hello: Box::new(hello),
+            reference: None,
+            made_up_name: name,
+            subscribe: None,
+        });
         session
     }
 

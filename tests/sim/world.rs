@@ -640,13 +640,9 @@ impl World {
             Up::Hello(hello, reference) => {
                 Command::Open { session, hello, reference, made_up_name, subscribe: None }
             }
-            Up::Url(hello, subscribe) => Command::Open {
-                session,
-                hello,
-                reference: None,
-                made_up_name,
-                subscribe: Some(subscribe),
-            },
+            Up::Url(hello, subscribe) => {
+                Command::Open { session, hello, reference: None, made_up_name, subscribe: Some(subscribe) }
+            }
             Up::Oldest { ack } => Command::SettleOldest { session, ack },
             Up::Message(message, reference) => door(Origin::Session(session, reference), *message),
             Up::Call(call, message) => door(Origin::Call(taskyard::core::CallId(call)), *message),

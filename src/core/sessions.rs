@@ -1,0 +1,373 @@
+//! Who comes and goes, and what they say that is not about a task.
+
+use taskyard_proto::message::{CREDIT_MAX, UNCONFIRMED_MAX, lease_text, session_text};
+use taskyard_proto::{
+    AwayReason, ClientMessage, CloseCode, Done, Error, ErrorCode, GivenLease, GoingAway, Hello, Limits, Mode,
+    QueueName, RequestId, Subscribe, Subscribed, Text, Welcome, WorkerName,
+};
+
+use super::command::{Origin, SessionId};
+use super::effect::{Effects, Output};
+use super::record::Failure;
+use super::session::{Session, Subscription, SubscriptionKey};
+use super::shard::{ABSENT_MS, ACK_TIMEOUT_MS, RECONNECT_SPREAD_MS, Shard};
+use super::task::Watcher;
+use super::timers::Timer;
+
+impl Shard {
+    pub(super) fn open(
+        &mut self,
+        id: SessionId,
+        hello: Hello,
+        reference: Option<RequestId>,
+        made_up_name: WorkerName,
+        fx: &mut Effects,
+    ) {
+        let worker = hello.worker.unwrap_or(made_up_name);
+        if let Some(other) = self.workers.get(&worker).copied() {
+            if self.config.replace_worker {
+                fx.outputs.push(Output::Close {
+                    session: other,
+                    code: CloseCode::REPLACED,
+                    reason: "another session took this worker name",
+                });
+                self.end(other, false, fx);
+            } else {
+                let error = Error::new(
+                    ErrorCode::Conflict,
+                    format!(
+                        "worker name {worker} is taken by a connected session: choose another, or end that one"
+                    ),
+                );
+                fx.outputs.push(Output::Send {
+                    session: id,
+                    reference,
+                    on_write: None,
+                    message: error.into(),
+                });
+                fx.outputs.push(Output::Close {
+                    session: id,
+                    code: CloseCode::REPLACED,
+                    reason: "the worker name is taken",
+                });
+                return;
+            }
+        }
+        let lost = hello.in_flight.iter().map(lease_text).collect();
+        let mut session = Session::new(worker.clone(), hello.groups, self.now);
+        // Named twice, a group would be served twice.
+        session.groups.sort_unstable();
+        session.groups.dedup();
+        session.labels = hello.labels;
+        session.client = hello.client.map(|client| client.as_str().to_owned());
+        self.sessions.insert(id, session);
+        self.workers.insert(worker.clone(), id);
+        let welcome = Welcome {
+            session: session_text(id.0),
+            worker,
+            version: taskyard_proto::VERSION,
+            server: Text::cut(&self.config.server),
+            // No session is resumable yet: a token is of an unknown session, whose leases are lost.
+            resume: None,
+            resumed: false,
+            kept: Vec::new(),
+            lost,
+            ping_ms: self.config.ping_ms,
+            limits: Limits {
+                message_bytes: self.config.message_bytes,
+                credit: CREDIT_MAX,
+                unconfirmed: UNCONFIRMED_MAX,
+            },
+        };
+        fx.outputs.push(Output::Send { session: id, reference, on_write: None, message: welcome.into() });
+    }
+
+    /// Ends a session: its tasks go on at once. `clean` (after `bye`) they return free of charge.
+    pub(super) fn end(&mut self, id: SessionId, clean: bool, fx: &mut Effects) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        // First nobody can be offered its own tasks again.
+        let subscriptions = std::mem::take(&mut session.subscriptions);
+        let mut held = session.held.clone();
+        let watching = std::mem::take(&mut session.watching);
+        for (_, key) in subscriptions {
+            self.remove_subscription(key, fx);
+        }
+        for task in watching {
+            self.unwatch(task, Watcher::Session(id));
+        }
+        held.sort_unstable_by_key(|(task, recipient)| (self.tasks[*task as usize].spec.seq, *recipient));
+        for (task, recipient) in held {
+            self.unlease(task, recipient, fx);
+            if clean {
+                self.returned_free(task, recipient, None, 0, fx);
+            } else {
+                self.lost(task, recipient, Failure::WorkerLost, fx);
+            }
+        }
+        if let Some(session) = self.sessions.remove(&id)
+            && self.workers.get(&session.worker) == Some(&id)
+        {
+            self.workers.remove(&session.worker);
+        }
+    }
+
+    pub(super) fn remove_subscription(&mut self, key: SubscriptionKey, fx: &mut Effects) {
+        let subscription = self.subscriptions.remove(key.0 as usize);
+        let Some(session) = self.sessions.get_mut(&subscription.session) else { return };
+        session.subscriptions.retain(|(_, other)| *other != key);
+        let queue = &mut self.queues[subscription.queue as usize];
+        queue.subscribers.remove(&subscription.place);
+        queue.any.ring.close(subscription.place);
+        for group in &session.groups {
+            if let Some(lane) = queue.groups.get_mut(group) {
+                lane.ring.close(subscription.place);
+            }
+        }
+        let Some(lane) = queue.worker_names.get(&session.worker).copied() else { return };
+        queue.workers[lane as usize].subscription = None;
+        queue.workers[lane as usize].absent_since = self.now;
+        self.worker_left(subscription.queue, lane, fx);
+    }
+
+    /// The tasks of a worker that is gone: some may go to anybody, some wait, some only for a while.
+    pub(super) fn worker_left(&mut self, queue: u32, lane: u32, fx: &mut Effects) {
+        use taskyard_proto::{IfAbsent, Target};
+        let waiting = self.queues[queue as usize].workers[lane as usize].ready.take_all();
+        let mut free = Vec::new();
+        let mut to_all = false;
+        for (priority, entry) in waiting {
+            let Some(task) = self.tasks.get(entry.task as usize).filter(|task| task.spec.seq == entry.seq)
+            else {
+                continue;
+            };
+            if matches!(task.spec.target, Target::Worker { if_absent: IfAbsent::Any, .. }) {
+                free.push(entry);
+            } else {
+                to_all |= task.fanout.is_some();
+                self.queues[queue as usize].workers[lane as usize].ready.push(priority, entry);
+            }
+        }
+        if to_all {
+            self.watch_absence(queue, lane);
+        }
+        self.queues[queue as usize].drop_worker_lane_if_empty(lane);
+        for entry in free {
+            self.offer_again(entry.task, entry.recipient, entry.seq, fx);
+        }
+    }
+
+    pub(super) fn watch_absence(&mut self, queue: u32, lane: u32) {
+        let found = &self.queues[queue as usize].workers[lane as usize];
+        if found.subscription.is_none() {
+            self.timers
+                .set(found.absent_since.plus_ms(ABSENT_MS).max(self.now), Timer::Absent { queue, lane });
+        }
+    }
+
+    pub(super) fn heard(&mut self, id: SessionId, fx: &mut Effects) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        session.silent = false;
+        self.feed_session(id, fx);
+    }
+
+    pub(super) fn feed_session(&mut self, id: SessionId, fx: &mut Effects) {
+        let Some(session) = self.sessions.get(&id) else { return };
+        for (_, key) in session.subscriptions.clone() {
+            self.refresh(key);
+            self.feed(key, fx);
+        }
+    }
+
+    /// Every session, oldest first: sorted, because the map has no order of its own.
+    pub(super) fn session_ids(&self) -> Vec<SessionId> {
+        let mut ids: Vec<SessionId> = self.sessions.keys().copied().collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    /// From here on nothing is handed out.
+    pub(super) fn stop_deliveries(&mut self) {
+        self.draining = true;
+        for id in self.session_ids() {
+            for (_, key) in self.sessions[&id].subscriptions.clone() {
+                self.refresh(key);
+            }
+        }
+    }
+
+    pub(super) fn drain_all(&mut self, grace_ms: u64, fx: &mut Effects) {
+        self.stop_deliveries();
+        for id in self.session_ids() {
+            // Spread by the session's number, so that not all come back at once.
+            let reconnect_after_ms = id.0.wrapping_mul(2_654_435_761) % RECONNECT_SPREAD_MS;
+            fx.send(id, GoingAway { reason: AwayReason::Restart, grace_ms, reconnect_after_ms });
+        }
+    }
+
+    pub(super) fn message(&mut self, origin: Origin, message: ClientMessage, fx: &mut Effects) {
+        let session = match &origin {
+            Origin::Session(session, _) | Origin::Implied(session) if self.sessions.contains_key(session) => {
+                Some(*session)
+            }
+            // The session ended while this was under way: its leases went on, and nobody listens.
+            Origin::Session(..) | Origin::Implied(_) => return,
+            Origin::Call(_) => None,
+        };
+        match (message, session) {
+            (ClientMessage::Subscribe(m), Some(session)) => self.subscribe(origin, session, m, fx),
+            (ClientMessage::SetCredit(m), Some(session)) => {
+                self.with_subscription(origin, session, &m.queue, fx, |shard, key, _| {
+                    shard.subscriptions[key.0 as usize].credit = m.credit.get() as u32;
+                    shard.refresh(key);
+                    Some(key)
+                });
+            }
+            (ClientMessage::Unsubscribe(m), Some(session)) => {
+                self.with_subscription(origin, session, &m.queue, fx, |shard, key, fx| {
+                    shard.remove_subscription(key, fx);
+                    None
+                });
+            }
+            (ClientMessage::Drain(_), Some(session)) => {
+                if let Some(found) = self.sessions.get_mut(&session) {
+                    found.draining = true;
+                    for (_, key) in found.subscriptions.clone() {
+                        self.refresh(key);
+                    }
+                }
+                fx.answer(&origin, Done::PLAIN);
+            }
+            (ClientMessage::Bye(_), Some(session)) => {
+                self.end(session, true, fx);
+                fx.answer(&origin, Done::PLAIN);
+                fx.outputs.push(Output::Close { session, code: CloseCode::NORMAL, reason: "bye" });
+            }
+            (ClientMessage::Start(m), Some(session)) => self.start(origin, session, &m.lease, fx),
+            (ClientMessage::Ack(m), Some(session)) => self.ack(origin, session, m, fx),
+            (ClientMessage::Nack(m), Some(session)) => self.nack(origin, session, m, fx),
+            (ClientMessage::Release(m), Some(session)) => self.give_back(origin, session, m, fx),
+            (ClientMessage::Extend(m), Some(session)) => self.extend(origin, session, m, fx),
+            (ClientMessage::Progress(m), Some(session)) => self.progress(origin, session, m, fx),
+            (ClientMessage::Cancelled(m), Some(session)) => self.cancelled(origin, session, m, fx),
+            (ClientMessage::Watch(m), _) => self.watch(origin, m, fx),
+            (ClientMessage::Unwatch(m), Some(session)) => {
+                self.unwatch(m.task, Watcher::Session(session));
+                if let Some(session) = self.sessions.get_mut(&session) {
+                    session.watching.retain(|task| *task != m.task);
+                }
+                fx.answer(&origin, Done::PLAIN);
+            }
+            (ClientMessage::Ping(_), Some(_)) => fx.answer(&origin, taskyard_proto::Pong {}),
+            (ClientMessage::Hello(_), Some(_)) => {
+                let error = Error::new(
+                    ErrorCode::BadRequest,
+                    "`hello` must be the first message of a connection, and this one has said others: reconnect",
+                );
+                fx.answer(&origin, error);
+            }
+            (message, _) => {
+                let error = Error::new(
+                    ErrorCode::BadRequest,
+                    format!(
+                        "`{}` is not served by this version of the broker ({})",
+                        message.type_text(),
+                        self.config.server
+                    ),
+                );
+                fx.answer(&origin, error);
+            }
+        }
+    }
+
+    pub(super) fn subscribe(
+        &mut self,
+        origin: Origin,
+        session_id: SessionId,
+        message: Subscribe,
+        fx: &mut Effects,
+    ) {
+        if !self.sessions.contains_key(&session_id) {
+            return;
+        }
+        let queue = match self.use_queue(&message.queue) {
+            Ok(queue) => queue,
+            Err(error) => return fx.answer(&origin, error),
+        };
+        let credit = message.credit.map_or(1, |credit| credit.get()) as u32;
+        let mode = message.mode.unwrap_or(Mode::Manual);
+        let Some(session) = self.sessions.get_mut(&session_id) else { return };
+        let key = match session.subscription(queue) {
+            Some(key) => key,
+            None => {
+                let place = self.next_place;
+                self.next_place += 1;
+                // Leases of an earlier subscription count against the new credit.
+                let tasks = &self.tasks;
+                let unsettled =
+                    session.held.iter().filter(|(task, _)| tasks[*task as usize].queue == queue).count();
+                let key = SubscriptionKey(self.subscriptions.insert(Subscription {
+                    session: session_id,
+                    queue,
+                    place,
+                    credit: 0,
+                    unsettled: unsettled as u32,
+                    mode,
+                    explicit_start: false,
+                    open: false,
+                }) as u32);
+                session.subscriptions.push((queue, key));
+                let found = &mut self.queues[queue as usize];
+                found.subscribers.insert(place, key);
+                let lane = found.worker_lane(&session.worker, self.now);
+                found.workers[lane as usize].subscription = Some(key);
+                key
+            }
+        };
+        let subscription = &mut self.subscriptions[key.0 as usize];
+        subscription.credit = credit;
+        subscription.mode = mode;
+        subscription.explicit_start = message.explicit_start;
+        self.refresh(key);
+        fx.answer(
+            &origin,
+            Subscribed {
+                queue: message.queue,
+                credit: u64::from(credit),
+                ack_timeout_ms: u64::from(ACK_TIMEOUT_MS),
+            },
+        );
+        self.feed(key, fx);
+    }
+
+    /// Does something to a subscription and answers `ok`; what it names afterwards may take tasks.
+    pub(super) fn with_subscription(
+        &mut self,
+        origin: Origin,
+        session: SessionId,
+        queue: &QueueName,
+        fx: &mut Effects,
+        change: impl FnOnce(&mut Shard, SubscriptionKey, &mut Effects) -> Option<SubscriptionKey>,
+    ) {
+        let key =
+            self.queue_names.get(queue).and_then(|queue| self.sessions.get(&session)?.subscription(*queue));
+        let Some(key) = key else {
+            let error = Error::new(
+                ErrorCode::NotFound,
+                format!("this session is not subscribed to queue {queue}: send `subscribe` first"),
+            );
+            return fx.answer(&origin, error.field("queue"));
+        };
+        let feed = change(self, key, fx);
+        fx.answer(&origin, Done::PLAIN);
+        if let Some(key) = feed {
+            self.feed(key, fx);
+        }
+    }
+
+    /// The task and recipient of a session's own, current lease.
+    pub(super) fn find_lease(&self, session: SessionId, lease: &GivenLease) -> Option<(u32, u32)> {
+        let id = lease.id()?;
+        let found = self.tasks.get(id.slot as usize)?.share(id.recipient)?.lease()?;
+        (found.number == id.number && found.session == session).then_some((id.slot, id.recipient))
+    }
+}
