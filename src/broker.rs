@@ -66,8 +66,16 @@ pub struct Seen<'a> {
     pub footprint: Footprint,
 }
 
+/// Hands an answer over.
+pub type Deliver = Box<dyn FnOnce() + Send>;
+
 /// A question to the dispatcher.
-pub type Inspection = Box<dyn FnOnce(Seen<'_>) + Send>;
+pub struct Inspection {
+    /// Looks, and gives what hands the answer over.
+    pub look: Box<dyn FnOnce(Seen<'_>) -> Deliver + Send>,
+    /// Whether the answer waits until what was seen is durable.
+    pub durable: bool,
+}
 
 /// The broker. Cheap to clone.
 #[derive(Clone)]
@@ -250,17 +258,37 @@ impl Broker {
         Ok(call)
     }
 
-    /// Looks at the state.
+    /// Looks at the state. The answer comes when what was seen is durable: nobody is shown a task as
+    /// done that a power cut would bring back.
     pub async fn inspect<T: Send + 'static>(
         &self,
         look: impl FnOnce(Seen<'_>) -> T + Send + 'static,
     ) -> Result<T, Gone> {
+        self.question(look, true).await
+    }
+
+    /// Looks at the state as it is in memory: for metrics, which must be seen when the disk is slow.
+    pub async fn inspect_now<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(Seen<'_>) -> T + Send + 'static,
+    ) -> Result<T, Gone> {
+        self.question(look, false).await
+    }
+
+    async fn question<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(Seen<'_>) -> T + Send + 'static,
+        durable: bool,
+    ) -> Result<T, Gone> {
         let (answer, wait) = oneshot::channel();
-        let inspection: Inspection = Box::new(move |seen| {
-            // Whoever asked may have gone.
-            let _ = answer.send(look(seen));
+        let look = Box::new(move |seen: Seen<'_>| -> Deliver {
+            let seen = look(seen);
+            Box::new(move || {
+                // Whoever asked may have gone.
+                let _ = answer.send(seen);
+            })
         });
-        self.inner.inspections.send(inspection).await.map_err(|_| Gone)?;
+        self.inner.inspections.send(Inspection { look, durable }).await.map_err(|_| Gone)?;
         wait.await.map_err(|_| Gone)
     }
 }

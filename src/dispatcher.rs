@@ -1,13 +1,13 @@
 //! Moves. Owns the core and the engine; waits, applies, flushes. No rules, sockets or codecs here.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use taskyard_proto::{CloseCode, Response, ServerMessage};
 use tokio::sync::{mpsc, watch};
 
-use crate::broker::{Batch, Inspection, Item, Seen, Waiting};
+use crate::broker::{Batch, Deliver, Inspection, Item, Seen, Waiting};
 use crate::clock::Clock;
 use crate::connections::Connections;
 use crate::core::{CallId, Command, Effects, Output, SessionId, Shard, Time};
@@ -51,6 +51,9 @@ pub struct Dispatcher<E> {
     hops: HopMetrics,
     fx: Effects,
     calls: HashMap<CallId, Waiting>,
+    /// Answers to questions, by the operation that must be durable first. As many as there are
+    /// requests that wait for them.
+    looked: VecDeque<(u64, Deliver)>,
     mail: Mail,
     /// Nothing expires before.
     hold_until: Option<Instant>,
@@ -112,6 +115,7 @@ impl<E: Engine> Dispatcher<E> {
             hops,
             fx: Effects::default(),
             calls: HashMap::new(),
+            looked: VecDeque::new(),
             mail: Mail::default(),
             hold_until: None,
             drained: None,
@@ -128,6 +132,10 @@ impl<E: Engine> Dispatcher<E> {
                 Wake::Event(Event::Stored { through }) => {
                     let now = self.clock.now();
                     self.shard.apply(now, Command::Stored { through }, &mut self.fx);
+                    while self.looked.front().is_some_and(|(operation, _)| *operation <= through) {
+                        let (_, deliver) = self.looked.pop_front().expect("there is a front");
+                        deliver();
+                    }
                     // What was stored is going out; what has arrived meanwhile joins it.
                     self.take_more(now, 0);
                 }
@@ -144,13 +152,18 @@ impl<E: Engine> Dispatcher<E> {
                     tracing::error!("{error}");
                     return Err(error);
                 }
-                Wake::Inspect(inspection) => {
+                Wake::Inspect(Inspection { look, durable }) => {
                     let seen = Seen {
                         shard: &self.shard,
                         now: self.clock.now(),
                         footprint: self.engine.footprint(),
                     };
-                    inspection(seen);
+                    let deliver = look(seen);
+                    if durable && self.shard.operations_durable() < self.shard.operations() {
+                        self.looked.push_back((self.shard.operations(), deliver));
+                    } else {
+                        deliver();
+                    }
                     // Questions come before commands: many of them must not hold the commands up.
                     self.take_more(self.clock.now(), 0);
                 }

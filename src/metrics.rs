@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use prometheus::local::LocalHistogram;
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 use taskyard_proto::{CloseCode, TaskState};
 
@@ -132,7 +133,7 @@ impl Metrics {
 
     /// The whole in Prometheus' text format.
     pub async fn text(&self, broker: &Broker) -> Result<String, Gone> {
-        let scraped = broker.inspect(|seen| state_metrics(&seen)).await?;
+        let scraped = broker.inspect_now(|seen| state_metrics(&seen)).await?;
         let connections =
             IntGauge::new("taskyard_connections", "Open WebSocket connections").expect("a valid name");
         connections.set(broker.connections().count() as i64);

@@ -1,5 +1,6 @@
 //! `taskyard work`
 
+use std::path::Path;
 use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,6 +53,8 @@ const OUTPUT_BYTES_MAX: u64 = 16 << 20;
 const ERROR_TAIL: usize = 2000;
 
 pub(super) async fn run(args: Args) -> Result<ExitCode, Failed> {
+    // A mistyped command must not cost the queue's tasks their attempts.
+    find_program(&args.command[0])?;
     start_logging();
     let mut options =
         args.remote.options()?.reconnect(Reconnect::Always).wait_for_broker(args.wait_for_broker);
@@ -79,10 +82,48 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Failed> {
 fn log_event(event: WorkerEvent) {
     match event {
         WorkerEvent::Connected { .. } => tracing::info!("connected"),
+        WorkerEvent::Disconnected { closed, .. } => {
+            tracing::warn!(code = closed.code, "the connection ended: {}", closed.reason);
+        }
+        WorkerEvent::ConnectFailed { error, .. } => tracing::warn!("cannot connect: {error}"),
         WorkerEvent::LeaseLost { task, .. } => {
             tracing::warn!(%task, "the lease is lost: the task went on without this worker");
         }
+        WorkerEvent::Draining { .. } => tracing::info!("taking no more tasks; finishing what is held"),
+        WorkerEvent::Error { message, .. } => tracing::warn!("{message}"),
         other => tracing::warn!("{other:?}"),
+    }
+}
+
+/// Whether the command can be run at all, as the shell would look for it.
+fn find_program(program: &str) -> Result<(), Failed> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let runs =
+        |path: &Path| path.metadata().is_ok_and(|of| of.is_file() && of.permissions().mode() & 0o111 != 0);
+    let found = if program.contains('/') {
+        runs(Path::new(program))
+    } else {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&path).any(|directory| runs(&directory.join(program)))
+    };
+    if found {
+        return Ok(());
+    }
+    Err(Failed::usage(format!("cannot run {program:?}: there is no such program; no task was taken")))
+}
+
+/// After a command could not be started its task waits so long: the fault is this worker's.
+const RELEASE_DELAY: Duration = Duration::from_secs(1);
+
+/// A running command, with all that it started. Dropped, they are killed: the task is no longer ours.
+struct Running(Option<rustix::process::Pid>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            // It may have ended by itself.
+            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        }
     }
 }
 
@@ -102,7 +143,11 @@ async fn run_command(command: &[String], delivery: Delivery) -> Result<Payload, 
         .process_group(0)
         .kill_on_drop(true)
         .spawn()
-        .map_err(|error| Failure::retry(format!("cannot run {program:?}: {error}")))?;
+        .map_err(|error| {
+            tracing::warn!(task = %delivery.task, "cannot run {program:?}: {error}; the task goes back");
+            Failure::Release { delay_ms: Some(RELEASE_DELAY.as_millis() as u64) }
+        })?;
+    let mut running = Running(child.id().and_then(|id| rustix::process::Pid::from_raw(id as i32)));
     let input = delivery.payload().to_plain_bytes();
     let mut stdin = child.stdin.take().expect("it was piped");
     let mut stdout = child.stdout.take().expect("it was piped");
@@ -120,16 +165,19 @@ async fn run_command(command: &[String], delivery: Delivery) -> Result<Payload, 
     let (status, out, err) = tokio::select! {
         whole = whole => whole,
         ending = delivery.stopped() => {
-            // Dropping the child kills it: the task is no longer ours.
+            tracing::warn!(task = %delivery.task, "stopped: {ending:?}");
             return Err(Failure::retry(format!("stopped: {ending:?}")));
         }
     };
+    // What it left running in the background is its own.
+    running.0 = None;
     let status = status.map_err(|error| Failure::retry(format!("cannot wait for {program:?}: {error}")))?;
     let out =
         out.map_err(|error| Failure::retry(format!("cannot read the output of {program:?}: {error}")))?;
     if !status.success() {
         let err = err.unwrap_or_default();
         let tail = String::from_utf8_lossy(&err[err.len().saturating_sub(ERROR_TAIL)..]).trim().to_owned();
+        tracing::warn!(task = %delivery.task, attempt = delivery.attempt, "{program:?} failed: {status}: {tail}");
         let error = if tail.is_empty() { status.to_string() } else { format!("{status}: {tail}") };
         return Err(Failure::retry(error));
     }

@@ -239,8 +239,7 @@ impl Shard {
             }
             (ClientMessage::Bye(_), Some(session)) => {
                 self.end(session, true, fx);
-                fx.answer(&origin, Done::PLAIN);
-                fx.outputs.push(Output::Close { session, code: CloseCode::NORMAL, reason: "bye" });
+                self.leave_when_durable(origin, session, fx);
             }
             (ClientMessage::Start(m), Some(session)) => self.start(origin, session, &m.lease, fx),
             (ClientMessage::Ack(m), Some(session)) => self.ack(origin, session, m, fx),

@@ -7,7 +7,9 @@
 use std::collections::VecDeque;
 
 use slab::Slab;
-use taskyard_proto::{Error, ErrorCode, Finished, QueueName, ServerMessage, TaskId, TaskState, WorkerName};
+use taskyard_proto::{
+    CloseCode, Done, Error, ErrorCode, Finished, QueueName, ServerMessage, TaskId, TaskState, WorkerName,
+};
 
 use super::command::{Command, Origin, SessionId};
 use super::due::timer_matters;
@@ -77,6 +79,8 @@ enum Pending {
     Accepted { task: u32, origin: Origin, confirm: bool },
     /// An answer may be given.
     Answer { origin: Origin, message: ServerMessage },
+    /// All that a leaving session asked for is answered: it may go.
+    Leave { origin: Origin, session: SessionId },
     /// The end of a task may be told.
     Finished { watchers: Vec<Watcher>, message: Finished },
 }
@@ -243,6 +247,11 @@ impl Shard {
         self.after_store(Pending::Answer { origin, message: message.into() }, fx);
     }
 
+    /// Ends a session's socket once all that it asked for before is answered.
+    pub(super) fn leave_when_durable(&mut self, origin: Origin, session: SessionId, fx: &mut Effects) {
+        self.after_store(Pending::Leave { origin, session }, fx);
+    }
+
     pub(super) fn accept_when_durable(&mut self, task: u32, origin: Origin, confirm: bool, fx: &mut Effects) {
         self.after_store(Pending::Accepted { task, origin, confirm }, fx);
     }
@@ -269,6 +278,10 @@ impl Shard {
     fn release(&mut self, pending: Pending, fx: &mut Effects) {
         match pending {
             Pending::Answer { origin, message } => fx.answer(&origin, message),
+            Pending::Leave { origin, session } => {
+                fx.answer(&origin, Done::PLAIN);
+                fx.outputs.push(Output::Close { session, code: CloseCode::NORMAL, reason: "bye" });
+            }
             Pending::Finished { watchers, message } => {
                 for watcher in watchers {
                     match watcher {

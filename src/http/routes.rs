@@ -89,7 +89,8 @@ async fn welcome() -> &'static str {
         "Taskyard ",
         env!("CARGO_PKG_VERSION"),
         "\n\nSubmit:  curl --json '{\"payload\":{\"hello\":\"world\"}}' HOST/v1/queues/demo/tasks\n",
-        "Work:    new WebSocket(\"ws://HOST/ws?queue=demo\"), and send `ack`\n",
+        "Work:    ws = new WebSocket(\"ws://HOST/ws?queue=demo\")\n",
+        "         ws.onmessage = e => JSON.parse(e.data).type === \"task\" && ws.send(\"ack\")\n",
         "Look:    /v1/queues  /v1/workers  /metrics\n"
     )
 }

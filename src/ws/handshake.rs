@@ -200,7 +200,11 @@ fn implied(query: &str) -> Result<Option<Implied>, Refusal> {
             "room" | "raw" => {
                 return bad(format!("parameter `{key}`: not served by this version of the broker"));
             }
-            _ => {}
+            // A mistyped name would leave a worker that waits for ever.
+            _ => {
+                let text = "known are queue, credit, mode, groups and worker";
+                return bad(format!("unknown parameter {key:?}: {text}"));
+            }
         }
     }
     if queue.is_none() && (credit.is_some() || mode.is_some()) {

@@ -117,8 +117,14 @@ fn to_all_ends_with_what_became_of_each() {
     assert_eq!(finished["state"], "dead");
     assert_eq!([&finished["delivered"], &finished["acked"], &finished["failed"]], [2, 1, 1]);
     let outcomes = finished["recipients"].as_array().unwrap();
-    assert_eq!((&outcomes[0]["worker"], &outcomes[0]["state"], &outcomes[0]["error"]), (&json!("b"), &json!("dead"), &json!("no")));
-    assert_eq!((&outcomes[1]["worker"], &outcomes[1]["state"], &outcomes[1]["result"]), (&json!("a"), &json!("done"), &json!(1)));
+    assert_eq!(
+        (&outcomes[0]["worker"], &outcomes[0]["state"], &outcomes[0]["error"]),
+        (&json!("b"), &json!("dead"), &json!("no"))
+    );
+    assert_eq!(
+        (&outcomes[1]["worker"], &outcomes[1]["state"], &outcomes[1]["result"]),
+        (&json!("a"), &json!("done"), &json!(1))
+    );
     assert_eq!(to_all(json!("any"))["state"], "done");
     assert_eq!(to_all(json!({"quorum": 1}))["state"], "done");
     assert_eq!(to_all(json!({"quorum": 2}))["state"], "dead");
@@ -126,7 +132,10 @@ fn to_all_ends_with_what_became_of_each() {
     let mut lonely = broker.ws();
     lonely.submit(json!({"queue": "empty", "to": {"all": true}, "watch": true}));
     let finished = lonely.wait_for("finished");
-    assert_eq!([&finished["state"], &finished["delivered"], &finished["acked"]], [&json!("done"), &json!(0), &json!(0)]);
+    assert_eq!(
+        [&finished["state"], &finished["delivered"], &finished["acked"]],
+        [&json!("done"), &json!(0), &json!(0)]
+    );
 }
 
 #[test]
@@ -135,7 +144,8 @@ fn a_worker_that_is_killed_loses_its_tasks_to_another_at_once() {
     let mut doomed = broker.worker("doomed");
     doomed.subscribe("q", 3);
     let mut producer = broker.ws();
-    let tasks: Vec<String> = (0..3).map(|_| producer.submit(json!({"queue": "q", "ack_timeout_ms": 86_400_000}))).collect();
+    let tasks: Vec<String> =
+        (0..3).map(|_| producer.submit(json!({"queue": "q", "ack_timeout_ms": 86_400_000}))).collect();
     for _ in 0..3 {
         doomed.task();
     }
@@ -147,7 +157,10 @@ fn a_worker_that_is_killed_loses_its_tasks_to_another_at_once() {
         assert_eq!(again["task"], *task, "in their old order");
         assert_eq!((&again["redelivered"], &again["attempt"]), (&json!(true), &json!(2)));
     }
-    assert_eq!(broker.task(&tasks[0])["history"][0], json!({"attempt": 1, "worker": "doomed", "reason": "worker_lost", "error": null}));
+    assert_eq!(
+        broker.task(&tasks[0])["history"][0],
+        json!({"attempt": 1, "worker": "doomed", "reason": "worker_lost", "error": null})
+    );
 }
 
 #[test]
@@ -165,7 +178,10 @@ fn an_attempt_that_has_not_started_is_not_charged() {
         doomed.hang_up();
         heir.subscribe("q", 1);
         let again = heir.task();
-        assert_eq!((&again["attempt"], &again["redelivered"]), (&json!(1 + u64::from(started)), &json!(true)));
+        assert_eq!(
+            (&again["attempt"], &again["redelivered"]),
+            (&json!(1 + u64::from(started)), &json!(true))
+        );
         heir.ack(&again);
         heir.gets("ok", json!({"type": "unsubscribe", "queue": "q"}));
     }
@@ -187,7 +203,8 @@ fn an_ack_timeout_revokes_and_attempts_end_as_a_dead_letter() {
     let finished = ws.wait_for("finished");
     assert_eq!((&finished["state"], &finished["attempts"]), (&json!("dead"), &json!(3)));
     let history = broker.task(&task)["history"].clone();
-    let reasons: Vec<&str> = history.as_array().unwrap().iter().map(|one| one["reason"].as_str().unwrap()).collect();
+    let reasons: Vec<&str> =
+        history.as_array().unwrap().iter().map(|one| one["reason"].as_str().unwrap()).collect();
     assert_eq!(reasons, ["ack_timeout"; 3]);
     assert_eq!(broker.count("q", "dead"), 1);
 }
@@ -213,11 +230,15 @@ fn extend_and_progress_keep_a_lease() {
     let kept = ws.submit(json!({"queue": "q", "ack_timeout_ms": 3000, "watch": true}));
     let short = ws.submit(json!({"queue": "q", "ack_timeout_ms": 60_000}));
     let (held, other) = (ws.task(), ws.task());
-    let answer = ws.gets("ok", json!({"type": "extend", "lease": held["lease"], "ack_timeout_ms": 86_400_000}));
+    let answer =
+        ws.gets("ok", json!({"type": "extend", "lease": held["lease"], "ack_timeout_ms": 86_400_000}));
     assert_eq!(answer["ack_timeout_ms"], 86_400_000);
     ws.gets("ok", json!({"type": "progress", "lease": held["lease"], "percent": 42.5, "data": {"sent": 17}}));
     let event = ws.wait("progress", |message| message["type"] == "event" && !message["percent"].is_null());
-    assert_eq!((&event["task"], &event["state"], &event["percent"]), (&json!(kept), &json!("leased"), &json!(42.5)));
+    assert_eq!(
+        (&event["task"], &event["state"], &event["percent"]),
+        (&json!(kept), &json!("leased"), &json!(42.5))
+    );
     assert_eq!((&event["data"], &event["worker"]), (&json!({"sent": 17}), &held_by(&broker, &kept)));
     // Shorter works too: this one goes first.
     ws.gets("ok", json!({"type": "extend", "lease": other["lease"], "ack_timeout_ms": 100}));
@@ -252,11 +273,21 @@ fn events_count_up_and_end_with_finished() {
             _ => {}
         }
     };
-    let states: Vec<(&str, bool)> =
-        events.iter().map(|event| (event["state"].as_str().unwrap(), event["started"].as_bool().unwrap())).collect();
-    let expected = [("queued", false), ("leased", false), ("leased", true), ("retrying", false), ("queued", false), ("leased", false)];
+    let states: Vec<(&str, bool)> = events
+        .iter()
+        .map(|event| (event["state"].as_str().unwrap(), event["started"].as_bool().unwrap()))
+        .collect();
+    let expected = [
+        ("queued", false),
+        ("leased", false),
+        ("leased", true),
+        ("retrying", false),
+        ("queued", false),
+        ("leased", false),
+    ];
     assert_eq!(states, expected);
-    let seqs: Vec<u64> = events.iter().chain([&finished]).map(|event| event["seq"].as_u64().unwrap()).collect();
+    let seqs: Vec<u64> =
+        events.iter().chain([&finished]).map(|event| event["seq"].as_u64().unwrap()).collect();
     assert_eq!(seqs, (1..=7).collect::<Vec<u64>>());
     assert_eq!((&events[3]["error"], &finished["attempts"]), (&json!("once"), &json!(2)));
     // Who asks after the end hears the end.
@@ -279,7 +310,10 @@ fn a_nack_says_when_and_whether_to_try_again() {
     ws.gets("settled", json!({"type": "nack", "lease": delivery["lease"], "delay_ms": 0}));
     let delivery = ws.task();
     assert_eq!((&delivery["task"], &delivery["attempt"]), (&json!(task), &json!(2)));
-    ws.gets("settled", json!({"type": "nack", "lease": delivery["lease"], "retry": false, "error": "x".repeat(5000)}));
+    ws.gets(
+        "settled",
+        json!({"type": "nack", "lease": delivery["lease"], "retry": false, "error": "x".repeat(5000)}),
+    );
     let shown = broker.task(&task);
     assert_eq!(shown["state"], "dead");
     assert_eq!(shown["error"].as_str().unwrap().len(), 4096);
@@ -334,7 +368,10 @@ fn delays_ttls_and_priorities() {
     ws.subscribe("held", 1);
     ws.submit(json!({"queue": "held", "ttl_ms": 300}));
     let delivery = ws.task();
-    assert_eq!(ws.wait_for("revoked"), json!({"type": "revoked", "lease": delivery["lease"], "reason": "expired"}));
+    assert_eq!(
+        ws.wait_for("revoked"),
+        json!({"type": "revoked", "lease": delivery["lease"], "reason": "expired"})
+    );
 }
 
 #[test]

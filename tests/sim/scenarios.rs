@@ -447,6 +447,28 @@ fn after_100_free_returns_in_a_row_one_is_charged() {
     check(&script);
 }
 
+/// `bye` once closed the socket at once, and what waited for the disk was never answered.
+#[test]
+fn a_session_that_says_bye_hears_first_what_it_asked_before() {
+    check(
+        "a subscribe
+         p submit t
+         < p: accepted t
+         < a: t attempt 1
+         disk waits
+         p submit u
+         p bye
+         a ack t
+         a bye
+         < nothing
+         disk goes on
+         < p: accepted u
+         < p: closed 1000
+         < a: settled ok
+         < a: closed 1000",
+    );
+}
+
 #[test]
 fn mode_auto_settles_when_the_delivery_is_written() {
     check(

@@ -7,7 +7,6 @@ impl Oracle {
         self.now = now;
         self.input += 1;
         self.report.inputs += 1;
-        self.leaving.clear();
         let judged = self.take_in(arrived, command);
         self.judge(judged);
     }

@@ -1,0 +1,364 @@
+//! The promises, one function each.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use taskyard::core::record::{FailedAttempt, Failure, QueueRecord};
+use taskyard::core::{Amendment, FinishRecord, RetryPolicy, StoreOp, TaskSpec, Time};
+use taskyard::engine::{Engine, Event};
+use taskyard_proto::{
+    Complete, ErrorText, Headers, Payload, QueueName, Target, TaskId, TaskState, WorkerName,
+};
+
+use crate::rigs::Rig;
+
+/// Never reached but by a failure.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn id(number: u64) -> TaskId {
+    // Of version 7, as all tasks' ids are.
+    TaskId(u128::from(number) << 80 | 7 << 76 | 2 << 62 | u128::from(number))
+}
+
+fn queue() -> QueueName {
+    QueueName::parse("q").unwrap()
+}
+
+fn accept_with(number: u64, payload: Payload) -> StoreOp {
+    StoreOp::Accept(Arc::new(TaskSpec {
+        id: id(number),
+        queue: queue(),
+        seq: number,
+        accepted: Time(number * 1000),
+        due: number.is_multiple_of(3).then_some(Time(number * 2000)),
+        expires: None,
+        priority: 4,
+        max_attempts: 5,
+        ack_timeout_ms: 30_000,
+        run_limit_ms: None,
+        retry: RetryPolicy::default(),
+        target: Target::Any,
+        complete: Complete::All,
+        recipients: Vec::new(),
+        headers: Headers::from_pairs([("trace", "a1")]).unwrap(),
+        payload,
+    }))
+}
+
+fn accept(number: u64) -> StoreOp {
+    accept_with(number, Payload::json(&number).unwrap())
+}
+
+fn fail(number: u64, attempt: u16) -> StoreOp {
+    let attempt = FailedAttempt {
+        attempt,
+        worker: Some(WorkerName::parse("w").unwrap()),
+        reason: Failure::Nack,
+        error: Some(ErrorText::new("no")),
+    };
+    StoreOp::Amend(id(number), Amendment::Failed { recipient: 0, attempt, due: Some(Time(1)), lost: false })
+}
+
+fn finish(number: u64) -> StoreOp {
+    StoreOp::Finish(FinishRecord {
+        task: id(number),
+        queue: queue(),
+        state: TaskState::Done,
+        accepted: Time(number * 1000),
+        finished: Time(number * 1000 + 5),
+        attempts: 1,
+        max_attempts: 5,
+        worker: Some(WorkerName::parse("w").unwrap()),
+        result: Payload::json("done").unwrap(),
+        error: None,
+        history: Vec::new(),
+        event_seq: 3,
+        totals: [number, 0, 0],
+        fanout: None,
+    })
+}
+
+async fn next(engine: &mut impl Engine) -> Event {
+    tokio::time::timeout(PATIENCE, engine.next_event()).await.expect("the engine says something")
+}
+
+/// Commits operations as one batch, and waits until the engine says that they are stored.
+async fn store(engine: &mut impl Engine, told: &mut u64, mut ops: Vec<StoreOp>) {
+    let wanted = *told + ops.len() as u64;
+    engine.commit(&mut ops);
+    assert!(ops.is_empty(), "commit leaves the batch empty");
+    while *told < wanted {
+        match next(engine).await {
+            Event::Stored { through } => {
+                assert!(through > *told && through <= wanted, "{through} after {told}, of {wanted}");
+                *told = through;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// The task that an operation is about.
+fn task_of(op: &StoreOp) -> Option<TaskId> {
+    match op {
+        StoreOp::Accept(spec) => Some(spec.id),
+        StoreOp::Amend(task, _) | StoreOp::Forget(task) => Some(*task),
+        StoreOp::Finish(record) => Some(record.task),
+        StoreOp::Queue(_) => None,
+    }
+}
+
+/// What a replay says of each task: its last whole word, and what was amended since.
+fn replayed(ops: &[StoreOp]) -> BTreeMap<TaskId, Vec<&StoreOp>> {
+    let mut tasks: BTreeMap<TaskId, Vec<&StoreOp>> = BTreeMap::new();
+    for op in ops {
+        let Some(task) = task_of(op) else { continue };
+        match op {
+            StoreOp::Accept(_) | StoreOp::Finish(_) => drop(tasks.insert(task, vec![op])),
+            // Of a task that is not known: it has ended, and this means nothing.
+            _ => drop(tasks.get_mut(&task).map(|known| known.push(op))),
+        }
+    }
+    tasks
+}
+
+pub async fn capabilities_are_as_declared<R: Rig>(rig: R) {
+    let (engine, opened, ops) = rig.open();
+    assert_eq!(engine.capabilities().name, R::NAME);
+    assert_eq!((opened.operations, ops.len()), (0, 0), "a new place holds nothing");
+    engine.stop().await.unwrap();
+}
+
+pub async fn stored_is_said_in_order_and_of_nothing_that_was_not_committed<R: Rig>(rig: R) {
+    let (mut engine, ..) = rig.open();
+    let idle = tokio::time::timeout(Duration::ZERO, engine.next_event()).await;
+    assert!(idle.is_err(), "nothing was committed, and it says {idle:?}");
+    let (mut committed, mut told) = (0, 0);
+    for round in 0..50 {
+        for batch in 0..4 {
+            let mut ops: Vec<StoreOp> = (0..=batch).map(|n| accept(1000 * round + 10 * batch + n)).collect();
+            committed += ops.len() as u64;
+            engine.commit(&mut ops);
+        }
+        // A wait that is given up loses no event.
+        let _ = tokio::time::timeout(Duration::ZERO, engine.next_event()).await.map(|event| match event {
+            Event::Stored { through } => told = through,
+            other => panic!("{other:?}"),
+        });
+        while told < committed {
+            let Event::Stored { through } = next(&mut engine).await else { panic!("not stored") };
+            assert!(through > told && through <= committed, "{through} after {told}, of {committed}");
+            told = through;
+        }
+    }
+    engine.stop().await.unwrap();
+}
+
+pub async fn what_is_stored_survives_the_process_if_the_engine_is_durable<R: Rig>(rig: R) {
+    let (mut engine, ..) = rig.open();
+    let mut told = 0;
+    for number in 1..=60 {
+        store(&mut engine, &mut told, vec![accept(number)]).await;
+        if number % 20 == 0 {
+            let (survivor, opened, ops) = rig.as_if_killed().open();
+            let tasks = replayed(&ops);
+            if engine.capabilities().durable {
+                assert!((1..=number).all(|number| tasks.contains_key(&id(number))), "{number}");
+                assert!(!opened.clean);
+                assert_eq!(opened.operations, ops.len() as u64);
+            } else {
+                assert!(tasks.is_empty());
+            }
+            drop(survivor);
+        }
+    }
+    engine.stop().await.unwrap();
+}
+
+pub async fn a_replay_gives_back_each_task_s_operations_in_order<R: Rig>(rig: R) {
+    let (mut engine, ..) = rig.open();
+    let durable = engine.capabilities().durable;
+    let mut told = 0;
+    let record = QueueRecord { queue: queue(), totals: [1, 2, 3] };
+    store(&mut engine, &mut told, vec![StoreOp::Queue(record.clone())]).await;
+    store(&mut engine, &mut told, (1..=30).map(accept).collect()).await;
+    for attempt in 1..=3 {
+        store(&mut engine, &mut told, (1..=30).map(|number| fail(number, attempt)).collect()).await;
+    }
+    let delivered = StoreOp::Amend(id(7), Amendment::Delivered { recipient: 0 });
+    let deferred = StoreOp::Amend(id(7), Amendment::Deferred { recipient: 0, due: Time(9) });
+    let acked = StoreOp::Amend(id(7), Amendment::Acked { recipient: 0, result: Payload::binary(vec![1, 2]) });
+    let amended = [delivered, deferred, acked];
+    store(&mut engine, &mut told, amended.to_vec()).await;
+    engine.stop().await.unwrap();
+
+    let (engine, _, ops) = rig.open();
+    if durable {
+        let tasks = replayed(&ops);
+        assert_eq!(tasks.len(), 30);
+        for number in 1..=30 {
+            let mut expected = vec![accept(number), fail(number, 1), fail(number, 2), fail(number, 3)];
+            if number == 7 {
+                expected.extend(amended.clone());
+            }
+            assert_eq!(tasks[&id(number)], expected.iter().collect::<Vec<_>>());
+        }
+        assert!(ops.contains(&StoreOp::Queue(record)));
+    } else {
+        assert_eq!(ops, Vec::new());
+    }
+    engine.stop().await.unwrap();
+}
+
+pub async fn a_finished_task_does_not_come_back_unfinished<R: Rig>(rig: R) {
+    let (mut engine, ..) = rig.open();
+    let durable = engine.capabilities().durable;
+    let mut told = 0;
+    // Enough for several segments, finished in another order than accepted, so that some are cleaned.
+    let large = || Payload::binary(vec![7; 2000]);
+    store(&mut engine, &mut told, (1..=200).map(|number| accept_with(number, large())).collect()).await;
+    let ended: BTreeSet<u64> = (1..=200).filter(|number| number % 5 != 0).collect();
+    for number in &ended {
+        store(&mut engine, &mut told, vec![fail(*number, 1), finish(*number)]).await;
+    }
+    let killed = rig.as_if_killed();
+    engine.stop().await.unwrap();
+    for place in [killed, rig] {
+        // And at every start after that.
+        for _ in 0..2 {
+            let (engine, _, ops) = place.open();
+            let tasks = replayed(&ops);
+            assert_eq!(tasks.len(), if durable { 200 } else { 0 });
+            for (task, known) in tasks {
+                let is_over = matches!(known[0], StoreOp::Finish(_));
+                assert_eq!(is_over, ended.contains(&((task.0 >> 80) as u64)), "{known:?}");
+            }
+            engine.stop().await.unwrap();
+        }
+    }
+}
+
+pub async fn what_was_forgotten_may_go<R: Rig>(rig: R) {
+    let (mut engine, ..) = rig.open();
+    let mut told = 0;
+    for number in 1..=500 {
+        let large = Payload::binary(vec![7; 2000]);
+        store(
+            &mut engine,
+            &mut told,
+            vec![accept_with(number, large), finish(number), StoreOp::Forget(id(number))],
+        )
+        .await;
+    }
+    store(&mut engine, &mut told, vec![accept(1001)]).await;
+    let footprint = engine.footprint();
+    // A megabyte was accepted; what is needed of it is one task.
+    assert!(footprint.live_bytes < 500_000, "{footprint:?}");
+    engine.stop().await.unwrap();
+    let (engine, _, ops) = rig.open();
+    for (task, known) in replayed(&ops) {
+        assert!(task == id(1001) || matches!(known[0], StoreOp::Finish(_)), "{known:?}");
+    }
+    engine.stop().await.unwrap();
+}
+
+pub async fn nothing_to_write_is_stored_too<R: Rig>(rig: R) {
+    let (mut engine, ..) = rig.open();
+    let mut told = 0;
+    store(&mut engine, &mut told, vec![StoreOp::Forget(id(1))]).await;
+    store(&mut engine, &mut told, vec![accept(2)]).await;
+    // Behind a batch that is still under way, and in one that has both.
+    let mut ops = vec![accept(3)];
+    engine.commit(&mut ops);
+    told += store_later(&mut engine, vec![StoreOp::Forget(id(2)), StoreOp::Forget(id(9))]);
+    told += store_later(&mut engine, vec![accept(4), StoreOp::Forget(id(3))]);
+    engine.commit(&mut Vec::new());
+    let wanted = told + 1;
+    let mut through = 0;
+    while through < wanted {
+        let Event::Stored { through: now } = next(&mut engine).await else { panic!("not stored") };
+        through = now;
+    }
+    assert_eq!(through, wanted);
+    engine.stop().await.unwrap();
+}
+
+fn store_later(engine: &mut impl Engine, mut ops: Vec<StoreOp>) -> u64 {
+    let count = ops.len() as u64;
+    engine.commit(&mut ops);
+    count
+}
+
+pub async fn a_stop_in_order_is_told_at_the_next_start<R: Rig>(rig: R) {
+    let (mut engine, ..) = rig.open();
+    let durable = engine.capabilities().durable;
+    let mut told = 0;
+    store(&mut engine, &mut told, vec![accept(1)]).await;
+    // What was committed last need not have been told: the stop stores it.
+    engine.commit(&mut vec![accept(2)]);
+    let killed = rig.as_if_killed();
+    engine.stop().await.unwrap();
+    let (engine, opened, ops) = rig.open();
+    assert!(opened.clean);
+    assert_eq!(replayed(&ops).len(), if durable { 2 } else { 0 });
+    engine.stop().await.unwrap();
+    let (engine, opened, ops) = killed.open();
+    assert_eq!(opened.clean, !durable);
+    assert!(!durable || replayed(&ops).contains_key(&id(1)));
+    engine.stop().await.unwrap();
+}
+
+pub async fn starts_are_numbered<R: Rig>(rig: R) {
+    let mut last = 0;
+    for _ in 0..3 {
+        let (engine, opened, _) = rig.open();
+        // Lease numbers are made of it: only an engine that remembers leases' tasks must count.
+        if engine.capabilities().durable {
+            assert!(opened.start > last, "{} after {last}", opened.start);
+            last = opened.start;
+        }
+        engine.stop().await.unwrap();
+    }
+}
+
+pub async fn there_is_room_again_once_the_work_is_done<R: Rig>(rig: R) {
+    let (mut engine, ..) = rig.open();
+    assert!(engine.has_room());
+    let mut committed = 0;
+    // No await in between: nothing that is told meanwhile is taken.
+    while engine.has_room() && committed < 64 {
+        let large = Payload::binary(vec![7; 1 << 20]);
+        committed += store_later(&mut engine, vec![accept_with(committed + 1, large)]);
+    }
+    let mut told = 0;
+    while told < committed {
+        match next(&mut engine).await {
+            Event::Stored { through } => told = through,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(engine.has_room(), "all is stored");
+    engine.stop().await.unwrap();
+}
+
+pub async fn payloads_come_back_as_they_were<R: Rig>(rig: R) {
+    let (mut engine, ..) = rig.open();
+    let durable = engine.capabilities().durable;
+    let payloads = [
+        Payload::NULL,
+        Payload::json_text(r#"{ "a" : 1.0, "a": [] }"#).unwrap(),
+        Payload::message_pack(&u64::MAX).unwrap(),
+        Payload::binary(Vec::new()),
+        Payload::binary((0..=255).collect::<Vec<u8>>()),
+        Payload::binary(vec![9; 1 << 20]),
+    ];
+    let ops: Vec<StoreOp> =
+        payloads.iter().zip(1..).map(|(payload, number)| accept_with(number, payload.clone())).collect();
+    let mut told = 0;
+    store(&mut engine, &mut told, ops.clone()).await;
+    engine.stop().await.unwrap();
+    let (engine, _, back) = rig.open();
+    assert_eq!(back, if durable { ops } else { Vec::new() });
+    engine.stop().await.unwrap();
+}
