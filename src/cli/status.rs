@@ -27,6 +27,8 @@ enum Output {
 }
 
 pub(super) async fn run(args: Args) -> Result<ExitCode, Failed> {
+    // What is no URL is bad usage, whatever else would fail.
+    args.remote.options()?;
     let queues = fetch(&args.remote, "/v1/queues").await?;
     let workers = fetch(&args.remote, "/v1/workers").await?;
     match args.output {

@@ -25,6 +25,24 @@ fn check(broker: &Broker, what: &str, code: u16, bytes: &[u8]) {
     good.hang_up();
 }
 
+/// One frame with a reserved bit, or of an unknown opcode, cost the broker a thread for ever.
+///
+/// The reader went on to wait for the peer's close frame with the parser that had just failed, and that
+/// failed at the same byte again, at once, without end: no timeout came through, the close frame was
+/// not written, and the leases stayed.
+#[test]
+fn after_a_broken_frame_nothing_is_parsed() {
+    let broker = Broker::in_memory();
+    // More of them than there are threads.
+    for _ in 0..20 {
+        let mut ws = broker.ws();
+        ws.raw(&Ws::masked(0xc1, b"{}"));
+        ws.raw(&Ws::masked(0x83, b"{}"));
+        ws.closes(1002);
+    }
+    assert_eq!(broker.get("/healthz").status, 200);
+}
+
 fn close_body(code: u16, reason: &[u8]) -> Vec<u8> {
     [&code.to_be_bytes(), reason].concat()
 }

@@ -44,6 +44,10 @@ impl World {
             if let Some(ws) = Ws::try_open(self.address) {
                 return Some(ws);
             }
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "a broker that is down tells nobody when it is back"
+            )]
             std::thread::sleep(Duration::from_millis(2));
         }
         None
@@ -198,7 +202,7 @@ fn kill_nine() {
     let producers: Vec<_> = (0..PRODUCERS).map(|_| spawn(World::produce)).collect();
     let workers: Vec<_> = (0..WORKERS).map(|_| spawn(World::work)).collect();
     for _ in 0..rounds {
-        // The moment is what is random here; nothing is waited for.
+        #[expect(clippy::disallowed_methods, reason = "the moment is what is random; nothing is waited for")]
         std::thread::sleep(Duration::from_micros(next_random(&mut random) % 60_000));
         broker.kill();
         broker.start_again_at_its_port();

@@ -76,7 +76,7 @@ pub(crate) struct Oracle {
     by_order: Vec<TaskId>,
     leases: BTreeMap<LeaseId, Lease>,
     sessions: BTreeMap<SessionId, Session>,
-    /// Sessions that ended in the current input: they may still be answered.
+    /// Sessions that said `bye`: they are still answered, then closed.
     leaving: Vec<SessionId>,
     calls: BTreeMap<CallId, Call>,
     rings: BTreeMap<(QueueName, Option<GroupName>), Option<u64>>,

@@ -3,16 +3,15 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{self, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
 use std::time::Instant;
 
 use serde_json::Value;
 use tempfile::TempDir;
 
 use super::{PATIENCE, Ws, http};
-
-pub use std::process::Command;
 
 /// A broker with a store of its own. Dropped, it is killed.
 pub struct Broker {
@@ -42,27 +41,57 @@ pub fn command(arguments: &[&str]) -> Command {
     command
 }
 
+/// A command under way. Dropped, it is killed.
+pub struct Child {
+    guard: Guard,
+    out: JoinHandle<String>,
+    err: JoinHandle<String>,
+}
+
+impl Child {
+    /// Starts a command.
+    pub fn of(command: &mut Command) -> Child {
+        Child::with_input(command, b"")
+    }
+
+    fn with_input(command: &mut Command, input: &[u8]) -> Child {
+        let mut guard = Guard(command.stdin(Stdio::piped()).spawn().unwrap());
+        let (out, err) = (drain(guard.0.stdout.take().unwrap()), drain(guard.0.stderr.take().unwrap()));
+        // It may end without having read all.
+        let _ = guard.0.stdin.take().unwrap().write_all(input);
+        Child { guard, out, err }
+    }
+
+    pub fn signal(&self, name: &str) {
+        signal(&self.guard, name);
+    }
+
+    /// Waits for its end.
+    pub fn output(mut self) -> Output {
+        let code = wait(&mut self.guard.0, "the command").code();
+        Output { code, out: self.out.join().unwrap(), err: self.err.join().unwrap() }
+    }
+}
+
 impl Output {
     /// Runs a command that ends by itself.
     pub fn of(command: &mut Command) -> Output {
-        Output::with_input(command, b"")
+        Child::of(command).output()
     }
 
     /// The same, with something on its standard input.
     pub fn with_input(command: &mut Command, input: &[u8]) -> Output {
-        let mut child = Guard(command.stdin(Stdio::piped()).spawn().unwrap());
-        let mut stdin = child.0.stdin.take().unwrap();
-        // It may end without having read all.
-        let _ = stdin.write_all(input);
-        drop(stdin);
-        let (out, err) = (drain(child.0.stdout.take().unwrap()), drain(child.0.stderr.take().unwrap()));
-        let code = wait(&mut child.0, "the command").code();
-        Output { code, out: out.join().unwrap(), err: err.join().unwrap() }
+        Child::with_input(command, input).output()
     }
 }
 
+fn signal(child: &Guard, name: &str) {
+    let status = Command::new("kill").args(["-s", name, &child.0.id().to_string()]).status().unwrap();
+    assert!(status.success());
+}
+
 /// A child that is killed when it is dropped.
-struct Guard(Child);
+struct Guard(process::Child);
 
 impl Drop for Guard {
     fn drop(&mut self) {
@@ -71,7 +100,7 @@ impl Drop for Guard {
     }
 }
 
-fn drain(mut from: impl std::io::Read + Send + 'static) -> std::thread::JoinHandle<String> {
+fn drain(mut from: impl std::io::Read + Send + 'static) -> JoinHandle<String> {
     std::thread::spawn(move || {
         let mut bytes = Vec::new();
         from.read_to_end(&mut bytes).unwrap();
@@ -79,14 +108,20 @@ fn drain(mut from: impl std::io::Read + Send + 'static) -> std::thread::JoinHand
     })
 }
 
-fn wait(child: &mut Child, what: &str) -> ExitStatus {
+fn wait(child: &mut process::Child, what: &str) -> ExitStatus {
     super::until(&format!("{what} to end"), || child.try_wait().unwrap())
 }
 
 /// What a broker has logged so far.
 #[derive(Clone, Default)]
 struct Log {
-    lines: Arc<(Mutex<(Vec<String>, bool)>, Condvar)>,
+    shared: Arc<(Mutex<Lines>, Condvar)>,
+}
+
+#[derive(Default)]
+struct Lines {
+    all: Vec<String>,
+    ended: bool,
 }
 
 impl Log {
@@ -94,37 +129,37 @@ impl Log {
         let log = self.clone();
         std::thread::spawn(move || {
             for line in BufReader::new(from).lines().map_while(Result::ok) {
-                log.lines.0.lock().unwrap().0.push(line);
-                log.lines.1.notify_all();
+                log.shared.0.lock().unwrap().all.push(line);
+                log.shared.1.notify_all();
             }
-            log.lines.0.lock().unwrap().1 = true;
-            log.lines.1.notify_all();
+            log.shared.0.lock().unwrap().ended = true;
+            log.shared.1.notify_all();
         });
     }
 
     /// The first line that holds `text`, or none if the log ended without.
     fn find(&self, text: &str) -> Option<String> {
         let until = Instant::now() + PATIENCE;
-        let mut lines = self.lines.0.lock().unwrap();
+        let mut lines = self.shared.0.lock().unwrap();
         loop {
-            if let Some(line) = lines.0.iter().find(|line| line.contains(text)) {
+            if let Some(line) = lines.all.iter().find(|line| line.contains(text)) {
                 return Some(line.clone());
             }
-            if lines.1 {
+            if lines.ended {
                 return None;
             }
             let left = until.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "waited in vain for {text:?} in the log:\n{}", lines.0.join("\n"));
-            lines = self.lines.1.wait_timeout(lines, left).unwrap().0;
+            assert!(!left.is_zero(), "waited in vain for {text:?} in the log:\n{}", lines.all.join("\n"));
+            lines = self.shared.1.wait_timeout(lines, left).unwrap().0;
         }
     }
 
     fn all(&self) -> String {
-        let mut lines = self.lines.0.lock().unwrap();
-        while !lines.1 {
-            lines = self.lines.1.wait(lines).unwrap();
+        let mut lines = self.shared.0.lock().unwrap();
+        while !lines.ended {
+            lines = self.shared.1.wait(lines).unwrap();
         }
-        lines.0.join("\n")
+        lines.all.join("\n")
     }
 }
 
@@ -251,9 +286,7 @@ impl Broker {
     }
 
     pub fn signal(&self, name: &str) {
-        let pid = self.child.0.id().to_string();
-        let status = Command::new("kill").args(["-s", name, &pid]).status().unwrap();
-        assert!(status.success());
+        signal(&self.child, name);
     }
 
     /// SIGKILL, and waits for the end.

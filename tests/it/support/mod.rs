@@ -8,8 +8,8 @@ mod ws;
 
 use std::time::Duration;
 
-pub use broker::{Broker, Command, Output, command};
-pub use ws::{Frame, Heard, Ws, handshake, upgrade_request};
+pub use broker::{Broker, Child, Output, command};
+pub use ws::{Heard, Ws, handshake, upgrade_request};
 
 /// How long a test waits for what must come. Never reached but by a failure.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -22,6 +22,7 @@ pub fn until<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
             return found;
         }
         assert!(began.elapsed() < PATIENCE, "waited in vain for {what}");
+        #[expect(clippy::disallowed_methods, reason = "only asked about, never told")]
         std::thread::sleep(Duration::from_millis(5));
     }
 }
