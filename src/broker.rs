@@ -23,10 +23,6 @@ const CALL_MESSAGES: usize = 4;
 
 /// One input for the dispatcher.
 #[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "the largest is the most frequent: a box would cost an allocation a task"
-)]
 pub enum Item {
     /// For the core.
     Command(Command),

@@ -70,7 +70,7 @@ fn main() -> ExitCode {
 }
 
 fn on_runtime(run: impl Future<Output = Result<(), Failed>>) -> Result<(), Failed> {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(run)
+    tokio::runtime::Builder::new_multi_thread().worker_threads(3).enable_all().build()?.block_on(run)
 }
 
 /// The middle of some figures.

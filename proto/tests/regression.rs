@@ -4,7 +4,7 @@ use taskyard_proto::codec::{
     ClientFrame, Frame, Rejection, Undecodable, decode_body, decode_bulk, decode_client, decode_server,
     encode_server,
 };
-use taskyard_proto::message::{Ack, Submit, Task};
+use taskyard_proto::message::{Ack, Task};
 use taskyard_proto::{
     ClientMessage, Encoding, ErrorCode, Headers, Payload, QueueName, Request, Response, TaskId,
 };

@@ -89,7 +89,7 @@ fn log_event(event: WorkerEvent) {
         WorkerEvent::LeaseLost { task, .. } => {
             tracing::warn!(%task, "the lease is lost: the task went on without this worker");
         }
-        WorkerEvent::Draining { .. } => tracing::info!("taking no more tasks; finishing what is held"),
+        WorkerEvent::Draining => tracing::info!("taking no more tasks; finishing what is held"),
         WorkerEvent::Error { message, .. } => tracing::warn!("{message}"),
         other => tracing::warn!("{other:?}"),
     }

@@ -25,7 +25,7 @@ const WAIT_MS_MAX: u64 = 60_000;
 /// All routes.
 pub fn router(app: App) -> Router {
     Router::new()
-        .route("/v1/queues/{queue}/tasks", post(submit))
+        .route("/v1/queues/{queue}/tasks", post(submit).get(unserved))
         .route("/v1/tasks", post(submit_many))
         .route("/v1/tasks/{task}", get(task).delete(unserved))
         .route("/v1/queues", get(queues))
@@ -45,6 +45,9 @@ pub fn router(app: App) -> Router {
         .route("/v1/schedules", get(unserved))
         .route("/v1/schedules/{name}", get(unserved).put(unserved).delete(unserved))
         .route("/v1/rooms/{room}", post(unserved))
+        .route("/v1/workers/{worker}", delete(unserved))
+        .route("/v1/workers/{worker}/drain", post(unserved))
+        .route("/openapi.json", get(unserved))
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
@@ -61,33 +64,7 @@ fn bad_request(message: impl AsRef<str>) -> Error {
     Error::new(ErrorCode::BadRequest, message)
 }
 
-/// Whether the protocol has this verb and this version of the broker has not.
-fn is_not_served_yet(method: &Method, path: &str) -> bool {
-    let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
-    match parts.as_slice() {
-        ["openapi.json"] | ["v1", "schedules" | "rooms" | "leases" | "workers", ..] => {
-            parts != ["v1", "workers"]
-        }
-        ["v1", "tasks", _] => method == Method::DELETE,
-        ["v1", "tasks", _, "events" | "explain"] => true,
-        ["v1", "queues", _] => method == Method::PUT,
-        ["v1", "queues", _, "tasks"] => method == Method::GET,
-        ["v1", "queues", _, "lease" | "pause" | "unpause" | "purge" | "dead", ..] => true,
-        _ => false,
-    }
-}
-
-fn not_served_yet(method: &Method, path: &str, headers: &HeaderMap) -> Response {
-    let version = env!("CARGO_PKG_VERSION");
-    let error =
-        bad_request(format!("{method} {path} is not served by this version of the broker ({version})"));
-    body::refused(body::answer_encoding(headers), error)
-}
-
-async fn not_found(method: Method, uri: Uri, headers: HeaderMap) -> Response {
-    if is_not_served_yet(&method, uri.path()) {
-        return not_served_yet(&method, uri.path(), &headers);
-    }
+async fn not_found(uri: Uri, headers: HeaderMap) -> Response {
     let text = format!(
         "there is nothing at {}: tasks are submitted to /v1/queues/{{queue}}/tasks, sockets opened at /ws",
         uri.path()
@@ -106,9 +83,6 @@ async fn unserved(method: Method, uri: Uri, headers: HeaderMap) -> Response {
 }
 
 async fn method_not_allowed(method: Method, uri: Uri, headers: HeaderMap) -> Response {
-    if is_not_served_yet(&method, uri.path()) {
-        return not_served_yet(&method, uri.path(), &headers);
-    }
     let error = bad_request(format!("{method} is not a verb of {}: see `Allow`", uri.path()));
     body::refused_as(StatusCode::METHOD_NOT_ALLOWED, body::answer_encoding(&headers), error)
 }

@@ -249,6 +249,7 @@ fn what_is_not_served_yet_says_so() {
         ("POST", "/v1/queues/q/pause".into()),
         ("POST", "/v1/queues/q/unpause".into()),
         ("POST", "/v1/queues/q/purge".into()),
+        ("GET", "/v1/queues/q/tasks?state=dead".into()),
         ("GET", "/v1/queues/q/dead".into()),
         ("POST", "/v1/queues/q/dead/redrive".into()),
         ("DELETE", format!("/v1/queues/q/dead/{task}")),
@@ -273,7 +274,7 @@ fn unknown_paths_and_verbs() {
     broker.get("/v1/queues/").is_error(404, "not_found");
     for (method, path, allowed) in [
         ("PATCH", "/v1/queues", "GET"),
-        ("GET", "/v1/queues/q/tasks", "POST"),
+        ("GET", "/v1/tasks", "POST"),
         ("DELETE", "/metrics", "GET"),
         ("BREW", "/v1/workers", "GET"),
     ] {

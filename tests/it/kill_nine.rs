@@ -14,7 +14,20 @@ use crate::support::{Broker, Ws, until};
 
 const PRODUCERS: usize = 3;
 const WORKERS: usize = 3;
-const QUEUE: &str = "kill";
+/// A queue shows its last 100,000 finished tasks: enough of them that all tasks can be looked up.
+const QUEUES: u64 = 32;
+
+fn queue_of(number: u64) -> String {
+    format!("kill-{}", (number >> 15) % QUEUES)
+}
+
+/// The sum of all queues' counts of these states.
+fn count(broker: &Broker, states: &[&str]) -> u64 {
+    let queues = broker.get("/v1/queues").json()["queues"].clone();
+    let count =
+        |queue: &Value| states.iter().map(|state| queue["counts"][*state].as_u64().unwrap()).sum::<u64>();
+    queues.as_array().unwrap().iter().map(count).sum()
+}
 
 /// What the clients saw, in the order in which they saw it.
 #[derive(Debug, Clone)]
@@ -62,8 +75,7 @@ impl World {
                     *next += 8;
                     (*next - 8..*next).collect()
                 };
-                let submit =
-                    |number: &u64| json!({"type": "submit", "id": number, "queue": QUEUE, "payload": number});
+                let submit = |number: &u64| json!({"type": "submit", "id": number, "queue": queue_of(*number), "payload": number});
                 let submits: Vec<Value> = numbers.iter().map(submit).collect();
                 if !ws.raw_if_open(&Ws::masked(0x81, Value::Array(submits).to_string().as_bytes())) {
                     break;
@@ -86,8 +98,9 @@ impl World {
     /// Takes tasks and acknowledges each, until told to stop.
     fn work(&self) {
         while let Some(mut ws) = self.connect(&self.working) {
-            let subscribe = json!({"type": "subscribe", "queue": QUEUE, "credit": 16}).to_string();
-            if !ws.raw_if_open(&Ws::masked(0x81, subscribe.as_bytes())) {
+            let subscribe = |nth| json!({"type": "subscribe", "queue": queue_of(nth << 15), "credit": 16});
+            let subscribes: Vec<Value> = (0..QUEUES).map(subscribe).collect();
+            if !ws.raw_if_open(&Ws::masked(0x81, Value::Array(subscribes).to_string().as_bytes())) {
                 continue;
             }
             // The end of the whole test ends the socket too, by the broker's last kill.
@@ -213,12 +226,9 @@ fn kill_nine() {
     }
     // Everything that is there settles, and the clients hear of it.
     let unsettled = ["scheduled", "queued", "leased", "retrying", "dead"];
-    until("all tasks to settle", || {
-        let counts = broker.get(&format!("/v1/queues/{QUEUE}")).json()["counts"].clone();
-        unsettled.iter().all(|state| counts[*state] == 0).then_some(())
-    });
+    until("all tasks to settle", || (count(&broker, &unsettled) == 0).then_some(()));
     world.working.store(false, Ordering::Relaxed);
-    let done = broker.count(QUEUE, "done");
+    let done = count(&broker, &["done"]);
     let log = world.log.lock().unwrap().clone();
     let submitted = *world.next.lock().unwrap();
     let (report, tasks) = check(&log, submitted);

@@ -256,7 +256,7 @@ fn held_by(broker: &Broker, task: &str) -> Value {
 fn events_count_up_and_end_with_finished() {
     let broker = Broker::start();
     let mut producer = broker.ws();
-    let task = producer.submit(json!({"queue": "q", "watch": true, "backoff": {"initial_ms": 1}}));
+    let task = producer.submit(json!({"queue": "q", "watch": true, "backoff": {"initial_ms": 20}}));
     let mut ws = broker.worker("w");
     ws.subscribe("q", 1);
     let delivery = ws.task();
