@@ -1,6 +1,6 @@
 //! Giving tasks to workers: whose turn it is, what goes first, and what a delivery does.
 
-use taskyard_proto::{LeaseId, Mode};
+use taskyard_proto::{LeaseId, Mode, WorkerName};
 
 use super::effect::{Effects, Hop, Output};
 use super::queue::{LaneKey, Rate, Tally};
@@ -177,6 +177,24 @@ impl Shard {
             .into(),
         });
         self.event(task, recipient, taskyard_proto::Payload::NULL, fx);
+    }
+
+    /// A task to one worker has ended: if that worker is absent and nothing else waits for it, its lane
+    /// goes. Names come and go without end.
+    pub(super) fn leave_lane(&mut self, queue: u32, worker: &WorkerName) {
+        let Shard { queues, tasks, .. } = self;
+        let queue = &mut queues[queue as usize];
+        let Some(lane) = queue.worker_names.get(worker).copied() else { return };
+        let found = &mut queue.workers[lane as usize];
+        if found.subscription.is_some() {
+            return;
+        }
+        // Looking at what is first drops what no longer waits.
+        found.ready.first(|entry| match tasks.get(entry.task as usize) {
+            Some(task) if task.spec.seq == entry.seq => Verdict::Take,
+            _ => Verdict::Stale,
+        });
+        queue.drop_worker_lane_if_empty(lane);
     }
 
     /// Recomputes whether a subscription stands open, and tells the rings.

@@ -1,7 +1,7 @@
 //! How a task ends: for its one recipient, or for all of them together.
 
 use taskyard_proto::{
-    Complete, ErrorText, Finished, Payload, RecipientList, RecipientOutcome, TaskState, WorkerName,
+    Complete, ErrorText, Finished, Payload, RecipientList, RecipientOutcome, Target, TaskState, WorkerName,
 };
 
 use super::effect::Effects;
@@ -85,6 +85,9 @@ impl Shard {
             self.tasks[key as usize].decided = true;
         } else {
             self.tasks.remove(key as usize);
+        }
+        if let Target::Worker { worker, .. } = &spec.target {
+            self.leave_lane(queue, worker);
         }
         let message = (!watchers.is_empty()).then(|| finished_message(&record));
         self.store(StoreOp::Finish(record.clone()), fx);

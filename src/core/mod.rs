@@ -8,8 +8,8 @@
 //!   rooms that their nouns have: `submit`, `assign`, `settle`, `fanout`, `sessions`, `due`, `kept`, `restore`.
 //! * [`command`] and [`effect`]: what goes in, what comes out.
 //! * [`record`]: what must survive; the same operations that are stored are replayed at a start.
-//! * [`queue`], [`ready`], [`ring`]: where tasks wait, and whose turn it is.
-//! * [`task`], [`session`], [`retry`], [`timers`]: the nouns and their small rules.
+//! * `queue`, `ready`, `ring`: where tasks wait, and whose turn it is.
+//! * `task`, `session`, `retry`, `timers`: the nouns and their small rules.
 
 mod assign;
 pub mod command;
