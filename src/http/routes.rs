@@ -17,7 +17,7 @@ use taskyard_proto::{
 
 use super::body::{self, Kind};
 use super::{App, query, view};
-use crate::broker::{Call, Gone, SubmitRefused};
+use crate::broker::{Call, Gone, Seen, SubmitRefused};
 
 /// The longest wait that a request may ask for.
 const WAIT_MS_MAX: u64 = 60_000;
@@ -365,25 +365,36 @@ async fn task(
             Err(gone) => return body::refused(encoding, gone.error()),
         }
     }
-    match app.broker.inspect(move |seen| seen.shard.task_view(task, seen.now)).await {
-        Ok(Some(view)) => body::document(status, encoding, &view::task(&view)),
-        Ok(None) => {
+    show(&app, status, encoding, move |seen| match seen.shard.task_view(task, seen.now) {
+        Some(found) => Ok(view::task(&found)),
+        None => {
             let text = "no such task: it never was, or it ended longer ago than finished tasks are kept";
-            body::refused(encoding, Error::new(ErrorCode::NotFound, text).task(task))
+            Err(Error::new(ErrorCode::NotFound, text).task(task))
         }
+    })
+    .await
+}
+
+/// Looks at the state and shows a document of it, or says why there is none.
+async fn show(
+    app: &App,
+    status: StatusCode,
+    encoding: Encoding,
+    look: impl FnOnce(Seen<'_>) -> Result<String, Error> + Send + 'static,
+) -> Response {
+    match app.broker.inspect(look).await {
+        Ok(Ok(json)) => body::document(status, encoding, &json),
+        Ok(Err(error)) => body::refused(encoding, error),
         Err(gone) => body::refused(encoding, gone.error()),
     }
 }
 
 async fn queues(State(app): State<App>, headers: HeaderMap) -> Response {
-    let encoding = body::answer_encoding(&headers);
-    match app.broker.inspect(|seen| seen.shard.queue_views(seen.now)).await {
-        Ok(views) => {
-            let queues: Vec<_> = views.iter().map(view::queue).collect();
-            body::document(StatusCode::OK, encoding, &serde_json::json!({"queues": queues}).to_string())
-        }
-        Err(gone) => body::refused(encoding, gone.error()),
-    }
+    show(&app, StatusCode::OK, body::answer_encoding(&headers), |seen| {
+        let queues: Vec<_> = seen.shard.queue_views(seen.now).iter().map(view::queue).collect();
+        Ok(serde_json::json!({"queues": queues}).to_string())
+    })
+    .await
 }
 
 async fn queue(State(app): State<App>, queue: Segment, headers: HeaderMap) -> Response {
@@ -392,24 +403,20 @@ async fn queue(State(app): State<App>, queue: Segment, headers: HeaderMap) -> Re
         Ok(name) => name,
         Err(error) => return body::refused(encoding, error),
     };
-    let sought = name.clone();
-    match app.broker.inspect(move |seen| seen.shard.queue_view(&sought, seen.now)).await {
-        Ok(Some(found)) => body::document(StatusCode::OK, encoding, &view::queue(&found).to_string()),
-        Ok(None) => {
+    show(&app, StatusCode::OK, encoding, move |seen| match seen.shard.queue_view(&name, seen.now) {
+        Some(found) => Ok(view::queue(&found).to_string()),
+        None => {
             let text = format!("there is no queue {name}: the first submit or subscribe makes it");
-            body::refused(encoding, Error::new(ErrorCode::NotFound, text))
+            Err(Error::new(ErrorCode::NotFound, text))
         }
-        Err(gone) => body::refused(encoding, gone.error()),
-    }
+    })
+    .await
 }
 
 async fn workers(State(app): State<App>, headers: HeaderMap) -> Response {
-    let encoding = body::answer_encoding(&headers);
-    match app.broker.inspect(|seen| seen.shard.worker_views(seen.now)).await {
-        Ok(views) => {
-            let workers: Vec<_> = views.iter().map(view::worker).collect();
-            body::document(StatusCode::OK, encoding, &serde_json::json!({"workers": workers}).to_string())
-        }
-        Err(gone) => body::refused(encoding, gone.error()),
-    }
+    show(&app, StatusCode::OK, body::answer_encoding(&headers), |seen| {
+        let workers: Vec<_> = seen.shard.worker_views(seen.now).iter().map(view::worker).collect();
+        Ok(serde_json::json!({"workers": workers}).to_string())
+    })
+    .await
 }
