@@ -137,7 +137,7 @@ impl<E: Engine> Dispatcher<E> {
                         deliver();
                     }
                     // What was stored is going out; what has arrived meanwhile joins it.
-                    self.take_more(now, 0);
+                    self.take_more(now, 0, None);
                 }
                 Wake::Event(Event::Full(full)) => {
                     let now = self.clock.now();
@@ -165,7 +165,7 @@ impl<E: Engine> Dispatcher<E> {
                         deliver();
                     }
                     // Questions come before commands: many of them must not hold the commands up.
-                    self.take_more(self.clock.now(), 0);
+                    self.take_more(self.clock.now(), 0, None);
                 }
                 Wake::Deadline => self.expire(self.clock.now()),
                 Wake::Phase(Phase::Drain { until }) if self.drained.is_none() => {
@@ -177,9 +177,10 @@ impl<E: Engine> Dispatcher<E> {
                 Wake::Phase(Phase::Stop) => return self.stop().await,
             }
             self.flush();
-            let over =
-                self.drained.is_some_and(|until| self.shard.leases_out() == 0 || Instant::now() >= until);
-            if over && self.inbox.is_empty() {
+            let over = self.drained.is_some_and(|until| {
+                Instant::now() >= until || (self.shard.leases_out() == 0 && self.inbox.is_empty())
+            });
+            if over {
                 return self.stop().await;
             }
         }
@@ -187,7 +188,9 @@ impl<E: Engine> Dispatcher<E> {
 
     /// Waits for something to do. Changes nothing.
     async fn wait(&mut self) -> Wake {
-        let deadline = self.shard.next_deadline().map(|time| self.clock.instant(time));
+        // Without room nothing expires: acks that came in time wait in the inbox, which is not read then.
+        let has_room = self.engine.has_room();
+        let deadline = self.shard.next_deadline().filter(|_| has_room).map(|time| self.clock.instant(time));
         let deadline = match (deadline, self.hold_until) {
             (Some(at), Some(hold)) => Some(at.max(hold)),
             (at, _) => at,
@@ -208,12 +211,12 @@ impl<E: Engine> Dispatcher<E> {
             }),
             event = self.engine.next_event() => Wake::Event(event),
             Some(inspection) = self.inspections.recv() => Wake::Inspect(inspection),
-            Some(batch) = self.inbox.recv(), if self.engine.has_room() => Wake::Batch(batch),
+            Some(batch) = self.inbox.recv(), if has_room => Wake::Batch(batch),
             () = sleep => Wake::Deadline,
         };
         // A deadline that was passed long before we woke: the process, or its machine, stood still.
         let now = Instant::now();
-        if deadline.is_some_and(|at| now > at + STALL) || !self.engine.has_room() {
+        if self.hold_until.is_none() && deadline.is_some_and(|at| now > at + STALL) {
             self.hold_until = Some(now + STALL_GRACE);
         }
         wake
@@ -221,29 +224,32 @@ impl<E: Engine> Dispatcher<E> {
 
     fn turn(&mut self, batch: Batch) {
         let now = self.clock.now();
-        let count = batch.items.len();
+        let (count, arrived) = (batch.items.len(), batch.arrived);
         self.apply(now, batch);
-        self.take_more(now, count);
+        self.take_more(now, count, Some(arrived));
     }
 
-    /// Takes what has arrived, up to a turn's worth, then does what is due.
-    fn take_more(&mut self, now: Time, mut count: usize) {
-        let mut horizon = now;
+    /// Takes what has arrived, up to a turn's worth, then does what is due. `arrived` is when the last
+    /// batch did that is applied already.
+    fn take_more(&mut self, now: Time, mut count: usize, arrived: Option<Time>) {
+        // What is not applied yet arrived after this: acks come before expiries.
+        let mut horizon = arrived;
         while count < TURN_COMMANDS && self.engine.has_room() {
             match self.inbox.try_recv() {
                 Ok(batch) => {
                     count += batch.items.len();
-                    horizon = batch.arrived;
+                    horizon = Some(batch.arrived);
                     self.apply(now, batch);
                 }
                 Err(_) => {
-                    horizon = now;
+                    horizon = Some(now);
                     break;
                 }
             }
         }
-        // What has arrived and is not yet applied arrived after the horizon: acks come before expiries.
-        self.expire(horizon.min(now));
+        if let Some(horizon) = horizon {
+            self.expire(horizon.min(now));
+        }
     }
 
     fn apply(&mut self, now: Time, batch: Batch) {
@@ -272,9 +278,7 @@ impl<E: Engine> Dispatcher<E> {
             }
             self.hold_until = None;
         }
-        if self.shard.next_deadline().is_some_and(|at| at <= horizon) {
-            self.shard.expire(horizon, &mut self.fx);
-        }
+        self.shard.expire(horizon, &mut self.fx);
     }
 
     /// Puts outputs into the mail, and does what is no message.

@@ -7,7 +7,8 @@ use taskyard_proto::{CloseCode, Encoding, LeaseId, Response, ServerMessage};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-/// More than this, and the socket is closed: whoever reads so little is not kept in memory.
+/// More than this, and the socket must take something within a second; of anything but tasks, whose
+/// number credit bounds, more than this closes it at once.
 pub const OUTBOX_BYTES_MAX: usize = 4 << 20;
 /// More than this, without progress for ten seconds, and it is closed too.
 pub const OUTBOX_BYTES_STUCK: usize = 1 << 20;
@@ -39,7 +40,10 @@ pub struct Outbox {
 #[derive(Debug, Default)]
 struct State {
     messages: Vec<Outbound>,
+    /// What is not written yet, also of what the writer has taken.
     bytes: usize,
+    /// The same without tasks.
+    other_bytes: usize,
     pong: Option<Vec<u8>>,
     ping: bool,
     close: Option<Closing>,
@@ -59,6 +63,9 @@ pub struct Closing {
 pub struct Drained {
     /// Messages, in order.
     pub messages: Vec<Outbound>,
+    /// What they take, and what those that are no tasks take.
+    bytes: usize,
+    other_bytes: usize,
     /// The body of a pong to send.
     pub pong: Option<Vec<u8>>,
     /// Whether to ping.
@@ -114,13 +121,21 @@ impl Outbox {
             messages.clear();
             return;
         }
-        state.bytes += messages.iter().map(|message| weight(&message.response)).sum::<usize>();
-        state.messages.append(messages);
-        if state.bytes > OUTBOX_BYTES_MAX {
+        // What waited before this push is what the peer has not read: one push alone may be large.
+        if state.other_bytes > OUTBOX_BYTES_MAX {
+            messages.clear();
             state.messages.clear();
             state.close = Some(slow());
             self.closing.cancel();
         }
+        for message in messages.iter() {
+            let bytes = weight(&message.response);
+            state.bytes += bytes;
+            if !matches!(message.response.message, ServerMessage::Task(_)) {
+                state.other_bytes += bytes;
+            }
+        }
+        state.messages.append(messages);
         drop(state);
         self.wake.notify_one();
     }
@@ -188,7 +203,14 @@ impl Outbox {
         self.closing.cancel();
     }
 
-    /// Bytes that wait.
+    /// All that the writer has taken is written.
+    pub fn written(&self, drained: &Drained) {
+        let mut state = self.state();
+        state.bytes = state.bytes.saturating_sub(drained.bytes);
+        state.other_bytes = state.other_bytes.saturating_sub(drained.other_bytes);
+    }
+
+    /// Bytes that are not written yet.
     pub fn bytes(&self) -> usize {
         self.state().bytes
     }
@@ -202,8 +224,9 @@ impl Outbox {
                 let some =
                     !state.messages.is_empty() || state.pong.is_some() || state.ping || state.close.is_some();
                 if some {
-                    state.bytes = 0;
                     return Drained {
+                        bytes: state.bytes,
+                        other_bytes: state.other_bytes,
                         messages: std::mem::replace(&mut state.messages, spare.take().unwrap_or_default()),
                         pong: state.pong.take(),
                         ping: std::mem::take(&mut state.ping),

@@ -1,6 +1,6 @@
 //! Giving tasks to workers: whose turn it is, what goes first, and what a delivery does.
 
-use taskyard_proto::{LeaseId, Mode, WorkerName};
+use taskyard_proto::{LeaseId, Mode};
 
 use super::effect::{Effects, Hop, Output};
 use super::queue::{LaneKey, Rate, Tally};
@@ -127,6 +127,7 @@ impl Shard {
             held_at,
             since: self.now,
             deadline,
+            timer: deadline,
             started: false,
             unstarted,
         };
@@ -179,22 +180,23 @@ impl Shard {
         self.event(task, recipient, taskyard_proto::Payload::NULL, fx);
     }
 
-    /// A task to one worker has ended: if that worker is absent and nothing else waits for it, its lane
-    /// goes. Names come and go without end.
-    pub(super) fn leave_lane(&mut self, queue: u32, worker: &WorkerName) {
-        let Shard { queues, tasks, .. } = self;
-        let queue = &mut queues[queue as usize];
-        let Some(lane) = queue.worker_names.get(worker).copied() else { return };
-        let found = &mut queue.workers[lane as usize];
-        if found.subscription.is_some() {
+    /// Takes a share that waits out of its lane, and the lane away with it if nothing else is left of
+    /// it: names come and go without end.
+    pub(super) fn withdraw(&mut self, task: u32, recipient: u32) {
+        let found = &self.tasks[task as usize];
+        if !matches!(found.share(recipient).map(|share| &share.state), Some(ShareState::Queued { .. })) {
             return;
         }
-        // Looking at what is first drops what no longer waits.
-        found.ready.first(|entry| match tasks.get(entry.task as usize) {
-            Some(task) if task.spec.seq == entry.seq => Verdict::Take,
-            _ => Verdict::Stale,
-        });
-        queue.drop_worker_lane_if_empty(lane);
+        let (queue, priority, seq) = (found.queue, found.spec.priority, found.spec.seq);
+        let entry = Entry { task, recipient, seq };
+        let lane = self.lane_of(task, recipient);
+        let queue = &mut self.queues[queue as usize];
+        queue.ready_mut(&lane).remove(priority, entry);
+        if let LaneKey::Worker(lane) = lane {
+            // It may have come to anybody while its worker was absent.
+            queue.any.ready.remove(priority, entry);
+            queue.drop_worker_lane_if_empty(lane);
+        }
     }
 
     /// Recomputes whether a subscription stands open, and tells the rings.

@@ -6,7 +6,6 @@ use taskyard_proto::{LeaseId, RevokeReason, TaskState};
 use super::effect::{Effects, Output};
 use super::fanout::Fate;
 use super::queue::Tally;
-use super::ready::Entry;
 use super::record::Failure;
 use super::session::SubscriptionKey;
 use super::shard::{ABSENT_MS, Shard};
@@ -21,11 +20,22 @@ impl Shard {
     }
 
     /// `now` may lie before the latest command: what arrived between the two is not applied yet.
-    pub(super) fn lease_due(&mut self, now: Time, task: u32, recipient: u32, number: u64, fx: &mut Effects) {
-        let Some(lease) = self.current_lease(task, recipient, number) else { return };
+    pub(super) fn lease_due(
+        &mut self,
+        now: Time,
+        at: Time,
+        (task, recipient, number): (u32, u32, u64),
+        fx: &mut Effects,
+    ) {
+        let lease = self.current_lease(task, recipient, number);
+        let Some(lease) = lease.filter(|lease| lease.timer == at) else { return };
         if lease.deadline > now {
             // It was extended since.
-            self.timers.set(lease.deadline, Timer::Lease { task, recipient, number });
+            let deadline = lease.deadline;
+            if let Some(lease) = self.tasks[task as usize].share_mut(recipient).and_then(Share::lease_mut) {
+                lease.timer = deadline;
+            }
+            self.timers.set(deadline, Timer::Lease { task, recipient, number });
             return;
         }
         let session = lease.session;
@@ -104,6 +114,7 @@ impl Shard {
             ) {
                 continue;
             }
+            self.withdraw(task, recipient);
             freed.extend(self.revoke(task, recipient, RevokeReason::Expired, fx));
             self.shift(task, recipient, ShareState::Over(TaskState::Expired));
         }
@@ -123,10 +134,7 @@ impl Shard {
         if !matches!(found.share(recipient).map(|s| &s.state), Some(ShareState::Queued { .. })) {
             return;
         }
-        let (queue, priority) = (found.queue, found.spec.priority);
-        let lane = self.lane_of(task, recipient);
-        let entry = Entry { task, recipient, seq };
-        self.queues[queue as usize].ready_mut(&lane).remove(priority, entry);
+        self.withdraw(task, recipient);
         self.offer(task, recipient, fx);
     }
 

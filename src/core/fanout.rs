@@ -1,7 +1,7 @@
 //! How a task ends: for its one recipient, or for all of them together.
 
 use taskyard_proto::{
-    Complete, ErrorText, Finished, Payload, RecipientList, RecipientOutcome, Target, TaskState, WorkerName,
+    Complete, ErrorText, Finished, Payload, RecipientList, RecipientOutcome, TaskState, WorkerName,
 };
 
 use super::effect::Effects;
@@ -46,6 +46,9 @@ impl Fate {
 /// The most recipients that `finished` lists.
 const RECIPIENTS_SHOWN_MAX: usize = 1000;
 
+/// How much of their results it tells, in bytes: it must fit into one message, and into one record.
+const RESULTS_SHOWN_BYTES: usize = 1 << 20;
+
 impl Shard {
     /// Ends a task: stores its end, keeps it to be looked up, and tells those who watch.
     pub(super) fn finish(&mut self, key: u32, fate: Fate, fx: &mut Effects) {
@@ -86,9 +89,6 @@ impl Shard {
         } else {
             self.tasks.remove(key as usize);
         }
-        if let Target::Worker { worker, .. } = &spec.target {
-            self.leave_lane(queue, worker);
-        }
         let message = (!watchers.is_empty()).then(|| finished_message(&record));
         self.store(StoreOp::Finish(record.clone()), fx);
         self.keep(queue, record, fx);
@@ -120,12 +120,14 @@ impl Shard {
 
     /// Shares that nobody holds are dropped; whether some are held.
     fn drop_undelivered(&mut self, key: u32) -> bool {
-        let task = &mut self.tasks[key as usize];
+        let task = &self.tasks[key as usize];
         if task.fanout.is_none() {
             return false;
         }
         let mut held = false;
         for recipient in 0..task.recipients() {
+            self.withdraw(key, recipient);
+            let task = &mut self.tasks[key as usize];
             let Some(share) = task.share_mut(recipient) else { continue };
             match share.state {
                 ShareState::Leased(_) => held = true,
@@ -254,5 +256,90 @@ fn fanout_record(task: &Task, fanout: &Fanout) -> FanoutRecord {
     let mut recipients: Vec<RecipientOutcome> = (0..task.recipients()).filter_map(outcome).collect();
     recipients.sort_by_key(|outcome| outcome.state == TaskState::Done);
     recipients.truncate(RECIPIENTS_SHOWN_MAX);
+    let mut room = RESULTS_SHOWN_BYTES;
+    for outcome in &mut recipients {
+        match room.checked_sub(outcome.result.bytes().len()) {
+            Some(left) => room = left,
+            None => {
+                outcome.result = Payload::NULL;
+                outcome.error.get_or_insert_with(|| {
+                    ErrorText::new(
+                        "the result is left out: the results of all recipients together are too large",
+                    )
+                });
+            }
+        }
+    }
     FanoutRecord { delivered: fanout.delivered, acked: fanout.acked, failed: fanout.failed, recipients }
+}
+
+#[cfg(test)]
+mod tests {
+    use taskyard_proto::message::{Ack, Credit, Hello, Submit, Subscribe};
+    use taskyard_proto::{ClientMessage, QueueName, ServerMessage, Target};
+
+    use super::*;
+    use crate::core::{Command, Config, Origin, Output, SessionId, Time};
+
+    const WORKERS: u64 = 20;
+
+    /// The end of a task to all once held every result, however large: it fitted into no record of the
+    /// store, and ended the broker.
+    #[test]
+    fn results_of_all_recipients_together_are_bounded() {
+        let mut shard = Shard::new(Config::default());
+        let mut fx = Effects::default();
+        let apply = |shard: &mut Shard, fx: &mut Effects, command| {
+            shard.apply(Time(1), command, fx);
+            let through = shard.operations();
+            shard.apply(Time(1), Command::Stored { through }, fx);
+        };
+        let queue = QueueName::parse("q").unwrap();
+        let message = |session, message: ClientMessage| Command::Message {
+            origin: Origin::Session(SessionId(session), None),
+            message,
+        };
+        for session in 1..=WORKERS {
+            let open = Command::Open {
+                session: SessionId(session),
+                hello: Box::new(Hello::empty()),
+                reference: None,
+                made_up_name: WorkerName::parse(&format!("w{session}")).unwrap(),
+                subscribe: None,
+            };
+            apply(&mut shard, &mut fx, open);
+            let subscribe =
+                Subscribe { queue: queue.clone(), credit: Credit::new(1), mode: None, explicit_start: false };
+            apply(&mut shard, &mut fx, message(session, subscribe.into()));
+        }
+        let mut submit = Submit::new(queue, Payload::NULL);
+        submit.to = Some(Target::All(None));
+        submit.watch = true;
+        let origin = Origin::Session(SessionId(1), None);
+        let task = taskyard_proto::TaskId(7);
+        apply(&mut shard, &mut fx, Command::Submit { origin, task, run_at: None, submit: Box::new(submit) });
+        let leases: Vec<_> = fx
+            .outputs
+            .iter()
+            .filter_map(|output| match output {
+                Output::Send { session, message: ServerMessage::Task(task), .. } => {
+                    Some((*session, task.lease?))
+                }
+                _ => None,
+            })
+            .collect();
+        assert_eq!(leases.len() as u64, WORKERS);
+        for (session, lease) in leases {
+            let ack = Ack { leases: lease.into(), result: Payload::binary(vec![0; 1_000_000]) };
+            apply(&mut shard, &mut fx, message(session.0, ack.into()));
+        }
+        let finished = fx.outputs.iter().find_map(|output| match output {
+            Output::Send { message: ServerMessage::Finished(finished), .. } => Some(finished),
+            _ => None,
+        });
+        let recipients = &finished.unwrap().recipients.as_ref().unwrap().0;
+        let whole = recipients.iter().filter(|outcome| !outcome.result.is_null()).count();
+        let told = recipients.iter().filter(|outcome| outcome.error.is_some()).count();
+        assert_eq!((recipients.len() as u64, whole, told as u64), (WORKERS, 1, WORKERS - 1));
+    }
 }

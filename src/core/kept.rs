@@ -1,6 +1,6 @@
 //! Tasks that ended and can still be looked up.
 
-use taskyard_proto::{Finished, TaskId};
+use taskyard_proto::{ErrorText, Finished, TaskId};
 
 use super::effect::Effects;
 use super::record::{FinishRecord, QueueRecord, StoreOp};
@@ -15,13 +15,20 @@ pub(super) struct Kept(pub(super) Box<FinishRecord>);
 impl Kept {
     fn weight(&self) -> u64 {
         let record = &self.0;
-        let outcomes = record.fanout.as_ref().map_or(0, |f| f.recipients.len() as u64 * 128);
-        KEPT_OVERHEAD_BYTES + record.result.bytes().len() as u64 + outcomes
+        let text = |error: &Option<ErrorText>| error.as_ref().map_or(0, |error| error.as_str().len() as u64);
+        let outcomes = record.fanout.iter().flat_map(|fanout| &fanout.recipients);
+        let outcomes: u64 =
+            outcomes.map(|o| OUTCOME_BYTES + o.result.bytes().len() as u64 + text(&o.error)).sum();
+        let history: u64 = record.history.iter().map(|attempt| OUTCOME_BYTES + text(&attempt.error)).sum();
+        KEPT_OVERHEAD_BYTES + record.result.bytes().len() as u64 + text(&record.error) + outcomes + history
     }
 }
 
 /// What a kept task takes beside its result, in bytes, rounded up.
 const KEPT_OVERHEAD_BYTES: u64 = 320;
+
+/// What an outcome or a failed attempt takes beside its texts, in bytes, rounded up.
+const OUTCOME_BYTES: u64 = 128;
 
 impl Shard {
     /// Keeps the end of a task for as long and as far as the protocol says.

@@ -120,7 +120,6 @@ impl Replay {
     pub fn begin(mut self, now: Time, clean: bool, start: u32, fx: &mut Effects) -> Shard {
         self.shard.now = self.shard.now.max(now);
         self.shard.begin_leases(start);
-        let now = self.shard.now;
         let mut finished = std::mem::take(&mut self.finished);
         let records = self.order.iter().filter_map(|id| finished.remove(id)).collect();
         self.shard.restore_kept(records, fx);
@@ -131,9 +130,7 @@ impl Replay {
             let task = &mut self.shard.tasks[key as usize];
             for recipient in 0..task.recipients() {
                 let share = task.share_mut(recipient).expect("the recipients were counted");
-                // Not yet due at the end of the process before, so never handed out.
-                let untouched = matches!(share.state, ShareState::Scheduled { due } if due > now);
-                share.delivered |= !clean && !untouched;
+                share.delivered |= !clean;
             }
             if task.state() == TaskState::Dead && task.fanout.is_none() {
                 continue;

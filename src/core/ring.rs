@@ -23,6 +23,10 @@ impl Ring {
         self.open.remove(&place);
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+
     /// The next in turn of those that `may` take it.
     pub(super) fn pick(&mut self, mut may: impl FnMut(SubscriptionKey) -> bool) -> Option<SubscriptionKey> {
         let (place, subscription) = self

@@ -1,6 +1,6 @@
 //! Who is connected, and what they asked for.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use smallvec::SmallVec;
 use taskyard_proto::{GroupName, Headers, LeaseId, Mode, TaskId, WorkerName};
@@ -54,7 +54,7 @@ pub(super) struct Session {
     settled: VecDeque<(u64, Verb)>,
     /// Submits that wait for their answer.
     pub(super) unconfirmed: u32,
-    pub(super) watching: Vec<TaskId>,
+    pub(super) watching: BTreeSet<TaskId>,
     /// It said `drain`, or an operator did.
     pub(super) draining: bool,
     /// A lease of its ran out and nothing was heard since.
@@ -73,7 +73,7 @@ impl Session {
             held: Vec::new(),
             settled: VecDeque::new(),
             unconfirmed: 0,
-            watching: Vec::new(),
+            watching: BTreeSet::new(),
             draining: false,
             silent: false,
         }

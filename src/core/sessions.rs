@@ -115,12 +115,25 @@ impl Shard {
         let subscription = self.subscriptions.remove(key.0 as usize);
         let Some(session) = self.sessions.get_mut(&subscription.session) else { return };
         session.subscriptions.retain(|(_, other)| *other != key);
+        let session = &self.sessions[&subscription.session];
         let queue = &mut self.queues[subscription.queue as usize];
         queue.subscribers.remove(&subscription.place);
         queue.any.ring.close(subscription.place);
         for group in &session.groups {
-            if let Some(lane) = queue.groups.get_mut(group) {
-                lane.ring.close(subscription.place);
+            let Some(lane) = queue.groups.get_mut(group) else { continue };
+            lane.ring.close(subscription.place);
+            if !lane.ready.is_empty() || !lane.ring.is_empty() {
+                continue;
+            }
+            // The turn is remembered while anybody of the group is there; after that the lane goes, since
+            // names come and go without end.
+            let (sessions, subscriptions) = (&self.sessions, &self.subscriptions);
+            let of_group = |key: &SubscriptionKey| {
+                let session = subscriptions.get(key.0 as usize).and_then(|s| sessions.get(&s.session));
+                session.is_some_and(|session| session.groups.contains(group))
+            };
+            if !queue.subscribers.values().any(of_group) {
+                queue.groups.remove(group);
             }
         }
         let Some(lane) = queue.worker_names.get(&session.worker).copied() else { return };
@@ -252,7 +265,7 @@ impl Shard {
             (ClientMessage::Unwatch(m), Some(session)) => {
                 self.unwatch(m.task, Watcher::Session(session));
                 if let Some(session) = self.sessions.get_mut(&session) {
-                    session.watching.retain(|task| *task != m.task);
+                    session.watching.remove(&m.task);
                 }
                 fx.answer(&origin, Done::PLAIN);
             }

@@ -291,7 +291,8 @@ impl Shard {
             lease.unstarted = false;
             let number = lease.number;
             // As in `extend`: it may have been extended beyond.
-            if deadline < lease.deadline {
+            if deadline < lease.timer {
+                lease.timer = deadline;
                 self.timers.set(deadline, Timer::Lease { task, recipient, number });
             }
             lease.deadline = deadline;
@@ -310,7 +311,8 @@ impl Shard {
         if let Some(lease) = found.share_mut(recipient).and_then(|share| share.lease_mut()) {
             let number = lease.number;
             // A later deadline is found by the timer that stands; an earlier one needs its own.
-            if deadline < lease.deadline {
+            if deadline < lease.timer {
+                lease.timer = deadline;
                 self.timers.set(deadline, Timer::Lease { task, recipient, number });
             }
             lease.deadline = deadline;

@@ -186,7 +186,9 @@ impl Shard {
         }
         while let Some((at, timer)) = self.timers.due(now) {
             match timer {
-                Timer::Lease { task, recipient, number } => self.lease_due(now, task, recipient, number, fx),
+                Timer::Lease { task, recipient, number } => {
+                    self.lease_due(now, at, (task, recipient, number), fx)
+                }
                 Timer::RunLimit { task, recipient, number } => {
                     self.run_limit_due(task, recipient, number, fx)
                 }
@@ -287,7 +289,7 @@ impl Shard {
                     match watcher {
                         Watcher::Session(session) => {
                             if let Some(found) = self.sessions.get_mut(&session) {
-                                found.watching.retain(|task| *task != message.task);
+                                found.watching.remove(&message.task);
                                 fx.send(session, message.clone());
                             }
                         }

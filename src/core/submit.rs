@@ -274,7 +274,7 @@ impl Shard {
         if let Watcher::Session(session) = watcher
             && let Some(session) = self.sessions.get_mut(&session)
         {
-            session.watching.push(id);
+            session.watching.insert(id);
         }
     }
 }

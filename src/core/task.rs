@@ -82,6 +82,8 @@ pub(super) struct Lease {
     pub(super) held_at: u32,
     pub(super) since: Time,
     pub(super) deadline: Time,
+    /// When the timer goes off that looks at the deadline: then, or before.
+    pub(super) timer: Time,
     pub(super) started: bool,
     /// Not begun, by a worker that asked to say when it begins: its loss is not charged.
     pub(super) unstarted: bool,

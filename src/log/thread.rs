@@ -50,7 +50,8 @@ impl LogObserver for () {
     fn sync_ended(&mut self, _records: u64) {}
 }
 
-/// A log on a thread of its own. Dropping it closes the log as [`stop`](Self::stop) does, without the answer.
+/// A log on a thread of its own. Dropping it writes what was sent, but does not mark the log as closed in
+/// order: only [`stop`](Self::stop) does.
 pub struct LogThread {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -80,6 +81,8 @@ struct Inbox {
     /// The ticket of the last batch in `sent`.
     last_ticket: u64,
     stopping: bool,
+    /// The stop is in order: the log may be marked so.
+    orderly: bool,
     asleep: bool,
 }
 
@@ -202,18 +205,22 @@ impl LogThread {
     /// What made the log fail, now or before. After an earlier failure it is [`LogError::Poisoned`], with
     /// [`failure`](Self::failure) for the full story.
     pub fn stop(mut self) -> Result<(), Arc<LogError>> {
-        self.shut_down();
+        self.shut_down(true);
         match self.failure() {
             Some(failure) => Err(failure),
             None => Ok(()),
         }
     }
 
-    fn shut_down(&mut self) {
+    fn shut_down(&mut self, orderly: bool) {
         let Some(thread) = self.thread.take() else {
             return;
         };
-        self.shared.inbox().stopping = true;
+        {
+            let mut inbox = self.shared.inbox();
+            inbox.stopping = true;
+            inbox.orderly = orderly;
+        }
         self.shared.arrived.notify_one();
         // A panic over there was told by its guard.
         let _ = thread.join();
@@ -222,7 +229,7 @@ impl LogThread {
 
 impl Drop for LogThread {
     fn drop(&mut self) {
-        self.shut_down();
+        self.shut_down(false);
     }
 }
 
@@ -298,6 +305,9 @@ impl<S: Storage, O: LogObserver> Runner<S, O> {
         let failed = loop {
             match self.turn(&mut taken) {
                 Ok(true) => {}
+                // Dropped and not stopped, its owner had more to say: what is written is synced, and
+                // the next start knows that this was no orderly end.
+                Ok(false) if !self.shared.inbox().orderly => break self.log.sync().err(),
                 Ok(false) => break self.log.close().err(),
                 Err(error) => break Some(error),
             }

@@ -24,6 +24,9 @@ use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use handshake::Opening;
 
+/// How long the leases of a socket that is no longer read wait for its writer.
+const LAST_WRITE: Duration = Duration::from_millis(50);
+
 /// What a socket is told once.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -66,6 +69,9 @@ pub async fn serve<R, W>(
     let cut_off = async |reader: &mut JoinHandle<()>| {
         let _ = tokio::time::timeout(reader::CLOSE_ANSWER, &mut *reader).await;
         reader.abort();
+        // What it handed over meanwhile may have opened the session that was ended before.
+        let _ = reader.await;
+        end().await;
     };
     // Whatever ends it, the leases go on at once; only then the others may take their time.
     let closed = tokio::select! {
@@ -74,8 +80,13 @@ pub async fn serve<R, W>(
                 tracing::error!(session = session.0, "a connection's reader panicked: {error}");
                 outbox.close(CloseCode::INTERNAL, "a fault in the broker ended this connection");
             }
+            // What is being written settles what it delivers in mode auto; but a dead peer waits for nobody.
+            let written = tokio::time::timeout(LAST_WRITE, &mut writer).await;
             end().await;
-            writer.await
+            match written {
+                Ok(closed) => closed,
+                Err(_) => writer.await,
+            }
         }
         closed = &mut writer => {
             end().await;

@@ -11,13 +11,15 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use super::Settings;
 use crate::broker::{Broker, Item};
 use crate::core::{Command, Origin, SessionId};
-use crate::outbox::{Closing, OUTBOX_BYTES_STUCK, Outbound, Outbox};
+use crate::outbox::{Closing, OUTBOX_BYTES_MAX, OUTBOX_BYTES_STUCK, Outbound, Outbox};
 
 /// How much is encoded before it is written: a drain of more becomes several writes, so that one slow
 /// reader does not hold all its messages in both forms.
 const WRITE_BYTES: usize = 256 << 10;
-/// How long a socket may take nothing.
+/// How long a socket may take nothing while more than 1 MiB waits for it.
 const STUCK: Duration = Duration::from_secs(10);
+/// How long while more than 4 MiB do.
+const OVERFULL: Duration = Duration::from_secs(1);
 /// How long it may take nothing of what is left to say before its end.
 const GOODBYE: Duration = Duration::from_secs(2);
 /// Room that a writer keeps between drains.
@@ -52,10 +54,14 @@ pub async fn run<W: AsyncWrite + Unpin>(
                 return outbox.close_code();
             }
             encoder.out.clear();
+            if outbox.close_code() == Some(CloseCode::SLOW) {
+                break;
+            }
             if !written.is_empty() {
                 settle_written(&broker, session, std::mem::take(&mut written)).await;
             }
         }
+        outbox.written(&drained);
         drained.messages.clear();
         if let Some(closing) = drained.close {
             return say_goodbye(&mut write, encoder, closing).await;
@@ -93,9 +99,10 @@ async fn write_all<W: AsyncWrite + Unpin>(
     outbox: &Outbox,
 ) -> Result<(), ()> {
     while !bytes.is_empty() {
+        let limit = if outbox.bytes() > OUTBOX_BYTES_MAX { OVERFULL } else { STUCK };
         let patience = async {
             tokio::select! {
-                () = tokio::time::sleep(STUCK) => {}
+                () = tokio::time::sleep(limit) => {}
                 () = outbox.closing() => tokio::time::sleep(GOODBYE).await,
             }
         };
@@ -108,10 +115,8 @@ async fn write_all<W: AsyncWrite + Unpin>(
             Some(Ok(0) | Err(_)) => return Err(()),
             Some(Ok(count)) => bytes = &bytes[count..],
             None if outbox.is_closing() => return Err(()),
-            None if bytes.len() + outbox.bytes() > OUTBOX_BYTES_STUCK => {
-                outbox.give_up_on_slow_reader();
-                return Err(());
-            }
+            // It gets a last moment to take the frame under way, and to hear why.
+            None if outbox.bytes() > OUTBOX_BYTES_STUCK => outbox.give_up_on_slow_reader(),
             // Little waits: the ping timeout tells a slow peer from a dead one.
             None => {}
         }

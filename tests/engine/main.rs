@@ -30,6 +30,7 @@ macro_rules! conforms {
             what_was_forgotten_may_go
             nothing_to_write_is_stored_too
             a_stop_in_order_is_told_at_the_next_start
+            dropped_without_a_stop_is_no_stop_in_order
             starts_are_numbered
             there_is_room_again_once_the_work_is_done
             payloads_come_back_as_they_were

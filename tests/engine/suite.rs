@@ -309,6 +309,19 @@ pub async fn a_stop_in_order_is_told_at_the_next_start<R: Rig>(rig: R) {
     engine.stop().await.unwrap();
 }
 
+/// A broker that ended in disorder once closed its store as if all had been said: deliveries of before
+/// were not flagged after the restart.
+pub async fn dropped_without_a_stop_is_no_stop_in_order<R: Rig>(rig: R) {
+    let (mut engine, ..) = rig.open();
+    let durable = engine.capabilities().durable;
+    engine.commit(&mut vec![accept(1)]);
+    drop(engine);
+    let (engine, opened, ops) = rig.open();
+    assert_eq!(opened.clean, !durable);
+    assert_eq!(replayed(&ops).len(), usize::from(durable));
+    engine.stop().await.unwrap();
+}
+
 pub async fn starts_are_numbered<R: Rig>(rig: R) {
     let mut last = 0;
     for _ in 0..3 {

@@ -149,6 +149,23 @@ fn a_slow_reader_is_closed_4130_and_another_gets_its_tasks() {
     });
 }
 
+/// Credit once handed out more than 4 MiB in one turn, and a worker that read as fast as it could was
+/// closed as slow: its tasks died without having reached a socket.
+#[test]
+fn a_worker_that_reads_gets_all_its_credit_however_large() {
+    let broker = Broker::in_memory();
+    let payload = "x".repeat(900_000);
+    let mut producer = broker.ws();
+    let tasks: Vec<String> =
+        (0..24).map(|_| producer.submit(json!({"queue": "q", "payload": payload}))).collect();
+    let mut worker = broker.worker("w");
+    worker.subscribe("q", 1024);
+    for id in &tasks {
+        let task = worker.task();
+        assert_eq!((&task["task"], &task["redelivered"]), (&json!(id), &json!(false)));
+    }
+}
+
 #[test]
 fn a_slow_reader_that_reads_on_hears_4130() {
     let broker = Broker::in_memory();
