@@ -234,12 +234,15 @@ impl Broker {
             let submit =
                 submit.map_err(SubmitRefused).inspect(|submit| bytes += submit.payload.bytes().len());
             let watch = submit.as_ref().is_ok_and(|submit| submit.watch);
-            calls.push(submit.and_then(|submit| submit_command(submit, self.clock())).map(|command| {
-                let (wait, call) = self.new_call(watch);
-                items.push(Item::Command(command(Origin::Call(wait.0))));
-                waits.push(wait);
-                call
-            }));
+            calls.push(submit.and_then(|submit| submit_command(submit, self.clock())).map(
+                |(task, command)| {
+                    let (wait, mut call) = self.new_call(watch);
+                    call.watched = watch.then(|| (self.clone(), task));
+                    items.push(Item::Command(command(Origin::Call(wait.0))));
+                    waits.push(wait);
+                    call
+                },
+            ));
         }
         self.hand_over(items, bytes, waits).await?;
         Ok(calls)
@@ -297,7 +300,7 @@ pub struct SubmitRefused(pub Error);
 pub fn submit_command(
     submit: Box<Submit>,
     clock: Clock,
-) -> Result<impl FnOnce(Origin) -> Command, SubmitRefused> {
+) -> Result<(TaskId, impl FnOnce(Origin) -> Command), SubmitRefused> {
     let run_at = match &submit.run_at {
         None => None,
         Some(text) => match chrono::DateTime::parse_from_rfc3339(text.0.as_str()) {
@@ -312,5 +315,5 @@ pub fn submit_command(
         },
     };
     let task = TaskId::generate();
-    Ok(move |origin| Command::Submit { origin, task, run_at, submit })
+    Ok((task, move |origin| Command::Submit { origin, task, run_at, submit }))
 }

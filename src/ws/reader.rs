@@ -228,7 +228,7 @@ impl Reader {
                 let origin = Origin::Session(self.session, id);
                 match message {
                     ClientMessage::Submit(submit) => match submit_command(submit, self.broker.clock()) {
-                        Ok(command) => self.items.push(Item::Command(command(origin))),
+                        Ok((_, command)) => self.items.push(Item::Command(command(origin))),
                         Err(refused) => {
                             let Origin::Session(_, id) = origin else { return };
                             self.relay(id, refused.0);
