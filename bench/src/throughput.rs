@@ -211,9 +211,16 @@ async fn arrived(receiver: &mut Receiver, into: &mut Vec<Response>) -> Result<()
     Ok(())
 }
 
+/// How much a producer sends at once, in bytes of payload; an array of messages stays below half of it.
+const WRITE_BYTES: usize = 1 << 20;
+
 fn push(sender: &mut Sender, requests: &mut Vec<Request>, batch: bool) -> Result<(), Failed> {
     if batch {
-        for chunk in requests.chunks(256) {
+        let bytes = requests.first().map_or(0, |request| match &request.message {
+            ClientMessage::Submit(submit) => submit.payload.bytes().len(),
+            _ => 0,
+        });
+        for chunk in requests.chunks((WRITE_BYTES / 2 / bytes.max(1)).clamp(1, 256)) {
             sender.push_batch(chunk)?;
         }
     } else {
@@ -240,7 +247,9 @@ async fn produce(
     let (mut sent, mut confirmed) = (0, 0);
     let (mut requests, mut responses) = (Vec::new(), Vec::new());
     while confirmed < share {
-        while sent < share && sent - confirmed < load.window {
+        // Large payloads go out in several writes: nobody holds a whole window of them in memory.
+        let most = (WRITE_BYTES / load.payload_bytes.max(1)).max(1);
+        while sent < share && sent - confirmed < load.window && requests.len() < most {
             let submit = Submit::new(queue.clone(), payload.clone());
             requests.push(Request { id: Some(RequestId::Integer(sent as i64)), message: submit.into() });
             sent += 1;
