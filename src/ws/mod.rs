@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinHandle;
 
 use crate::broker::{Broker, Item};
-use crate::core::Command;
+use crate::core::{Command, SessionId};
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use handshake::Opening;
@@ -38,6 +38,24 @@ pub struct Settings {
     pub ping_timeout: Duration,
 }
 
+/// A socket's place in the switchboard; it goes with whatever serves the socket, however that ends.
+struct Registered<'a> {
+    broker: &'a Broker,
+    session: SessionId,
+}
+
+impl Registered<'_> {
+    fn new(broker: &Broker, outbox: Arc<Outbox>) -> Registered<'_> {
+        Registered { broker, session: broker.connections().register(outbox) }
+    }
+}
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        self.broker.connections().remove(self.session);
+    }
+}
+
 /// Serves one socket until it ends.
 pub async fn serve<R, W>(
     read: R,
@@ -54,7 +72,8 @@ pub async fn serve<R, W>(
     if let Some(encoding) = opening.encoding {
         outbox.set_encoding(encoding);
     }
-    let session = broker.connections().register(outbox.clone());
+    let registered = Registered::new(&broker, outbox.clone());
+    let session = registered.session;
     let mut writer =
         tokio::spawn(writer::run(write, session, outbox.clone(), broker.clone(), settings.clone()));
     // Tasks of their own, so that a panic in one ends this socket (1011) and nothing else.
@@ -67,10 +86,12 @@ pub async fn serve<R, W>(
     };
     // The peer may still answer our close frame; nothing else that it says is heard.
     let cut_off = async |reader: &mut JoinHandle<()>| {
-        let _ = tokio::time::timeout(reader::CLOSE_ANSWER, &mut *reader).await;
-        reader.abort();
+        if tokio::time::timeout(reader::CLOSE_ANSWER, &mut *reader).await.is_err() {
+            reader.abort();
+            // Only then it has certainly handed over its last.
+            let _ = reader.await;
+        }
         // What it handed over meanwhile may have opened the session that was ended before.
-        let _ = reader.await;
         end().await;
     };
     // Whatever ends it, the leases go on at once; only then the others may take their time.
@@ -103,6 +124,6 @@ pub async fn serve<R, W>(
     if let Ok(Some(code)) = closed {
         metrics.closed(code);
     }
-    broker.connections().remove(session);
+    drop(registered);
     tracing::debug!(session = session.0, "connection ended");
 }

@@ -149,6 +149,28 @@ fn a_slow_reader_is_closed_4130_and_another_gets_its_tasks() {
     });
 }
 
+/// The task that served a socket once died at its end, and left the socket counted.
+#[test]
+fn sockets_that_ended_are_not_counted() {
+    let broker = Broker::in_memory();
+    let connections = |count: &str| {
+        let line = format!("taskyard_connections {count}\n");
+        until("the connections to be counted", || {
+            broker.get("/metrics").text().contains(&line).then_some(())
+        });
+    };
+    let mut leaving = broker.ws();
+    leaving.subscribe("q", 1);
+    let mut gone = broker.ws();
+    gone.subscribe("q", 1);
+    connections("2");
+    leaving.gets("ok", json!({"type": "bye"}));
+    leaving.closes(1000);
+    drop(leaving);
+    drop(gone);
+    connections("0");
+}
+
 /// Credit once handed out more than 4 MiB in one turn, and a worker that read as fast as it could was
 /// closed as slow: its tasks died without having reached a socket.
 #[test]
