@@ -206,6 +206,8 @@ impl Config {
             message_bytes: self.message_bytes,
             ping: self.ping,
             ping_timeout: self.ping_timeout,
+            compression: false,
+            compression_min_bytes: 512,
         }
     }
 }

@@ -5,13 +5,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use taskyard_proto::{CloseCode, Encoding, LeaseId, Response, ServerMessage};
 use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
 
 /// More than this, and the socket must take something within a second; of anything but tasks, whose
 /// number credit bounds, more than this closes it at once.
 pub const OUTBOX_BYTES_MAX: usize = 4 << 20;
 /// More than this, without progress for ten seconds, and it is closed too.
 pub const OUTBOX_BYTES_STUCK: usize = 1 << 20;
+
+/// Pongs that may wait: as many as pings are allowed in a second.
+const PONGS_MAX: usize = 100;
 
 /// One message on its way out.
 #[derive(Debug)]
@@ -28,8 +30,8 @@ pub struct Outbox {
     /// A plain lock: it is held for the time of a push or a swap, never across an await.
     state: Mutex<State>,
     wake: Notify,
-    /// Cancelled when it is to end.
-    closing: CancellationToken,
+    /// Told when it is to end.
+    closing: Notify,
     /// The peer is to be heard: its reader says so at the next byte.
     listening: AtomicBool,
     encoding: AtomicU8,
@@ -44,7 +46,7 @@ struct State {
     bytes: usize,
     /// The same without tasks.
     other_bytes: usize,
-    pong: Option<Vec<u8>>,
+    pongs: Vec<Vec<u8>>,
     ping: bool,
     close: Option<Closing>,
 }
@@ -66,8 +68,8 @@ pub struct Drained {
     /// What they take, and what those that are no tasks take.
     bytes: usize,
     other_bytes: usize,
-    /// The body of a pong to send.
-    pub pong: Option<Vec<u8>>,
+    /// The bodies of pongs to send.
+    pub pongs: Vec<Vec<u8>>,
     /// Whether to ping.
     pub ping: bool,
     /// Whether, and how, to close after that.
@@ -79,7 +81,7 @@ impl Default for Outbox {
         Outbox {
             state: Mutex::default(),
             wake: Notify::new(),
-            closing: CancellationToken::new(),
+            closing: Notify::new(),
             listening: AtomicBool::new(false),
             encoding: AtomicU8::new(0),
             arrays: AtomicBool::new(false),
@@ -126,7 +128,7 @@ impl Outbox {
             messages.clear();
             state.messages.clear();
             state.close = Some(slow());
-            self.closing.cancel();
+            self.closing.notify_waiters();
         }
         for message in messages.iter() {
             let bytes = weight(&message.response);
@@ -145,9 +147,14 @@ impl Outbox {
         self.push(&mut vec![Outbound { response, on_write: None }]);
     }
 
-    /// Answers a ping; of several unanswered ones the latest is enough (RFC 6455, 5.5.3).
+    /// Answers a ping. Of more than can wait the latest is enough (RFC 6455, section 5.5.3).
     pub fn pong(&self, body: &[u8]) {
-        self.state().pong = Some(body.to_vec());
+        let mut state = self.state();
+        if state.pongs.len() >= PONGS_MAX {
+            state.pongs.pop();
+        }
+        state.pongs.push(body.to_vec());
+        drop(state);
         self.wake.notify_one();
     }
 
@@ -176,13 +183,18 @@ impl Outbox {
     /// As [`Outbox::close`], with or without a code.
     pub fn close_as(&self, closing: Closing) {
         self.state().close.get_or_insert(closing);
-        self.closing.cancel();
+        self.closing.notify_waiters();
         self.wake.notify_one();
     }
 
     /// Waits until it is to end.
     pub async fn closing(&self) {
-        self.closing.cancelled().await;
+        let mut told = std::pin::pin!(self.closing.notified());
+        // Told between the look and the wait, it is not missed.
+        told.as_mut().enable();
+        if !self.is_closing() {
+            told.await;
+        }
     }
 
     /// The code that it ends with; none: it has none, or does not end.
@@ -200,7 +212,7 @@ impl Outbox {
         let mut state = self.state();
         state.messages.clear();
         state.close.get_or_insert_with(slow);
-        self.closing.cancel();
+        self.closing.notify_waiters();
     }
 
     /// All that the writer has taken is written.
@@ -215,27 +227,33 @@ impl Outbox {
         self.state().bytes
     }
 
-    /// Waits for something to write, and takes it all. `spare` is an empty buffer to fill next.
-    pub async fn drain(&self, spare: Vec<Outbound>) -> Drained {
-        let mut spare = Some(spare);
-        loop {
-            {
-                let mut state = self.state();
-                let some =
-                    !state.messages.is_empty() || state.pong.is_some() || state.ping || state.close.is_some();
-                if some {
-                    return Drained {
-                        bytes: state.bytes,
-                        other_bytes: state.other_bytes,
-                        messages: std::mem::replace(&mut state.messages, spare.take().unwrap_or_default()),
-                        pong: state.pong.take(),
-                        ping: std::mem::take(&mut state.ping),
-                        close: state.close.clone(),
-                    };
-                }
-            }
-            self.wake.notified().await;
+    /// Takes all that is to be written, if there is anything, leaving `spare`, which is empty, to be
+    /// filled next.
+    pub fn take(&self, spare: &mut Vec<Outbound>) -> Option<Drained> {
+        let mut state = self.state();
+        let some =
+            !state.messages.is_empty() || !state.pongs.is_empty() || state.ping || state.close.is_some();
+        some.then(|| Drained {
+            bytes: state.bytes,
+            other_bytes: state.other_bytes,
+            messages: std::mem::replace(&mut state.messages, std::mem::take(spare)),
+            pongs: std::mem::take(&mut state.pongs),
+            ping: std::mem::take(&mut state.ping),
+            close: state.close.clone(),
+        })
+    }
+
+    /// Gives back the room that an idle socket does not need.
+    pub fn shrink(&self) {
+        let mut state = self.state();
+        if state.messages.is_empty() {
+            state.messages = Vec::new();
         }
+    }
+
+    /// Waits until there may be something to write.
+    pub async fn filled(&self) {
+        self.wake.notified().await;
     }
 }
 

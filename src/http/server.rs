@@ -12,7 +12,6 @@ use hyper::service::service_fn;
 use hyper::{Request, StatusCode, Version, header};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use taskyard_proto::{Encoding, Error, ErrorCode};
-use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -121,7 +120,7 @@ fn upgrade(mut request: Request<Incoming>, app: &App, tracker: &TaskTracker) -> 
             Error::new(ErrorCode::Draining, "the broker is shutting down: connect again after it is back");
         return body::refused(Encoding::Json, error);
     }
-    let (answer, opening) = match handshake::accept(&request) {
+    let (answer, opening) = match handshake::accept(&request, app.settings.compression) {
         Ok(accepted) => accepted,
         Err(refusal) => {
             let mut response = body::refused_as(refusal.status, Encoding::Json, refusal.error);
@@ -143,9 +142,7 @@ fn upgrade(mut request: Request<Incoming>, app: &App, tracker: &TaskTracker) -> 
         };
         // The halves of the socket itself: no lock between reading and writing, nothing of HTTP is kept.
         let (read, write) = parts.io.into_inner().into_split();
-        // What the client sent without waiting for our answer comes first.
-        let read = io::Cursor::new(parts.read_buf).chain(read);
-        ws::serve(read, write, opening, app.broker, app.settings, app.metrics).await;
+        ws::serve(read, write, parts.read_buf, opening, app.broker, app.settings, app.metrics).await;
     });
     let (parts, ()) = answer.into_parts();
     debug_assert_eq!(parts.status, StatusCode::SWITCHING_PROTOCOLS);

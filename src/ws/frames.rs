@@ -1,204 +1,398 @@
-//! Our rules over fastwebsockets: it parses headers and unmasks, and lets pass what RFC 6455 and the
-//! protocol forbid. This gives whole messages, or the reason to close.
+//! Frames to messages: RFC 6455, section 5, checked in full, without a buffer of its own.
+//!
+//! Bytes are fed in as they arrive, and whole messages come out of the very bytes that were fed. Only
+//! what the end of a read cuts is kept, so an idle socket keeps nothing, and nothing is ever reserved
+//! on the word of a header: what is kept has arrived.
 
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
-use fastwebsockets::{Frame, OpCode, Payload, WebSocketError, WebSocketRead};
+use fastwebsockets::{OpCode, unmask};
 use taskyard_proto::{CloseCode, Encoding};
-use tokio::io::AsyncRead;
+
+use super::deflate::{self, Inflated};
 
 /// Something whole that a peer sent.
-#[derive(Debug)]
-pub enum Incoming {
-    /// A message: text is JSON, binary is MessagePack.
-    Message(Encoding, Message),
+#[derive(Debug, PartialEq, Eq)]
+pub enum Incoming<'a> {
+    /// A message: text, which is UTF-8, is JSON; binary is MessagePack.
+    Message(Encoding, &'a [u8]),
     /// To be answered with the same body.
-    Ping(Bytes),
+    Ping(&'a [u8]),
     /// A sign of life.
     Pong,
     /// The peer ends the socket, with this code if any.
     Close(Option<u16>),
 }
 
-/// A message's bytes; text has been checked to be UTF-8.
-#[derive(Debug)]
-pub struct Message(BytesMut);
-
-impl std::ops::Deref for Message {
-    type Target = [u8];
-    fn deref(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-/// Why reading ends.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Broken {
-    /// The socket ended without a close frame.
-    Gone,
-    /// The peer broke a rule.
-    Rule(CloseCode, &'static str),
+/// The rule that a peer broke: what to close with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Broken {
+    /// The close code.
+    pub code: CloseCode,
+    /// In words.
+    pub reason: &'static str,
 }
 
 /// Control frames that a peer may send in a second.
 const CONTROL_PER_SECOND: u32 = 100;
 /// Empty fragments that a message may have.
 const EMPTY_FRAGMENTS: u32 = 1000;
+/// The longest body of a control frame: RFC 6455, section 5.5.
+pub const CONTROL_BYTES: usize = 125;
+/// The longest header that a client sends: two bytes, eight of length, four of mask.
+const HEADER_BYTES: usize = 14;
 
-/// Reads messages from a socket.
-pub struct Frames<R> {
-    read: WebSocketRead<R>,
-    assembly: Assembly,
-}
-
-/// Frames on their way to being a message.
-struct Assembly {
+/// Frames on their way to being messages.
+#[derive(Debug)]
+pub struct Assembly {
     message_bytes: usize,
-    /// The message under way: its kind and what there is of it.
-    partial: Option<(Encoding, BytesMut)>,
-    empty_fragments: u32,
-    control: (Instant, u32),
+    /// Whether permessage-deflate was agreed on.
+    compression: bool,
+    /// The beginning of a header that is not whole yet.
+    head: [u8; HEADER_BYTES],
+    head_length: u8,
+    /// The frame whose body is under way.
+    frame: Option<Frame>,
+    /// The message whose fragments are under way.
+    message: Option<Partial>,
+    /// The body of a control frame that is not whole yet.
+    control: Vec<u8>,
+    control_frames: (Instant, u32),
 }
 
-impl<R: AsyncRead + Unpin> Frames<R> {
-    /// Frames over a socket whose handshake is done.
-    pub fn new(mut read: WebSocketRead<R>, message_bytes: usize) -> Frames<R> {
-        read.set_auto_close(false);
-        read.set_auto_pong(false);
-        // It reserves what a header declares, so it must know the limit before it reads one; it also
-        // refuses the limit itself.
-        read.set_max_message_size(message_bytes + 1);
-        let assembly =
-            Assembly { message_bytes, partial: None, empty_fragments: 0, control: (Instant::now(), 0) };
-        Frames { read, assembly }
-    }
+#[derive(Debug)]
+struct Frame {
+    opcode: OpCode,
+    fin: bool,
+    compressed: bool,
+    mask: [u8; 4],
+    /// Bytes of the body that have not arrived.
+    missing: usize,
+}
 
-    /// The next whole thing. Must not be dropped half-way: what was read would be lost.
-    pub async fn next(&mut self) -> Result<Incoming, Broken> {
-        loop {
-            // With pong and close in our own hands nothing is ever sent from here.
-            let frame = self
-                .read
-                .read_frame::<_, WebSocketError>(&mut |_| async { Ok(()) })
-                .await
-                .map_err(|error| broken(&error))?;
-            if let Some(incoming) = self.assembly.take(frame)? {
-                return Ok(incoming);
-            }
-        }
-    }
+#[derive(Debug)]
+struct Partial {
+    encoding: Encoding,
+    compressed: bool,
+    bytes: Vec<u8>,
+    /// So much of a text is known to be whole characters.
+    checked: usize,
+    empty_fragments: u32,
 }
 
 impl Assembly {
-    fn take(&mut self, mut frame: Frame<'_>) -> Result<Option<Incoming>, Broken> {
-        let rule = |code, reason| Err(Broken::Rule(code, reason));
-        if !is_masked(&mut frame) {
-            return rule(CloseCode::PROTOCOL_ERROR, "a client's frame must be masked");
+    /// For a socket whose handshake is done. `message_bytes` bounds a message, compressed and not.
+    pub fn new(message_bytes: usize, compression: bool) -> Assembly {
+        Assembly {
+            message_bytes,
+            compression,
+            head: [0; HEADER_BYTES],
+            head_length: 0,
+            frame: None,
+            message: None,
+            control: Vec::new(),
+            control_frames: (Instant::now(), 0),
         }
-        if matches!(frame.opcode, OpCode::Close | OpCode::Ping | OpCode::Pong) {
-            return self.control(&frame).map(Some);
+    }
+
+    /// Takes bytes in, unmasking them where they are, and gives what they complete to `take`. After an
+    /// error, whoever's, nobody knows where the next frame begins: nothing more may be fed.
+    pub fn feed<E: From<Broken>>(
+        &mut self,
+        mut bytes: &mut [u8],
+        take: &mut impl FnMut(Incoming<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        loop {
+            if self.frame.is_none() {
+                let Some(header) = self.header(&mut bytes)? else { return Ok(()) };
+                self.begin(header)?;
+            }
+            let Some(frame) = &mut self.frame else { return Ok(()) };
+            let (body, rest) = bytes.split_at_mut(frame.missing.min(bytes.len()));
+            bytes = rest;
+            unmask(body, frame.mask);
+            frame.mask.rotate_left(body.len() % 4);
+            frame.missing -= body.len();
+            let ends = frame.missing == 0;
+            if is_control(frame.opcode) {
+                self.control_body(body, ends, take)?;
+            } else {
+                self.data_body(body, ends, take)?;
+            }
+            if !ends {
+                return Ok(());
+            }
         }
-        let body = match frame.payload {
-            Payload::Bytes(bytes) => bytes,
-            other => BytesMut::from(&*other),
-        };
-        match (frame.opcode, self.partial.take()) {
-            (OpCode::Continuation, None) => {
-                return rule(CloseCode::PROTOCOL_ERROR, "a continuation without a beginning");
+    }
+
+    /// The next header, if all of it is there.
+    fn header(&mut self, bytes: &mut &mut [u8]) -> Result<Option<Header>, Broken> {
+        let had = usize::from(self.head_length);
+        if had == 0
+            && let Some((header, length)) = Header::parse(bytes)?
+        {
+            *bytes = &mut std::mem::take(bytes)[length..];
+            return Ok(Some(header));
+        }
+        let more = bytes.len().min(HEADER_BYTES - had);
+        self.head[had..had + more].copy_from_slice(&bytes[..more]);
+        match Header::parse(&self.head[..had + more])? {
+            Some((header, length)) => {
+                *bytes = &mut std::mem::take(bytes)[length - had..];
+                self.head_length = 0;
+                Ok(Some(header))
             }
-            (_, Some(_)) if frame.opcode != OpCode::Continuation => {
-                return rule(CloseCode::PROTOCOL_ERROR, "a new message inside another");
+            None => {
+                *bytes = &mut [];
+                self.head_length = (had + more) as u8;
+                Ok(None)
             }
-            (_, Some((encoding, mut whole))) => {
-                if body.is_empty() && !frame.fin {
-                    self.empty_fragments += 1;
-                    if self.empty_fragments > EMPTY_FRAGMENTS {
-                        return rule(CloseCode::POLICY, "too many empty fragments");
-                    }
+        }
+    }
+
+    /// Checks a frame by its header, before any of its body is kept.
+    fn begin(&mut self, header: Header) -> Result<(), Broken> {
+        let Header { fin, rsv1, opcode, length, mask } = header;
+        let control = is_control(opcode);
+        if rsv1 && !(self.compression && matches!(opcode, OpCode::Text | OpCode::Binary)) {
+            return Err(protocol("a reserved bit is set, and no extension was agreed on that uses it"));
+        }
+        if control {
+            if !fin {
+                return Err(protocol("a fragmented control frame"));
+            }
+            if length > CONTROL_BYTES as u64 {
+                return Err(protocol("a control frame longer than 125 bytes"));
+            }
+            self.count_control(opcode)?;
+        } else {
+            match (&self.message, opcode) {
+                (None, OpCode::Continuation) => return Err(protocol("a continuation without a beginning")),
+                (Some(_), OpCode::Text | OpCode::Binary) => {
+                    return Err(protocol("a new message inside another"));
                 }
-                if whole.len() + body.len() > self.message_bytes {
-                    return rule(CloseCode::TOO_BIG, "the message is longer than the broker allows");
-                }
-                whole.extend_from_slice(&body);
-                self.partial = Some((encoding, whole));
+                _ => {}
             }
-            (opcode, None) => {
-                self.empty_fragments = 0;
+            let so_far = self.message.as_ref().map_or(0, |message| message.bytes.len());
+            if length > (self.message_bytes - so_far) as u64 {
+                return Err(too_big());
+            }
+        }
+        let missing = usize::try_from(length).map_err(|_| too_big())?;
+        if missing == 0
+            && !fin
+            && let Some(message) = &mut self.message
+        {
+            message.empty_fragments += 1;
+            if message.empty_fragments > EMPTY_FRAGMENTS {
+                return Err(Broken { code: CloseCode::POLICY, reason: "too many empty fragments" });
+            }
+        }
+        self.frame = Some(Frame { opcode, fin, compressed: rsv1, mask, missing });
+        Ok(())
+    }
+
+    fn count_control(&mut self, opcode: OpCode) -> Result<(), Broken> {
+        if self.control_frames.0.elapsed() > Duration::from_secs(1) {
+            self.control_frames = (Instant::now(), 0);
+        }
+        self.control_frames.1 += 1;
+        if self.control_frames.1 > CONTROL_PER_SECOND && opcode != OpCode::Close {
+            return Err(Broken { code: CloseCode::POLICY, reason: "too many pings in a second" });
+        }
+        Ok(())
+    }
+
+    fn control_body<E: From<Broken>>(
+        &mut self,
+        body: &[u8],
+        ends: bool,
+        take: &mut impl FnMut(Incoming<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        if !ends {
+            self.control.extend_from_slice(body);
+            return Ok(());
+        }
+        let Some(frame) = self.frame.take() else { return Ok(()) };
+        if self.control.is_empty() {
+            return take(control(frame.opcode, body)?);
+        }
+        let mut whole = std::mem::take(&mut self.control);
+        whole.extend_from_slice(body);
+        take(control(frame.opcode, &whole)?)
+    }
+
+    fn data_body<E: From<Broken>>(
+        &mut self,
+        body: &[u8],
+        ends: bool,
+        take: &mut impl FnMut(Incoming<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let Some(frame) = &self.frame else { return Ok(()) };
+        let (opcode, last, compressed) = (frame.opcode, ends && frame.fin, frame.compressed);
+        if ends {
+            self.frame = None;
+        }
+        let message = match &mut self.message {
+            Some(message) => message,
+            None => {
                 let encoding = if opcode == OpCode::Text { Encoding::Json } else { Encoding::MessagePack };
-                if frame.fin {
-                    // fastwebsockets has checked that unfragmented text is UTF-8.
-                    return Ok(Some(Incoming::Message(encoding, Message(body))));
+                if last && !compressed {
+                    // Most messages: whole within one read.
+                    if encoding == Encoding::Json && std::str::from_utf8(body).is_err() {
+                        return Err(not_utf8().into());
+                    }
+                    return take(Incoming::Message(encoding, body));
                 }
-                self.partial = Some((encoding, body));
+                self.message.insert(Partial {
+                    encoding,
+                    compressed,
+                    bytes: Vec::new(),
+                    checked: 0,
+                    empty_fragments: 0,
+                })
             }
+        };
+        message.bytes.extend_from_slice(body);
+        message.check_text(last)?;
+        if !last {
+            return Ok(());
         }
-        if !frame.fin {
-            return Ok(None);
+        let Some(message) = self.message.take() else { return Ok(()) };
+        if !message.compressed {
+            return take(Incoming::Message(message.encoding, &message.bytes));
         }
-        let Some((encoding, whole)) = self.partial.take() else { return Ok(None) };
-        if encoding == Encoding::Json && std::str::from_utf8(&whole).is_err() {
-            return rule(CloseCode::INVALID_TEXT, "text that is not UTF-8");
+        let whole = match deflate::inflate(&message.bytes, self.message_bytes) {
+            Inflated::Whole(whole) => whole,
+            Inflated::TooLong => return Err(too_big().into()),
+            Inflated::Garbled => {
+                let reason = "a compressed message that does not inflate";
+                return Err(Broken { code: CloseCode::INVALID_TEXT, reason }.into());
+            }
+        };
+        if message.encoding == Encoding::Json && std::str::from_utf8(&whole).is_err() {
+            return Err(not_utf8().into());
         }
-        Ok(Some(Incoming::Message(encoding, Message(whole))))
+        take(Incoming::Message(message.encoding, &whole))
     }
+}
 
-    fn control(&mut self, frame: &Frame<'_>) -> Result<Incoming, Broken> {
-        let rule = |code, reason| Err(Broken::Rule(code, reason));
-        let body = &*frame.payload;
-        if body.len() > 125 {
-            return rule(CloseCode::PROTOCOL_ERROR, "a control frame longer than 125 bytes");
+impl Partial {
+    /// Text is checked as it arrives, so that what cannot become UTF-8 is refused at once.
+    fn check_text(&mut self, last: bool) -> Result<(), Broken> {
+        if self.encoding != Encoding::Json || self.compressed {
+            return Ok(());
         }
-        if self.control.0.elapsed() > Duration::from_secs(1) {
-            self.control = (Instant::now(), 0);
+        match std::str::from_utf8(&self.bytes[self.checked..]) {
+            Ok(_) => self.checked = self.bytes.len(),
+            // The character may go on in what is still to come.
+            Err(error) if error.error_len().is_none() && !last => self.checked += error.valid_up_to(),
+            Err(_) => return Err(not_utf8()),
         }
-        self.control.1 += 1;
-        if self.control.1 > CONTROL_PER_SECOND && frame.opcode != OpCode::Close {
-            return rule(CloseCode::POLICY, "too many pings in a second");
+        Ok(())
+    }
+}
+
+/// A frame's header, as far as it can be judged by itself.
+#[derive(Debug)]
+struct Header {
+    fin: bool,
+    rsv1: bool,
+    opcode: OpCode,
+    length: u64,
+    mask: [u8; 4],
+}
+
+impl Header {
+    /// Reads a header and says how long it is; none: it is not all there. What is wrong is refused as
+    /// soon as it can be seen.
+    fn parse(bytes: &[u8]) -> Result<Option<(Header, usize)>, Broken> {
+        let Some(first) = bytes.first() else { return Ok(None) };
+        if first & 0b0011_0000 != 0 {
+            return Err(protocol("a reserved bit is set, and no extension was agreed on that uses it"));
         }
-        match (frame.opcode, body) {
-            (OpCode::Ping, _) => Ok(Incoming::Ping(Bytes::copy_from_slice(body))),
-            (OpCode::Pong, _) => Ok(Incoming::Pong),
-            (_, []) => Ok(Incoming::Close(None)),
-            (_, [_]) => rule(CloseCode::PROTOCOL_ERROR, "a close frame with half a code"),
-            (_, [high, low, reason @ ..]) => {
-                let code = u16::from_be_bytes([*high, *low]);
-                if !matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999) {
-                    return rule(CloseCode::PROTOCOL_ERROR, "a close code that must not be sent");
-                }
-                if std::str::from_utf8(reason).is_err() {
-                    return rule(CloseCode::INVALID_TEXT, "a close reason that is not UTF-8");
-                }
-                Ok(Incoming::Close(Some(code)))
+        let opcode = match first & 0x0F {
+            0x0 => OpCode::Continuation,
+            0x1 => OpCode::Text,
+            0x2 => OpCode::Binary,
+            0x8 => OpCode::Close,
+            0x9 => OpCode::Ping,
+            0xA => OpCode::Pong,
+            _ => return Err(protocol("an unknown opcode")),
+        };
+        let Some(second) = bytes.get(1) else { return Ok(None) };
+        if second & 0x80 == 0 {
+            return Err(protocol("a client's frame must be masked"));
+        }
+        let (length, at) = match second & 0x7F {
+            126 => match bytes.get(2..4) {
+                Some(word) => (u64::from(u16::from_be_bytes(fixed(word))), 4),
+                None => return Ok(None),
+            },
+            127 => match bytes.get(2..10) {
+                Some(word) => (u64::from_be_bytes(fixed(word)), 10),
+                None => return Ok(None),
+            },
+            short => (u64::from(short), 2),
+        };
+        // RFC 6455, section 5.2: the shortest form, and the highest bit is 0.
+        if (at == 4 && length < 126) || (at == 10 && !(1 << 16..1 << 63).contains(&length)) {
+            return Err(protocol("a length that is not in its shortest form"));
+        }
+        let Some(mask) = bytes.get(at..at + 4) else { return Ok(None) };
+        let header =
+            Header { fin: first & 0x80 != 0, rsv1: first & 0x40 != 0, opcode, length, mask: fixed(mask) };
+        Ok(Some((header, at + 4)))
+    }
+}
+
+fn fixed<const N: usize>(bytes: &[u8]) -> [u8; N] {
+    bytes.try_into().expect("the slice was taken with this length")
+}
+
+fn is_control(opcode: OpCode) -> bool {
+    matches!(opcode, OpCode::Close | OpCode::Ping | OpCode::Pong)
+}
+
+fn protocol(reason: &'static str) -> Broken {
+    Broken { code: CloseCode::PROTOCOL_ERROR, reason }
+}
+
+fn too_big() -> Broken {
+    Broken { code: CloseCode::TOO_BIG, reason: "the message is longer than the broker allows" }
+}
+
+fn not_utf8() -> Broken {
+    Broken { code: CloseCode::INVALID_TEXT, reason: "text that is not UTF-8" }
+}
+
+/// A control frame of which all is there.
+fn control(opcode: OpCode, body: &[u8]) -> Result<Incoming<'_>, Broken> {
+    match (opcode, body) {
+        (OpCode::Ping, _) => Ok(Incoming::Ping(body)),
+        (OpCode::Pong, _) => Ok(Incoming::Pong),
+        (_, []) => Ok(Incoming::Close(None)),
+        (_, [_]) => Err(protocol("a close frame with half a code")),
+        (_, [high, low, reason @ ..]) => {
+            let code = u16::from_be_bytes([*high, *low]);
+            if !matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999) {
+                return Err(protocol("a close code that must not be sent"));
             }
+            if std::str::from_utf8(reason).is_err() {
+                let reason = "a close reason that is not UTF-8";
+                return Err(Broken { code: CloseCode::INVALID_TEXT, reason });
+            }
+            Ok(Incoming::Close(Some(code)))
         }
     }
 }
 
-/// Whether a frame came masked: fastwebsockets keeps it to itself, but writes it into a header.
-fn is_masked(frame: &mut Frame<'_>) -> bool {
-    let mut head = [0; 16];
-    frame.fmt_head(&mut head);
-    head[1] & 0x80 != 0
-}
-
-fn broken(error: &WebSocketError) -> Broken {
-    let rule = Broken::Rule;
-    match error {
-        WebSocketError::ReservedBitsNotZero => {
-            rule(CloseCode::PROTOCOL_ERROR, "a reserved bit is set, and no extension was agreed on")
-        }
-        WebSocketError::InvalidValue => rule(CloseCode::PROTOCOL_ERROR, "an unknown opcode"),
-        WebSocketError::ControlFrameFragmented => {
-            rule(CloseCode::PROTOCOL_ERROR, "a fragmented control frame")
-        }
-        WebSocketError::PingFrameTooLarge => {
-            rule(CloseCode::PROTOCOL_ERROR, "a control frame longer than 125 bytes")
-        }
-        WebSocketError::FrameTooLarge => {
-            rule(CloseCode::TOO_BIG, "the message is longer than the broker allows")
-        }
-        WebSocketError::InvalidUTF8 => rule(CloseCode::INVALID_TEXT, "text that is not UTF-8"),
-        _ => Broken::Gone,
-    }
+/// Appends a frame as a server sends it: whole, unmasked.
+pub fn write(out: &mut Vec<u8>, opcode: OpCode, compressed: bool, body: &[u8]) {
+    let mut head = [0; HEADER_BYTES];
+    let payload = fastwebsockets::Payload::Borrowed(body);
+    let length = fastwebsockets::Frame::new(true, opcode, None, payload).fmt_head(&mut head);
+    head[0] |= u8::from(compressed) << 6;
+    out.extend_from_slice(&head[..length]);
+    out.extend_from_slice(body);
 }

@@ -1,5 +1,6 @@
 //! From an HTTP request to a socket: RFC 6455, section 4.2, checked in full.
 
+use super::deflate::Agreed;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -12,6 +13,8 @@ use taskyard_proto::{Encoding, Error, ErrorCode, GroupName, Hello, Mode, QueueNa
 pub struct Opening {
     /// The encoding that was negotiated; none: each frame's kind decides.
     pub encoding: Option<Encoding>,
+    /// How messages are compressed, if they are.
+    pub compression: Option<Agreed>,
     /// What the URL says, where the client has no library to say it.
     pub implied: Option<Implied>,
 }
@@ -51,8 +54,9 @@ pub fn is_wanted<B>(request: &Request<B>) -> bool {
     }
 }
 
-/// Checks an upgrade request; gives the answer to send and what was asked for.
-pub fn accept<B>(request: &Request<B>) -> Result<(Response<()>, Opening), Refusal> {
+/// Checks an upgrade request; gives the answer to send and what was asked for. With `compression`
+/// permessage-deflate is agreed to where it is offered.
+pub fn accept<B>(request: &Request<B>, compression: bool) -> Result<(Response<()>, Opening), Refusal> {
     let headers = request.headers();
     if request.method() != Method::GET {
         let mut refusal =
@@ -85,6 +89,7 @@ pub fn accept<B>(request: &Request<B>) -> Result<(Response<()>, Opening), Refusa
         return Err(Refusal::new(StatusCode::BAD_REQUEST, text));
     }
     let encoding = negotiate(headers)?;
+    let compression = compression.then(|| offered_compression(headers)).flatten();
     check_origin(headers)?;
     let implied = implied(request.uri().query().unwrap_or_default())?;
 
@@ -96,8 +101,16 @@ pub fn accept<B>(request: &Request<B>) -> Result<(Response<()>, Opening), Refusa
     if let Some(encoding) = encoding {
         response = response.header(header::SEC_WEBSOCKET_PROTOCOL, encoding.subprotocol());
     }
+    if let Some(agreed) = compression {
+        response = response.header(header::SEC_WEBSOCKET_EXTENSIONS, agreed.answer());
+    }
     let response = response.body(()).expect("each header is valid");
-    Ok((response, Opening { encoding, implied }))
+    Ok((response, Opening { encoding, compression, implied }))
+}
+
+fn offered_compression(headers: &HeaderMap) -> Option<Agreed> {
+    let lines = headers.get_all(header::SEC_WEBSOCKET_EXTENSIONS).iter();
+    lines.filter_map(|line| line.to_str().ok()).find_map(Agreed::choose)
 }
 
 /// The answer to a key: RFC 6455, section 1.3.

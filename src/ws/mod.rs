@@ -1,22 +1,30 @@
-//! Talks WebSocket: one task reads a socket, one writes it.
+//! Talks WebSocket: one task serves one socket, and keeps no buffer for it while it is idle.
 //!
 //! * [`handshake`]: from an HTTP request to a socket.
-//! * [`frames`]: our rules over fastwebsockets: whole messages in, a reason to close out.
+//! * [`frames`]: bytes to messages, by the rules of RFC 6455.
+//! * [`deflate`]: messages that travel compressed.
+//! * [`inbound`]: what arrives, to the frames.
 //! * [`reader`]: messages to commands.
 //! * [`writer`]: the outbox to one write.
 
+pub mod deflate;
 pub mod frames;
 pub mod handshake;
+pub mod inbound;
 pub mod reader;
 mod text;
 pub mod writer;
 
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
+use bytes::Bytes;
 use taskyard_proto::CloseCode;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::task::JoinHandle;
 
 use crate::broker::{Broker, Item};
 use crate::core::{Command, SessionId};
@@ -36,6 +44,10 @@ pub struct Settings {
     pub ping: Duration,
     /// After so much longer it gives up.
     pub ping_timeout: Duration,
+    /// Whether permessage-deflate is agreed to, where a client offers it.
+    pub compression: bool,
+    /// Where it was: messages of at least so many bytes are sent compressed.
+    pub compression_min_bytes: usize,
 }
 
 /// A socket's place in the switchboard; it goes with whatever serves the socket, however that ends.
@@ -56,17 +68,18 @@ impl Drop for Registered<'_> {
     }
 }
 
-/// Serves one socket until it ends.
+/// Serves one socket until it ends. `early` is what came before the upgrade was answered.
 pub async fn serve<R, W>(
     read: R,
     write: W,
+    early: Bytes,
     opening: Opening,
     broker: Broker,
     settings: Arc<Settings>,
     metrics: Metrics,
 ) where
-    R: AsyncRead + Unpin + Send + 'static,
-    W: AsyncWrite + Unpin + Send + 'static,
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
 {
     let outbox = Arc::new(Outbox::default());
     if let Some(encoding) = opening.encoding {
@@ -74,33 +87,30 @@ pub async fn serve<R, W>(
     }
     let registered = Registered::new(&broker, outbox.clone());
     let session = registered.session;
-    let mut writer =
-        tokio::spawn(writer::run(write, session, outbox.clone(), broker.clone(), settings.clone()));
-    // Tasks of their own, so that a panic in one ends this socket (1011) and nothing else.
+    let compression = opening.compression;
+    let writer = writer::run(write, session, outbox.clone(), broker.clone(), settings.clone(), compression);
     let reader = reader::Reader::new(session, outbox.clone(), broker.clone(), settings, opening);
-    let mut reader = tokio::spawn(reader.run(read));
+    // A panic ends this socket (1011, if it can still be said) and nothing else.
+    let panicked = || {
+        tracing::error!(session = session.0, "a fault ended a connection: its panic is told above");
+        outbox.close(CloseCode::INTERNAL, "a fault in the broker ended this connection");
+    };
+    let mut writer = pin!(async {
+        contained(writer).await.unwrap_or_else(|Panicked| {
+            panicked();
+            None
+        })
+    });
+    let mut reader =
+        pin!(async { contained(reader.run(read, early)).await.unwrap_or_else(|Panicked| panicked()) });
     let end = async || {
         let mut end = vec![Item::Command(Command::End { session })];
         // A broker that is gone has no leases to return.
         let _ = broker.send(&mut end, 0).await;
     };
-    // The peer may still answer our close frame; nothing else that it says is heard.
-    let cut_off = async |reader: &mut JoinHandle<()>| {
-        if tokio::time::timeout(reader::CLOSE_ANSWER, &mut *reader).await.is_err() {
-            reader.abort();
-            // Only then it has certainly handed over its last.
-            let _ = reader.await;
-        }
-        // What it handed over meanwhile may have opened the session that was ended before.
-        end().await;
-    };
     // Whatever ends it, the leases go on at once; only then the others may take their time.
     let closed = tokio::select! {
-        ended = &mut reader => {
-            if let Err(error) = ended {
-                tracing::error!(session = session.0, "a connection's reader panicked: {error}");
-                outbox.close(CloseCode::INTERNAL, "a fault in the broker ended this connection");
-            }
+        () = &mut reader => {
             // What is being written settles what it delivers in mode auto; but a dead peer waits for nobody.
             let written = tokio::time::timeout(LAST_WRITE, &mut writer).await;
             end().await;
@@ -111,19 +121,44 @@ pub async fn serve<R, W>(
         }
         closed = &mut writer => {
             end().await;
-            cut_off(&mut reader).await;
+            // The peer may still answer our close frame; nothing else that it says is heard.
+            let _ = tokio::time::timeout(reader::CLOSE_ANSWER, &mut reader).await;
+            // What it handed over meanwhile may have opened the session that was ended before.
+            end().await;
             closed
         }
         () = outbox.closing() => {
             end().await;
-            let closed = writer.await;
-            cut_off(&mut reader).await;
+            let mut read = false;
+            let closed = loop {
+                tokio::select! {
+                    closed = &mut writer => break closed,
+                    () = &mut reader, if !read => read = true,
+                }
+            };
+            if !read {
+                let _ = tokio::time::timeout(reader::CLOSE_ANSWER, &mut reader).await;
+            }
+            end().await;
             closed
         }
     };
-    if let Ok(Some(code)) = closed {
+    if let Some(code) = closed {
         metrics.closed(code);
     }
     drop(registered);
     tracing::debug!(session = session.0, "connection ended");
+}
+
+struct Panicked;
+
+/// Runs one half of a socket. What it shares with others is the outbox, whose lock is never left
+/// half-way, and channels.
+async fn contained<T>(run: impl Future<Output = T>) -> Result<T, Panicked> {
+    let mut run = pin!(run);
+    let poll = poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| run.as_mut().poll(context))) {
+        Ok(poll) => poll.map(Ok),
+        Err(_) => Poll::Ready(Err(Panicked)),
+    });
+    poll.await
 }

@@ -1,22 +1,24 @@
 //! From a socket's messages to commands.
 
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use fastwebsockets::Role;
+use bytes::Bytes;
 use taskyard_proto::codec::{ClientFrame, decode_client};
 use taskyard_proto::{
     ClientMessage, CloseCode, Encoding, Hello, Pong, Rejection, Request, RequestId, Response, ServerMessage,
     Subscribe, WorkerName,
 };
 use tokio::io::AsyncRead;
+use tokio::time::Sleep;
 
 use super::Settings;
-use super::frames::{Broken, Frames, Incoming};
+use super::frames::{Assembly, Broken, Incoming};
 use super::handshake::{Implied, Opening};
+use super::inbound::{Arrived, Inbound};
 use super::text;
 use crate::broker::{Broker, Item, submit_command};
 use crate::core::{Command, Origin, SessionId};
@@ -24,9 +26,6 @@ use crate::outbox::{Closing, Outbox};
 
 /// Frames that are not JSON or MessagePack, or too deep, that a socket may send in a minute.
 const UNDECODABLE_PER_MINUTE: u32 = 10;
-/// So much is gathered from a socket before it is handed over, even if more is there already.
-const GATHER_ITEMS: usize = 256;
-const GATHER_BYTES: usize = 256 << 10;
 /// How long a peer may take to answer our close frame, and to end the connection.
 pub(super) const CLOSE_ANSWER: Duration = Duration::from_secs(2);
 
@@ -47,6 +46,8 @@ pub struct Reader {
     bytes: usize,
     undecodable: (Instant, u32),
     heard: Instant,
+    /// When it was pinged; none: it was heard since.
+    pinged: Option<Instant>,
 }
 
 /// Why a socket is no longer read.
@@ -55,6 +56,12 @@ enum End {
     Say(Closing),
     /// Nothing more to say.
     Quiet,
+}
+
+impl From<Broken> for End {
+    fn from(broken: Broken) -> End {
+        say(broken.code, broken.reason)
+    }
 }
 
 impl Reader {
@@ -80,87 +87,115 @@ impl Reader {
             bytes: 0,
             undecodable: (Instant::now(), 0),
             heard: Instant::now(),
+            pinged: None,
         }
     }
 
-    /// Reads until the socket ends.
-    pub async fn run<R: AsyncRead + Unpin>(mut self, mut read: R) {
-        let (framed, _) = fastwebsockets::after_handshake_split(&mut read, tokio::io::sink(), Role::Server);
-        let mut frames = Frames::new(framed, self.settings.message_bytes);
+    /// Reads until the socket ends. `early` is what came before the upgrade was answered.
+    pub async fn run<R: AsyncRead + Unpin>(mut self, read: R, early: Bytes) {
+        let assembly = Assembly::new(self.settings.message_bytes, self.opening.compression.is_some());
+        let mut inbound = Inbound::new(read, assembly);
         if let Some(Implied { hello, subscribe }) = self.opening.implied.take() {
             self.wordy = true;
             self.introduce(Box::new(hello), None, subscribe);
         }
-        let end = self.read_all(&mut frames).await;
-        drop(frames);
+        let end = match inbound.feed(&early, &mut |incoming| self.incoming(incoming)) {
+            Ok(()) => {
+                drop(early);
+                self.read_all(&mut inbound).await
+            }
+            Err(end) => end,
+        };
         // What came before the end counts.
         let _ = self.hand_over().await;
         if let End::Say(closing) = end {
             self.outbox.close_as(closing);
-            // To the peer's end, or for a while: bytes left unread would turn our goodbye into a reset.
-            // They are no frames to us: after a broken one nobody knows where the next begins.
-            let _ =
-                tokio::time::timeout(CLOSE_ANSWER, tokio::io::copy(&mut read, &mut tokio::io::sink())).await;
+            inbound.discard(CLOSE_ANSWER).await;
         }
         self.outbox.close_as(Closing { code: None, reason: String::new() });
     }
 
-    async fn read_all<R: AsyncRead + Unpin>(&mut self, frames: &mut Frames<R>) -> End {
+    async fn read_all<R: AsyncRead + Unpin>(&mut self, inbound: &mut Inbound<R>) -> End {
+        let mut alarm = pin!(tokio::time::sleep_until(self.alarm_at().into()));
         loop {
-            let incoming = {
-                let mut next = pin!(frames.next());
-                // What is there already is gathered; before waiting it is handed over.
-                match poll_once(next.as_mut()).await {
-                    Some(incoming) => incoming,
-                    None => {
-                        if self.hand_over().await.is_err() {
-                            return End::Quiet;
-                        }
-                        match self.wait(next).await {
-                            Some(incoming) => incoming,
-                            None => {
-                                let reason = "nothing was heard from the client, not even a pong";
-                                return say(CloseCode::PING_TIMEOUT, reason);
-                            }
-                        }
-                    }
-                }
-            };
-            self.heard = Instant::now();
-            if self.outbox.was_listening() {
-                self.items.push(Item::Command(Command::Heard { session: self.session }));
+            if self.hand_over().await.is_err() {
+                return End::Quiet;
             }
-            match incoming {
-                Ok(Incoming::Message(encoding, message)) => {
-                    if let Err(end) = self.message(encoding, &message) {
+            let read = poll_fn(|context| {
+                if let Poll::Ready(read) = inbound.poll_read(context, &mut |incoming| self.incoming(incoming))
+                {
+                    return Poll::Ready(Some(read));
+                }
+                alarm.as_mut().poll(context).map(|()| None)
+            });
+            match read.await {
+                Some(Ok(Arrived::Bytes)) => self.was_heard(),
+                Some(Ok(Arrived::End)) => return End::Quiet,
+                Some(Err(end)) => {
+                    self.was_heard();
+                    return end;
+                }
+                None => {
+                    if let Err(end) = self.alarm(alarm.as_mut()) {
                         return end;
                     }
                 }
-                Ok(Incoming::Ping(body)) => self.outbox.pong(&body),
-                Ok(Incoming::Pong) => {}
-                Ok(Incoming::Close(code)) => {
-                    return End::Say(Closing { code: code.map(CloseCode), reason: String::new() });
-                }
-                Err(Broken::Rule(code, reason)) => return say(code, reason),
-                Err(Broken::Gone) => return End::Quiet,
-            }
-            let full = self.items.len() >= GATHER_ITEMS || self.bytes >= GATHER_BYTES;
-            if full && self.hand_over().await.is_err() {
-                return End::Quiet;
             }
         }
     }
 
-    /// Waits for the peer, pings it when it is silent, and gives up on it in the end.
-    async fn wait<F: Future>(&mut self, mut next: Pin<&mut F>) -> Option<F::Output> {
-        // A tenth of jitter, from the session's number, so that connections made together do not ping together.
-        let jitter = self.settings.ping.mul_f64((self.session.0 % 100) as f64 / 1000.0);
-        let ping_at = self.heard + self.settings.ping - jitter;
-        if let Ok(incoming) = tokio::time::timeout_at(ping_at.into(), next.as_mut()).await {
-            return Some(incoming);
+    /// Any byte is a sign of life, also one of a message that takes long to arrive.
+    fn was_heard(&mut self) {
+        self.heard = Instant::now();
+        self.pinged = None;
+        if self.outbox.was_listening() {
+            // Before what came with it: a worker that is heard again may be given tasks again.
+            self.items.insert(0, Item::Command(Command::Heard { session: self.session }));
         }
-        self.outbox.ping();
-        tokio::time::timeout(self.settings.ping_timeout, next).await.ok()
+    }
+
+    /// When to look next whether the peer still lives. The alarm is not moved at each byte: when it
+    /// goes off too early it is only set again.
+    fn alarm_at(&self) -> Instant {
+        match self.pinged {
+            Some(pinged) => pinged + self.settings.ping_timeout,
+            None => {
+                // A tenth of jitter, from the session's number, so that connections made together do
+                // not ping together.
+                let jitter = self.settings.ping.mul_f64((self.session.0 % 100) as f64 / 1000.0);
+                self.heard + self.settings.ping - jitter
+            }
+        }
+    }
+
+    /// Pings a peer that is silent, and gives up on it in the end.
+    fn alarm(&mut self, alarm: Pin<&mut Sleep>) -> Result<(), End> {
+        let now = Instant::now();
+        if self.alarm_at() <= now {
+            if self.pinged.is_some() {
+                let reason = "nothing was heard from the client, not even a pong";
+                return Err(say(CloseCode::PING_TIMEOUT, reason));
+            }
+            self.outbox.ping();
+            self.pinged = Some(now);
+        }
+        // Heard meanwhile, the peer is to be pinged again before its time to answer would have ended.
+        alarm.reset(self.alarm_at().min(now + self.settings.ping).into());
+        Ok(())
+    }
+
+    fn incoming(&mut self, incoming: Incoming<'_>) -> Result<(), End> {
+        match incoming {
+            Incoming::Message(encoding, message) => self.message(encoding, message),
+            Incoming::Ping(body) => {
+                self.outbox.pong(body);
+                Ok(())
+            }
+            Incoming::Pong => Ok(()),
+            Incoming::Close(code) => {
+                Err(End::Say(Closing { code: code.map(CloseCode), reason: String::new() }))
+            }
+        }
     }
 
     async fn hand_over(&mut self) -> Result<(), crate::broker::Gone> {
@@ -270,15 +305,4 @@ impl Reader {
 
 fn say(code: CloseCode, reason: &str) -> End {
     End::Say(Closing { code: Some(code), reason: reason.into() })
-}
-
-/// Polls once, without waiting.
-async fn poll_once<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
-    poll_fn(|context| {
-        Poll::Ready(match future.as_mut().poll(context) {
-            Poll::Ready(output) => Some(output),
-            Poll::Pending => None,
-        })
-    })
-    .await
 }

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use fastwebsockets::{Frame, OpCode, Payload};
+use fastwebsockets::OpCode;
 use taskyard_proto::message::BATCH_MAX;
 use taskyard_proto::{Ack, CloseCode, Encoding, GivenLease, LeaseList, Payload as TaskPayload, codec};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
-use super::Settings;
+use super::deflate::{self, Agreed};
+use super::{Settings, frames};
 use crate::broker::{Broker, Item};
 use crate::core::{Command, Origin, SessionId};
 use crate::outbox::{Closing, OUTBOX_BYTES_MAX, OUTBOX_BYTES_STUCK, Outbound, Outbox};
@@ -22,7 +23,9 @@ const STUCK: Duration = Duration::from_secs(10);
 const OVERFULL: Duration = Duration::from_secs(1);
 /// How long it may take nothing of what is left to say before its end.
 const GOODBYE: Duration = Duration::from_secs(2);
-/// Room that a writer keeps between drains.
+/// Room that a writer makes when there is something to write; an idle one has none.
+const ROOM_BYTES: usize = 4 << 10;
+/// Room that a writer keeps from one drain to the next.
 const KEPT_BYTES: usize = 64 << 10;
 
 /// Writes a socket's outbox until it closes; gives the code that it closed with.
@@ -32,13 +35,23 @@ pub async fn run<W: AsyncWrite + Unpin>(
     outbox: Arc<Outbox>,
     broker: Broker,
     settings: Arc<Settings>,
+    compression: Option<Agreed>,
 ) -> Option<CloseCode> {
-    let mut encoder =
-        Encoder { out: Vec::new(), scratch: Vec::new(), array_bytes: settings.message_bytes / 2 };
+    let compression = compression.map(|agreed| (agreed, settings.compression_min_bytes));
+    let mut encoder = Encoder::new(settings.message_bytes / 2, compression);
     let mut spare = Vec::new();
     loop {
-        let mut drained = outbox.drain(std::mem::take(&mut spare)).await;
-        if let Some(body) = &drained.pong {
+        let mut drained = match outbox.take(&mut spare) {
+            Some(drained) => drained,
+            None => {
+                encoder.release();
+                spare = Vec::new();
+                outbox.shrink();
+                outbox.filled().await;
+                continue;
+            }
+        };
+        for body in &drained.pongs {
             encoder.frame(OpCode::Pong, body);
         }
         if drained.ping {
@@ -48,6 +61,7 @@ pub async fn run<W: AsyncWrite + Unpin>(
         let mut written = Vec::new();
         let mut at = 0;
         while at < drained.messages.len() || !encoder.out.is_empty() {
+            encoder.out.reserve(ROOM_BYTES);
             at += encoder.fill(outbox.encoding(), arrays, &mut drained.messages[at..], &mut written);
             if write_all(&mut write, &encoder.out, &outbox).await.is_err() {
                 outbox.close_as(Closing { code: None, reason: String::new() });
@@ -86,6 +100,7 @@ async fn say_goodbye<W: AsyncWrite + Unpin>(
     // A peer that takes nothing gets no goodbye.
     let said = tokio::time::timeout(GOODBYE, async {
         write.write_all(&encoder.out).await?;
+        write.flush().await?;
         write.shutdown().await
     });
     let _ = said.await;
@@ -98,7 +113,7 @@ async fn write_all<W: AsyncWrite + Unpin>(
     mut bytes: &[u8],
     outbox: &Outbox,
 ) -> Result<(), ()> {
-    while !bytes.is_empty() {
+    loop {
         let limit = if outbox.bytes() > OUTBOX_BYTES_MAX { OVERFULL } else { STUCK };
         let patience = async {
             tokio::select! {
@@ -106,12 +121,21 @@ async fn write_all<W: AsyncWrite + Unpin>(
                 () = outbox.closing() => tokio::time::sleep(GOODBYE).await,
             }
         };
+        let all = bytes.is_empty();
+        let step = async {
+            match all {
+                false => write.write(bytes).await,
+                // What TLS holds back because the socket was full goes out too.
+                true => write.flush().await.map(|()| 0),
+            }
+        };
         let written = tokio::select! {
             biased;
-            written = write.write(bytes) => Some(written),
+            written = step => Some(written),
             () = patience => None,
         };
         match written {
+            Some(Ok(_)) if all => return Ok(()),
             Some(Ok(0) | Err(_)) => return Err(()),
             Some(Ok(count)) => bytes = &bytes[count..],
             None if outbox.is_closing() => return Err(()),
@@ -121,7 +145,6 @@ async fn write_all<W: AsyncWrite + Unpin>(
             None => {}
         }
     }
-    Ok(())
 }
 
 /// Mode auto: what is written is settled, on the worker's behalf.
@@ -138,14 +161,18 @@ struct Encoder {
     scratch: Vec<u8>,
     /// The longest array of messages that is sent as one frame.
     array_bytes: usize,
+    /// How messages of at least so many bytes are compressed.
+    compression: Option<(Agreed, usize)>,
+    compressed: Vec<u8>,
 }
 
 impl Encoder {
+    fn new(array_bytes: usize, compression: Option<(Agreed, usize)>) -> Encoder {
+        Encoder { out: Vec::new(), scratch: Vec::new(), array_bytes, compression, compressed: Vec::new() }
+    }
+
     fn frame(&mut self, opcode: OpCode, body: &[u8]) {
-        let mut head = [0; 16];
-        let length = Frame::new(true, opcode, None, Payload::Borrowed(body)).fmt_head(&mut head);
-        self.out.extend_from_slice(&head[..length]);
-        self.out.extend_from_slice(body);
+        frames::write(&mut self.out, opcode, false, body);
     }
 
     fn scratch_frame(&mut self, encoding: Encoding) {
@@ -153,9 +180,15 @@ impl Encoder {
             Encoding::Json => OpCode::Text,
             Encoding::MessagePack => OpCode::Binary,
         };
-        let body = std::mem::take(&mut self.scratch);
-        self.frame(opcode, &body);
-        self.scratch = body;
+        match self.compression {
+            Some((agreed, min))
+                if self.scratch.len() >= min
+                    && deflate::compress(&self.scratch, agreed.window_bits, &mut self.compressed) =>
+            {
+                frames::write(&mut self.out, opcode, true, &self.compressed);
+            }
+            _ => frames::write(&mut self.out, opcode, false, &self.scratch),
+        }
         self.scratch.clear();
     }
 
@@ -200,10 +233,15 @@ impl Encoder {
     }
 
     fn shrink(&mut self) {
-        for buffer in [&mut self.out, &mut self.scratch] {
+        for buffer in [&mut self.out, &mut self.scratch, &mut self.compressed] {
             if buffer.capacity() > KEPT_BYTES {
                 *buffer = Vec::new();
             }
         }
+    }
+
+    /// Gives all room back.
+    fn release(&mut self) {
+        (self.out, self.scratch, self.compressed) = (Vec::new(), Vec::new(), Vec::new());
     }
 }
