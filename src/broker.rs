@@ -198,15 +198,33 @@ impl Broker {
         bytes: usize,
         calls: Vec<(CallId, Waiting)>,
     ) -> Result<(), Gone> {
+        let mut batch = Batch { items, arrived: self.inner.clock.now(), calls, permit: None };
         // A small batch weighs nothing: their number is bounded by the channel.
-        let permit = if bytes < 4096 {
-            None
+        let kib = if bytes < 4096 {
+            0
         } else {
-            let kib = u32::try_from((bytes >> 10).min(INBOX_KIB)).expect("the bound is far below 4 Gi");
-            Some(self.inner.bytes.clone().acquire_many_owned(kib).await.map_err(|_| Gone)?)
+            u32::try_from((bytes >> 10).min(INBOX_KIB)).expect("the bound is far below 4 Gi")
         };
-        let arrived = self.inner.clock.now();
-        self.inner.inbox.send(Batch { items, arrived, calls, permit }).await.map_err(|_| Gone)
+        if kib > 0 {
+            batch.permit = self.inner.bytes.clone().try_acquire_many_owned(kib).ok();
+        }
+        if kib == 0 || batch.permit.is_some() {
+            match self.inner.inbox.try_send(batch) {
+                Ok(()) => return Ok(()),
+                Err(mpsc::error::TrySendError::Closed(_)) => return Err(Gone),
+                Err(mpsc::error::TrySendError::Full(back)) => batch = back,
+            }
+        }
+        // Boxed, since every socket holds room for this future, and few ever wait.
+        Box::pin(async move {
+            if kib > 0 && batch.permit.is_none() {
+                let permit = self.inner.bytes.clone().acquire_many_owned(kib).await.map_err(|_| Gone)?;
+                batch.permit = Some(permit);
+            }
+            batch.arrived = self.inner.clock.now();
+            self.inner.inbox.send(batch).await.map_err(|_| Gone)
+        })
+        .await
     }
 
     fn new_call(&self, for_the_end: bool) -> ((CallId, Waiting), Call) {

@@ -1,10 +1,12 @@
 //! Talks HTTP: the same verbs as the socket, through the same broker handle.
 //!
 //! * [`server`]: connections, upgrades, limits.
+//! * [`guard`]: requests that say their length twice.
 //! * [`routes`]: which path is which verb.
 //! * [`body`]: bodies and answers in JSON and MessagePack.
 
 pub mod body;
+pub mod guard;
 pub mod query;
 pub mod routes;
 pub mod server;

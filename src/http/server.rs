@@ -7,16 +7,21 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use hyper::body::Incoming;
+use hyper::header::HeaderValue;
 use hyper::service::service_fn;
+use hyper::upgrade::Upgraded;
 use hyper::{Request, StatusCode, Version, header};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use taskyard_proto::{Encoding, Error, ErrorCode};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_service::Service as _;
 
+use super::guard::{Ambiguous, Guarded};
 use super::{App, body, routes};
 use crate::ws::{self, handshake};
 
@@ -69,10 +74,18 @@ async fn connection(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!("cannot set TCP_NODELAY: {error}");
     }
+    let ambiguous = Ambiguous::default();
+    let stream = Guarded::new(stream, &ambiguous);
     let service = service_fn(|request: Request<Incoming>| {
         let (app, mut router, tracker) = (app.clone(), router.clone(), tracker.clone());
+        // Behind a body of chunks nothing was watched, so the connection serves no other request.
+        let last = request.headers().contains_key(header::TRANSFER_ENCODING) || ambiguous.is_set();
+        let ambiguous = ambiguous.is_set();
         async move {
-            let response = if !has_one_host(&request) {
+            let mut response = if ambiguous {
+                let text = "a request must have one length: `Content-Length` once, or `Transfer-Encoding`, see RFC 9112";
+                body::refused(Encoding::Json, Error::new(ErrorCode::BadRequest, text))
+            } else if !has_one_host(&request) {
                 let text = "a request of HTTP/1.1 must have exactly one `Host` header, see RFC 9112";
                 body::refused(Encoding::Json, Error::new(ErrorCode::BadRequest, text))
             } else if handshake::is_wanted(&request) {
@@ -83,6 +96,13 @@ async fn connection(
                     Err(never) => match never {},
                 }
             };
+            if last {
+                body::add_header(
+                    response.headers_mut(),
+                    header::CONNECTION,
+                    HeaderValue::from_static("close"),
+                );
+            }
             app.metrics.answered(response.status().as_u16());
             Ok::<_, Infallible>(response)
         }
@@ -137,14 +157,20 @@ fn upgrade(mut request: Request<Incoming>, app: &App, tracker: &TaskTracker) -> 
             Ok(upgraded) => upgraded,
             Err(error) => return tracing::debug!("an upgrade came to nothing: {error}"),
         };
-        let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else {
+        let Some((read, write, early)) = take_over(upgraded) else {
             return tracing::error!("an upgraded connection is of an unknown kind");
         };
-        // The halves of the socket itself: no lock between reading and writing, nothing of HTTP is kept.
-        let (read, write) = parts.io.into_inner().into_split();
-        ws::serve(read, write, parts.read_buf, opening, app.broker, app.settings, app.metrics).await;
+        ws::serve(read, write, early, opening, app.broker, app.settings, app.metrics).await;
     });
     let (parts, ()) = answer.into_parts();
     debug_assert_eq!(parts.status, StatusCode::SWITCHING_PROTOCOLS);
     Response::from_parts(parts, Body::empty()).into_response()
+}
+
+/// The halves of an upgraded connection and what came before the upgrade was answered: no lock between
+/// reading and writing, and nothing of HTTP is kept. None: it is no connection of this listener's.
+pub fn take_over(upgraded: Upgraded) -> Option<(OwnedReadHalf, OwnedWriteHalf, Bytes)> {
+    let parts = upgraded.downcast::<TokioIo<Guarded<TcpStream>>>().ok()?;
+    let (read, write) = parts.io.into_inner().into_inner().into_split();
+    Some((read, write, parts.read_buf))
 }

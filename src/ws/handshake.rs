@@ -16,7 +16,7 @@ pub struct Opening {
     /// How messages are compressed, if they are.
     pub compression: Option<Agreed>,
     /// What the URL says, where the client has no library to say it.
-    pub implied: Option<Implied>,
+    pub implied: Option<Box<Implied>>,
 }
 
 /// A hello and a subscribe said by the URL.
@@ -178,7 +178,7 @@ fn check_origin(headers: &HeaderMap) -> Result<(), Refusal> {
 }
 
 /// Reads the URL of a client without a library.
-fn implied(query: &str) -> Result<Option<Implied>, Refusal> {
+fn implied(query: &str) -> Result<Option<Box<Implied>>, Refusal> {
     let bad = |text: String| Err(Refusal::new(StatusCode::BAD_REQUEST, text));
     let mut hello = Hello::empty();
     let (mut queue, mut credit, mut mode) = (None, None, None);
@@ -224,7 +224,7 @@ fn implied(query: &str) -> Result<Option<Implied>, Refusal> {
         return bad("`credit` and `mode` are of a subscription: give `queue` too".into());
     }
     let subscribe = queue.map(|queue| Subscribe { queue, credit, mode, explicit_start: false });
-    Ok(any.then_some(Implied { hello, subscribe }))
+    Ok(any.then(|| Box::new(Implied { hello, subscribe })))
 }
 
 #[cfg(test)]

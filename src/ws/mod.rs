@@ -17,7 +17,7 @@ pub mod writer;
 
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -71,7 +71,7 @@ impl Drop for Registered<'_> {
 /// Serves one socket until it ends. `early` is what came before the upgrade was answered.
 pub async fn serve<R, W>(
     read: R,
-    write: W,
+    mut write: W,
     early: Bytes,
     opening: Opening,
     broker: Broker,
@@ -88,21 +88,20 @@ pub async fn serve<R, W>(
     let registered = Registered::new(&broker, outbox.clone());
     let session = registered.session;
     let compression = opening.compression;
-    let writer = writer::run(write, session, outbox.clone(), broker.clone(), settings.clone(), compression);
-    let reader = reader::Reader::new(session, outbox.clone(), broker.clone(), settings, opening);
+    let mut reader = reader::Reader::new(session, outbox.clone(), broker.clone(), settings.clone(), opening);
+    let mut reader = pin!(reader.run(read, early));
+    let mut writer =
+        pin!(writer::run(&mut write, session, outbox.clone(), broker.clone(), settings, compression));
     // A panic ends this socket (1011, if it can still be said) and nothing else.
     let panicked = || {
         tracing::error!(session = session.0, "a fault ended a connection: its panic is told above");
         outbox.close(CloseCode::INTERNAL, "a fault in the broker ended this connection");
     };
-    let mut writer = pin!(async {
-        contained(writer).await.unwrap_or_else(|Panicked| {
-            panicked();
-            None
-        })
+    let mut reader = contained(reader.as_mut(), panicked);
+    let mut writer = contained(writer.as_mut(), || {
+        panicked();
+        None
     });
-    let mut reader =
-        pin!(async { contained(reader.run(read, early)).await.unwrap_or_else(|Panicked| panicked()) });
     let end = async || {
         let mut end = vec![Item::Command(Command::End { session })];
         // A broker that is gone has no leases to return.
@@ -150,15 +149,14 @@ pub async fn serve<R, W>(
     tracing::debug!(session = session.0, "connection ended");
 }
 
-struct Panicked;
-
-/// Runs one half of a socket. What it shares with others is the outbox, whose lock is never left
-/// half-way, and channels.
-async fn contained<T>(run: impl Future<Output = T>) -> Result<T, Panicked> {
-    let mut run = pin!(run);
-    let poll = poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| run.as_mut().poll(context))) {
-        Ok(poll) => poll.map(Ok),
-        Err(_) => Poll::Ready(Err(Panicked)),
-    });
-    poll.await
+/// Runs one half of a socket, which `run` only points to: a future that is moved into another is there
+/// twice. What a half shares with others is the outbox, whose lock is never left half-way, and channels.
+fn contained<T>(
+    mut run: Pin<&mut impl Future<Output = T>>,
+    panicked: impl Fn() -> T + Unpin,
+) -> impl Future<Output = T> + Unpin {
+    poll_fn(move |context| {
+        catch_unwind(AssertUnwindSafe(|| run.as_mut().poll(context)))
+            .unwrap_or_else(|_| Poll::Ready(panicked()))
+    })
 }

@@ -92,10 +92,11 @@ impl Reader {
     }
 
     /// Reads until the socket ends. `early` is what came before the upgrade was answered.
-    pub async fn run<R: AsyncRead + Unpin>(mut self, read: R, early: Bytes) {
+    pub async fn run<R: AsyncRead + Unpin>(&mut self, read: R, early: Bytes) {
         let assembly = Assembly::new(self.settings.message_bytes, self.opening.compression.is_some());
         let mut inbound = Inbound::new(read, assembly);
-        if let Some(Implied { hello, subscribe }) = self.opening.implied.take() {
+        if let Some(implied) = self.opening.implied.take() {
+            let Implied { hello, subscribe } = *implied;
             self.wordy = true;
             self.introduce(Box::new(hello), None, subscribe);
         }

@@ -1,6 +1,9 @@
 //! From the outbox to the socket: everything that waits becomes one write.
 
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use fastwebsockets::OpCode;
@@ -30,7 +33,7 @@ const KEPT_BYTES: usize = 64 << 10;
 
 /// Writes a socket's outbox until it closes; gives the code that it closed with.
 pub async fn run<W: AsyncWrite + Unpin>(
-    mut write: W,
+    write: &mut W,
     session: SessionId,
     outbox: Arc<Outbox>,
     broker: Broker,
@@ -63,7 +66,7 @@ pub async fn run<W: AsyncWrite + Unpin>(
         while at < drained.messages.len() || !encoder.out.is_empty() {
             encoder.out.reserve(ROOM_BYTES);
             at += encoder.fill(outbox.encoding(), arrays, &mut drained.messages[at..], &mut written);
-            if write_all(&mut write, &encoder.out, &outbox).await.is_err() {
+            if write_all(write, &encoder.out, &outbox).await.is_err() {
                 outbox.close_as(Closing { code: None, reason: String::new() });
                 return outbox.close_code();
             }
@@ -78,7 +81,7 @@ pub async fn run<W: AsyncWrite + Unpin>(
         outbox.written(&drained);
         drained.messages.clear();
         if let Some(closing) = drained.close {
-            return say_goodbye(&mut write, encoder, closing).await;
+            return Box::pin(say_goodbye(write, encoder, closing)).await;
         }
         encoder.shrink();
         spare = drained.messages;
@@ -107,8 +110,34 @@ async fn say_goodbye<W: AsyncWrite + Unpin>(
     closing.code
 }
 
-/// Writes all of it, or gives up on a peer that takes nothing: while much waits for it, or before its end.
+/// Writes all of it, or gives up on a peer that takes nothing.
 async fn write_all<W: AsyncWrite + Unpin>(
+    write: &mut W,
+    mut bytes: &[u8],
+    outbox: &Outbox,
+) -> Result<(), ()> {
+    let at_once = poll_fn(|context| {
+        while !bytes.is_empty() {
+            match Pin::new(&mut *write).poll_write(context, bytes) {
+                Poll::Ready(Ok(count @ 1..)) => bytes = &bytes[count..],
+                Poll::Ready(_) => return Poll::Ready(Some(Err(()))),
+                Poll::Pending => return Poll::Ready(None),
+            }
+        }
+        match Pin::new(&mut *write).poll_flush(context) {
+            Poll::Ready(flushed) => Poll::Ready(Some(flushed.map_err(|_| ()))),
+            Poll::Pending => Poll::Ready(None),
+        }
+    });
+    match at_once.await {
+        Some(result) => result,
+        // Boxed, since every socket holds room for this future, and few ever wait.
+        None => Box::pin(write_patiently(write, bytes, outbox)).await,
+    }
+}
+
+/// Writes all of it, or gives up on a peer that takes nothing: while much waits for it, or before its end.
+async fn write_patiently<W: AsyncWrite + Unpin>(
     write: &mut W,
     mut bytes: &[u8],
     outbox: &Outbox,
