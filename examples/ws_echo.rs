@@ -18,6 +18,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use taskyard::http::guard::{Ambiguous, Guarded};
 use taskyard::http::server::take_over;
+use taskyard::live::Live;
 use taskyard::ws::deflate::{self, Agreed};
 use taskyard::ws::frames::{self, Assembly, Broken, Incoming};
 use taskyard::ws::handshake;
@@ -79,7 +80,7 @@ async fn main() -> std::io::Result<()> {
 }
 
 fn upgrade(mut request: Request<Body>, compression: bool) -> Response<Full<Bytes>> {
-    match handshake::accept(&request, compression) {
+    match handshake::accept(&request, &Live::default(), false, compression) {
         Ok((answer, opening)) => {
             let upgraded = hyper::upgrade::on(&mut request);
             tokio::spawn(async move {

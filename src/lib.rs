@@ -12,6 +12,7 @@ pub mod core;
 pub mod dispatcher;
 pub mod engine;
 pub mod http;
+pub mod live;
 pub mod log;
 pub mod metrics;
 pub mod outbox;

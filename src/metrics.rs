@@ -31,6 +31,7 @@ pub struct Metrics {
     closes: IntCounterVec,
     http_requests: IntCounterVec,
     torn_tails: IntCounter,
+    reloads: IntCounterVec,
 }
 
 fn seconds(name: &str, help: &str) -> Histogram {
@@ -85,8 +86,17 @@ impl Metrics {
                 "Unfinished ends of the log that were cut at the start of this process",
             )
             .expect("the name is valid"),
+            reloads: IntCounterVec::new(
+                Opts::new("taskyard_config_reloads_total", "Reloads of the configuration, by result"),
+                &["result"],
+            )
+            .expect("the name is valid"),
         };
-        let all: [Box<dyn prometheus::core::Collector>; 8] = [
+        // An alert on failures needs them from the start, at zero.
+        for result in ["ok", "failed"] {
+            metrics.reloads.with_label_values(&[result]);
+        }
+        let all: [Box<dyn prometheus::core::Collector>; 9] = [
             Box::new(metrics.submit_to_durable.clone()),
             Box::new(metrics.ready_to_delivered.clone()),
             Box::new(metrics.delivered_to_settled.clone()),
@@ -95,6 +105,7 @@ impl Metrics {
             Box::new(metrics.closes.clone()),
             Box::new(metrics.http_requests.clone()),
             Box::new(metrics.torn_tails.clone()),
+            Box::new(metrics.reloads.clone()),
         ];
         for collector in all {
             metrics.registry.register(collector).expect("each name is registered once");
@@ -115,6 +126,11 @@ impl Metrics {
     /// The end of the log was torn and has been cut.
     pub fn torn_tail(&self) {
         self.torn_tails.inc();
+    }
+
+    /// The configuration was read again, or could not be.
+    pub fn reloaded(&self, ok: bool) {
+        self.reloads.with_label_values(&[if ok { "ok" } else { "failed" }]).inc();
     }
 
     /// What the dispatcher counts hops with.

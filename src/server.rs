@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -19,6 +20,7 @@ use crate::core::{Effects, Replay, Shard};
 use crate::dispatcher::{Dispatcher, Phase};
 use crate::engine::{Embedded, Engine, EngineError, Memory, Opened};
 use crate::http::{self, App};
+use crate::live::Live;
 use crate::metrics::Metrics;
 
 /// How long sockets may take to say goodbye once the store is closed.
@@ -28,6 +30,8 @@ const GOODBYE: Duration = Duration::from_secs(3);
 pub struct Server {
     address: SocketAddr,
     broker: Broker,
+    metrics: Metrics,
+    live: Arc<ArcSwap<Live>>,
     phase: watch::Sender<Phase>,
     drain: Duration,
     dispatcher: JoinHandle<Result<(), EngineError>>,
@@ -152,12 +156,21 @@ impl Server {
             phases.clone(),
             metrics.hops(),
         );
-        let app =
-            App { broker: broker.clone(), metrics, settings: Arc::new(config.sockets()), phase: phases };
+        let live = Arc::new(ArcSwap::from_pointee(config.live.clone()));
+        let app = App {
+            broker: broker.clone(),
+            metrics: metrics.clone(),
+            settings: Arc::new(config.sockets()),
+            live: live.clone(),
+            auth_on: config.admin_token.is_some() || config.jwt.is_some(),
+            phase: phases,
+        };
         let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
         Ok(Server {
             address,
             broker,
+            metrics,
+            live,
             phase,
             drain: config.drain,
             dispatcher: tokio::spawn(dispatcher.run(first)),
@@ -176,6 +189,16 @@ impl Server {
     /// The broker's handle.
     pub fn broker(&self) -> &Broker {
         &self.broker
+    }
+
+    /// Its metrics.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Takes over what can change while it runs: see [`Config::reload`]. New connections see it at once.
+    pub fn reload(&self, config: &Config) {
+        self.live.store(Arc::new(config.live.clone()));
     }
 
     /// Begins an orderly stop: no more deliveries and submits; settles are served.

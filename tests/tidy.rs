@@ -52,7 +52,7 @@ fn complain(rule: &str, broken: &[String]) {
 fn floor(module: &str) -> u32 {
     match module {
         "core" => 1,
-        "clock" | "log" => 2,
+        "clock" | "live" | "log" => 2,
         "engine" => 3,
         "outbox" | "connections" | "broker" | "metrics" | "dispatcher" => 4,
         "ws" | "http" => 5,

@@ -1,5 +1,6 @@
 //! The command line: one binary that is broker, producer, worker and observer.
 
+mod config;
 mod serve;
 mod status;
 mod store;
@@ -30,6 +31,8 @@ enum Command {
     Work(work::Args),
     /// Show queues and workers
     Status(status::Args),
+    /// Show or check a configuration
+    Config(config::Args),
     /// Look after a store whose broker is stopped
     Store(store::Args),
 }
@@ -95,6 +98,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Serve(args) => serve::run(args),
+        Command::Config(args) => config::run(args),
         Command::Store(args) => store::run(&args),
         Command::Submit(args) => on_one_thread(submit::run(args)),
         Command::Work(args) => on_one_thread(work::run(args)),

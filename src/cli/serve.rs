@@ -1,22 +1,18 @@
 //! `taskyard serve`
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::config::has_tokens;
 use super::{Failed, start_logging};
-use crate::config::{Config, EngineKind, Options};
+use crate::config::{Config, ConfigError, EngineKind, Reloaded, Sources};
 use crate::server::{ServeError, Server};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
-    options: Options,
-
-    /// A TOML file with any of these options, named with underscores; flags and environment win over it
-    #[arg(long, env = "TASKYARD_CONFIG", value_name = "FILE")]
-    config: Option<PathBuf>,
+    sources: Sources,
 }
 
 impl From<ServeError> for Failed {
@@ -26,24 +22,30 @@ impl From<ServeError> for Failed {
 }
 
 pub(super) fn run(args: Args) -> Result<ExitCode, Failed> {
-    let file = match &args.config {
-        Some(path) => Options::from_file(path).map_err(Failed::usage)?,
-        None => Options::default(),
-    };
-    let config = args.options.over(file).resolve().map_err(Failed::usage)?;
+    let config = read(&args.sources).map_err(Failed::usage)?;
     start_logging();
+    for warning in config.warnings() {
+        tracing::warn!("{warning}");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("taskyard")
         .build()
         .map_err(|e| Failed::other(format!("cannot start: {e}")))?;
-    runtime.block_on(serve(config))
+    runtime.block_on(serve(config, args.sources))
 }
 
-async fn serve(config: Config) -> Result<ExitCode, Failed> {
+fn read(sources: &Sources) -> Result<Config, ConfigError> {
+    let config = sources.values()?.resolve()?;
+    config.check_public(has_tokens)?;
+    Ok(config)
+}
+
+async fn serve(mut config: Config, sources: Sources) -> Result<ExitCode, Failed> {
     let install = |kind| signal(kind).map_err(|e| Failed::other(format!("cannot listen for signals: {e}")));
     let (mut terminate, mut interrupt) =
         (install(SignalKind::terminate())?, install(SignalKind::interrupt())?);
+    let mut hangup = install(SignalKind::hangup())?;
     let mut server = Server::start(&config).await?;
     let address = server.address();
     match config.engine {
@@ -73,8 +75,50 @@ async fn serve(config: Config) -> Result<ExitCode, Failed> {
                     server.stop_now();
                 }
             }
+            _ = hangup.recv() => config = reload(config, &sources, &server).await,
         }
     }
+}
+
+/// Reads everything again. Gives what the broker runs with from now on: all that can change, or, if
+/// anything is wrong, what it ran with.
+async fn reload(running: Config, sources: &Sources, server: &Server) -> Config {
+    let sources = sources.clone();
+    let old = running.clone();
+    // Files and names are looked up: that may take its time.
+    let read = tokio::task::spawn_blocking(move || {
+        let reloaded = old.reload(&read(&sources)?)?;
+        reloaded.config.check_public(has_tokens)?;
+        Ok::<Reloaded, ConfigError>(reloaded)
+    });
+    let result = match read.await {
+        Ok(result) => result.map_err(|error| error.to_string().replace('\n', "; ")),
+        Err(error) => Err(format!("a fault in the broker: {error}")),
+    };
+    server.metrics().reloaded(result.is_ok());
+    let reloaded = match result {
+        Ok(reloaded) => reloaded,
+        Err(error) => {
+            tracing::error!("the configuration is not reloaded, everything stays as it was: {error}");
+            return running;
+        }
+    };
+    server.reload(&reloaded.config);
+    for key in &reloaded.changed {
+        tracing::info!("reloaded {key}");
+    }
+    for key in &reloaded.needs_restart {
+        tracing::warn!("{key} has changed, and stays as it was until the broker is started again");
+    }
+    if reloaded.changed.is_empty() && reloaded.needs_restart.is_empty() {
+        tracing::info!("read the configuration again: nothing in it has changed");
+    }
+    if !reloaded.changed.is_empty() {
+        for warning in reloaded.config.warnings() {
+            tracing::warn!("{warning}");
+        }
+    }
+    reloaded.config
 }
 
 async fn either(one: &mut Signal, other: &mut Signal) {

@@ -14,10 +14,12 @@ mod view;
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
 use crate::broker::Broker;
 use crate::dispatcher::Phase;
+use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::ws::Settings;
 
@@ -30,6 +32,10 @@ pub struct App {
     pub metrics: Metrics,
     /// Limits of sockets and bodies.
     pub settings: Arc<Settings>,
+    /// What a reload can change.
+    pub live: Arc<ArcSwap<Live>>,
+    /// Whether clients must say who they are.
+    pub auth_on: bool,
     /// Whether the broker works, drains or stops.
     pub phase: watch::Receiver<Phase>,
 }

@@ -140,16 +140,17 @@ fn upgrade(mut request: Request<Incoming>, app: &App, tracker: &TaskTracker) -> 
             Error::new(ErrorCode::Draining, "the broker is shutting down: connect again after it is back");
         return body::refused(Encoding::Json, error);
     }
-    let (answer, opening) = match handshake::accept(&request, app.settings.compression) {
-        Ok(accepted) => accepted,
-        Err(refusal) => {
-            let mut response = body::refused_as(refusal.status, Encoding::Json, refusal.error);
-            if let Some((name, value)) = refusal.header {
-                body::add_header(response.headers_mut(), name, value);
+    let (answer, opening) =
+        match handshake::accept(&request, &app.live.load(), app.auth_on, app.settings.compression) {
+            Ok(accepted) => accepted,
+            Err(refusal) => {
+                let mut response = body::refused_as(refusal.status, Encoding::Json, refusal.error);
+                if let Some((name, value)) = refusal.header {
+                    body::add_header(response.headers_mut(), name, value);
+                }
+                return response;
             }
-            return response;
-        }
-    };
+        };
     let upgraded = hyper::upgrade::on(&mut request);
     let app = app.clone();
     tracker.spawn(async move {

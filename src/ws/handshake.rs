@@ -8,6 +8,8 @@ use hyper::{Method, Request, Response, StatusCode, Version};
 use sha1::{Digest as _, Sha1};
 use taskyard_proto::{Encoding, Error, ErrorCode, GroupName, Hello, Mode, QueueName, Subscribe, WorkerName};
 
+use crate::live::Live;
+
 /// What a client asked for with its upgrade.
 #[derive(Debug)]
 pub struct Opening {
@@ -56,7 +58,12 @@ pub fn is_wanted<B>(request: &Request<B>) -> bool {
 
 /// Checks an upgrade request; gives the answer to send and what was asked for. With `compression`
 /// permessage-deflate is agreed to where it is offered.
-pub fn accept<B>(request: &Request<B>, compression: bool) -> Result<(Response<()>, Opening), Refusal> {
+pub fn accept<B>(
+    request: &Request<B>,
+    live: &Live,
+    auth_on: bool,
+    compression: bool,
+) -> Result<(Response<()>, Opening), Refusal> {
     let headers = request.headers();
     if request.method() != Method::GET {
         let mut refusal =
@@ -90,7 +97,7 @@ pub fn accept<B>(request: &Request<B>, compression: bool) -> Result<(Response<()
     }
     let encoding = negotiate(headers)?;
     let compression = compression.then(|| offered_compression(headers)).flatten();
-    check_origin(headers)?;
+    check_origin(headers, live, auth_on)?;
     let implied = implied(request.uri().query().unwrap_or_default())?;
 
     let mut response = Response::builder()
@@ -161,20 +168,23 @@ fn negotiate(headers: &HeaderMap) -> Result<Option<Encoding>, Refusal> {
     }
 }
 
-/// A page of a foreign origin must not use a visitor's access to this broker.
-fn check_origin(headers: &HeaderMap) -> Result<(), Refusal> {
-    let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
-    let origin = origin.to_str().unwrap_or_default();
+/// A page of a foreign origin must not use a visitor's access to this broker. What sends no origin is no
+/// browser.
+pub fn check_origin(headers: &HeaderMap, live: &Live, auth_on: bool) -> Result<(), Refusal> {
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let of_origin = origin.split_once("://").map(|(_, rest)| rest);
-    // `null` is what a page from a file says; without authentication it may, as any local program may.
-    if origin == "null" || of_origin.is_some_and(|of| of.eq_ignore_ascii_case(host)) {
-        return Ok(());
+    for origin in headers.get_all(header::ORIGIN) {
+        let origin = origin.to_str().unwrap_or_default();
+        if !live.admits(origin, host, auth_on) {
+            let text = format!(
+                "a page of origin {origin:?} may not connect to {host:?}: serve it from there, or add its origin to \
+                 allow_origins in the broker's configuration"
+            );
+            let mut refusal = Refusal::new(StatusCode::FORBIDDEN, &text);
+            refusal.error = Error::new(ErrorCode::Forbidden, text);
+            return Err(refusal);
+        }
     }
-    let text = format!("a page of origin {origin:?} may not connect to {host:?}: serve it from there");
-    let mut refusal = Refusal::new(StatusCode::FORBIDDEN, &text);
-    refusal.error = Error::new(ErrorCode::Forbidden, text);
-    Err(refusal)
+    Ok(())
 }
 
 /// Reads the URL of a client without a library.

@@ -50,6 +50,7 @@ fn a_configuration_that_cannot_be_exits_2() {
         assert!(output.err.contains(expected), "{arguments:?}: {output:?}");
     };
     fails(&["--listen", "0.0.0.0:0"], "authentication");
+    fails(&["--listen", "0.0.0.0:0"], "TLS");
     fails(&["--listen", "nowhere"], "127.0.0.1:7070");
     fails(&["--message-bytes", "5"], "1024 to 16777216");
     fails(&["--segment-bytes", "70000"], "4096");

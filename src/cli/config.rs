@@ -1,0 +1,89 @@
+//! `taskyard config`: shows and checks a configuration, without starting anything.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+use super::{Failed, print};
+use crate::config::print::{effective, template};
+use crate::config::{Config, ConfigError, Sources};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Print the configuration that `serve` would run with, as a file that explains each key
+    Print {
+        #[command(flatten)]
+        sources: Sources,
+
+        /// Every key at its default, whatever is given: a file to begin with
+        #[arg(long)]
+        defaults: bool,
+    },
+    /// Check a configuration as `serve` would at its start; exit code 2 with all that is wrong
+    Check {
+        /// The file to check; the same as --config
+        #[arg(value_name = "FILE")]
+        path: Option<PathBuf>,
+
+        #[command(flatten)]
+        sources: Sources,
+    },
+}
+
+pub(super) fn run(args: Args) -> Result<ExitCode, Failed> {
+    match args.command {
+        Command::Print { defaults: true, .. } => {
+            print(template().as_bytes())?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Print { sources, .. } => {
+            let values = sources.values().map_err(Failed::usage)?;
+            // What does not go together is shown too: it may be why one asks.
+            print(effective(&values).as_bytes())?;
+            let config = values.resolve().map_err(Failed::usage)?;
+            all_problems(&config).map_err(Failed::usage)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Check { path, mut sources } => {
+            sources.file = path.or(sources.file);
+            let config = sources.values().and_then(|values| values.resolve()).map_err(Failed::usage)?;
+            all_problems(&config).map_err(Failed::usage)?;
+            let mut text = String::new();
+            for warning in config.warnings() {
+                text += &format!("warning: {warning}\n");
+            }
+            text += &match &sources.file {
+                Some(path) => format!("{} is good\n", path.display()),
+                None => "flags and environment are good; no file was named\n".to_owned(),
+            };
+            print(text.as_bytes())?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// What a start would find beyond the values themselves.
+fn all_problems(config: &Config) -> Result<(), ConfigError> {
+    let checks = [config.check_public(has_tokens), config.check_files()];
+    let problems: Vec<_> = checks.into_iter().filter_map(Result::err).flat_map(|error| error.0).collect();
+    if problems.is_empty() { Ok(()) } else { Err(ConfigError(problems)) }
+}
+
+/// Whether a tokens file exists and holds something.
+pub(super) fn has_tokens(path: &Path) -> bool {
+    let Ok(text) = std::fs::read_to_string(path) else { return false };
+    toml::from_str::<toml::Table>(&text).is_ok_and(|table| {
+        table.values().any(|value| match value {
+            toml::Value::Array(items) => !items.is_empty(),
+            toml::Value::Table(inner) => !inner.is_empty(),
+            _ => false,
+        })
+    })
+}
