@@ -18,7 +18,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use taskyard::http::guard::{Ambiguous, Guarded};
 use taskyard::http::server::take_over;
-use taskyard::live::Live;
+use taskyard::transport::Stream;
 use taskyard::ws::deflate::{self, Agreed};
 use taskyard::ws::frames::{self, Assembly, Broken, Incoming};
 use taskyard::ws::handshake;
@@ -72,7 +72,10 @@ async fn main() -> std::io::Result<()> {
                 );
             let _ = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
-                .serve_connection(TokioIo::new(Guarded::new(stream, &Ambiguous::default())), answer)
+                .serve_connection(
+                    TokioIo::new(Guarded::new(Stream::from(stream), None, &Ambiguous::default())),
+                    answer,
+                )
                 .with_upgrades()
                 .await;
         });
@@ -80,12 +83,12 @@ async fn main() -> std::io::Result<()> {
 }
 
 fn upgrade(mut request: Request<Body>, compression: bool) -> Response<Full<Bytes>> {
-    match handshake::accept(&request, &Live::default(), false, compression) {
+    match handshake::accept(&request, compression) {
         Ok((answer, opening)) => {
             let upgraded = hyper::upgrade::on(&mut request);
             tokio::spawn(async move {
                 let Ok(upgraded) = upgraded.await else { return };
-                if let Some((read, write, early)) = take_over(upgraded) {
+                if let Some((read, write, early, _)) = take_over(upgraded) {
                     echo(read, write, &early, opening.compression).await;
                 }
             });
@@ -128,7 +131,8 @@ async fn echo(
         }
         Ok(())
     };
-    let mut arrived = inbound.feed(early, &mut |incoming| take(&mut out, incoming)).map(|()| Arrived::Bytes);
+    let mut arrived =
+        inbound.feed(early, &mut |incoming| take(&mut out, incoming)).map(|()| Arrived::Bytes(early.len()));
     loop {
         // What came before the end is answered, whatever the end is.
         if !out.is_empty() {
@@ -138,7 +142,7 @@ async fn echo(
             out.clear();
         }
         let close = match arrived {
-            Ok(Arrived::Bytes) => {
+            Ok(Arrived::Bytes(_)) => {
                 arrived = inbound.read(|incoming| take(&mut out, incoming)).await;
                 continue;
             }

@@ -9,7 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::clock::Clock;
 use crate::connections::Connections;
-use crate::core::{CallId, Command, Origin, SessionId, Shard, Time};
+use crate::core::{Access, CallId, Command, Origin, SessionId, Shard, Time};
 use crate::engine::{Capabilities, Footprint};
 
 /// Batches that may wait for the dispatcher; each holds what one socket sent at once.
@@ -235,9 +235,11 @@ impl Broker {
 
     /// Submits for an HTTP request: `accepted` or an error is the first answer, and with `watch`
     /// `finished` the second.
-    pub async fn submit(&self, submit: Submit) -> Result<Call, SubmitRefused> {
-        let mut calls =
-            self.submit_many(vec![Ok(Box::new(submit))]).await.map_err(|gone| SubmitRefused(gone.error()))?;
+    pub async fn submit(&self, submit: Submit, access: Option<Arc<Access>>) -> Result<Call, SubmitRefused> {
+        let mut calls = self
+            .submit_many(vec![Ok(Box::new(submit))], access)
+            .await
+            .map_err(|gone| SubmitRefused(gone.error()))?;
         calls.pop().expect("one submit makes one call")
     }
 
@@ -245,6 +247,7 @@ impl Broker {
     pub async fn submit_many(
         &self,
         submits: Vec<Result<Box<Submit>, Error>>,
+        access: Option<Arc<Access>>,
     ) -> Result<Vec<Result<Call, SubmitRefused>>, Gone> {
         let (mut items, mut waits, mut calls) = (Vec::new(), Vec::new(), Vec::new());
         let mut bytes = 0;
@@ -252,7 +255,7 @@ impl Broker {
             let submit =
                 submit.map_err(SubmitRefused).inspect(|submit| bytes += submit.payload.bytes().len());
             let watch = submit.as_ref().is_ok_and(|submit| submit.watch);
-            calls.push(submit.and_then(|submit| submit_command(submit, self.clock())).map(
+            calls.push(submit.and_then(|submit| submit_command(submit, access.clone(), self.clock())).map(
                 |(task, command)| {
                     let (wait, mut call) = self.new_call(watch);
                     call.watched = watch.then(|| (self.clone(), task));
@@ -317,6 +320,7 @@ pub struct SubmitRefused(pub Error);
 /// Makes at the door what the core cannot make: the task's id, and a time out of `run_at`.
 pub fn submit_command(
     submit: Box<Submit>,
+    access: Option<Arc<Access>>,
     clock: Clock,
 ) -> Result<(TaskId, impl FnOnce(Origin) -> Command), SubmitRefused> {
     let run_at = match &submit.run_at {
@@ -333,5 +337,5 @@ pub fn submit_command(
         },
     };
     let task = TaskId::generate();
-    Ok((task, move |origin| Command::Submit { origin, task, run_at, submit }))
+    Ok((task, move |origin| Command::Submit { origin, access, task, run_at, submit }))
 }

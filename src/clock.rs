@@ -42,8 +42,13 @@ impl Clock {
     }
 }
 
+/// The time of day, which may jump: for what was told in it, as the end of a token.
 #[expect(clippy::disallowed_methods, reason = "this is the one place that may")]
+pub fn wall() -> SystemTime {
+    SystemTime::now()
+}
+
 fn wall_micros() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = wall().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }

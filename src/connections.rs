@@ -8,13 +8,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use dashmap::DashMap;
 use taskyard_proto::CloseCode;
 
+use crate::auth::Identity;
 use crate::core::SessionId;
 use crate::outbox::{Outbound, Outbox};
+
+/// One live socket.
+#[derive(Debug)]
+struct Connection {
+    outbox: Arc<Outbox>,
+    /// Whose it is, once that is known.
+    identity: Option<Arc<Identity>>,
+}
 
 /// Every live socket's outbox.
 #[derive(Debug, Default)]
 pub struct Connections {
-    map: DashMap<SessionId, Arc<Outbox>>,
+    map: DashMap<SessionId, Connection>,
     next: AtomicU64,
 }
 
@@ -22,8 +31,24 @@ impl Connections {
     /// Adds a socket under a session number that was never given before.
     pub fn register(&self, outbox: Arc<Outbox>) -> SessionId {
         let id = SessionId(self.next.fetch_add(1, Ordering::Relaxed) + 1);
-        self.map.insert(id, outbox);
+        self.map.insert(id, Connection { outbox, identity: None });
         id
+    }
+
+    /// Notes whose a socket is.
+    pub fn identify(&self, id: SessionId, identity: Arc<Identity>) {
+        if let Some(mut connection) = self.map.get_mut(&id) {
+            connection.identity = Some(identity);
+        }
+    }
+
+    /// Ends the sockets that `judge` says must end, by whose they are.
+    pub fn close_those(&self, judge: impl Fn(&Identity) -> Option<(CloseCode, &'static str)>) {
+        for connection in &self.map {
+            if let Some((code, reason)) = connection.identity.as_deref().and_then(&judge) {
+                connection.outbox.close(code, reason);
+            }
+        }
     }
 
     /// Takes a socket out.
@@ -35,29 +60,29 @@ impl Connections {
     /// gone is nobody's: its leases return by its end.
     pub fn push(&self, id: SessionId, messages: &mut Vec<Outbound>) {
         match self.map.get(&id) {
-            Some(outbox) => outbox.push(messages),
+            Some(connection) => connection.outbox.push(messages),
             None => messages.clear(),
         }
     }
 
     /// Ends a session's socket, after what is already in its outbox.
     pub fn close(&self, id: SessionId, code: CloseCode, reason: &'static str) {
-        if let Some(outbox) = self.map.get(&id) {
-            outbox.close(code, reason);
+        if let Some(connection) = self.map.get(&id) {
+            connection.outbox.close(code, reason);
         }
     }
 
     /// Ends every socket.
     pub fn close_all(&self, code: CloseCode, reason: &'static str) {
-        for outbox in &self.map {
-            outbox.close(code, reason);
+        for connection in &self.map {
+            connection.outbox.close(code, reason);
         }
     }
 
     /// Pings a session's socket; whatever comes next is a sign of life.
     pub fn ping(&self, id: SessionId) {
-        if let Some(outbox) = self.map.get(&id) {
-            outbox.ask_for_life();
+        if let Some(connection) = self.map.get(&id) {
+            connection.outbox.ask_for_life();
         }
     }
 

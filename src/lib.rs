@@ -3,6 +3,7 @@
 //! The binary is the product; this library is its rooms, so that tests and benchmarks can enter
 //! them. `ARCHITECTURE.md` is the map.
 
+pub mod auth;
 pub mod broker;
 pub mod cli;
 pub mod clock;
@@ -17,4 +18,5 @@ pub mod log;
 pub mod metrics;
 pub mod outbox;
 pub mod server;
+pub mod transport;
 pub mod ws;

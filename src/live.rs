@@ -3,6 +3,9 @@
 
 use std::time::Duration;
 
+use crate::auth::Limits;
+use crate::transport::TrustedProxies;
+
 /// The part of the configuration that a reload can change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Live {
@@ -12,8 +15,8 @@ pub struct Live {
     pub allow_query_token: bool,
     /// What each account may, unless its token says otherwise.
     pub limits: Limits,
-    /// Proxies whose word about a client's address is taken: networks or addresses, checked as text.
-    pub trusted_proxies: Vec<String>,
+    /// Proxies whose word about a client's address is taken.
+    pub trusted_proxies: TrustedProxies,
     /// How many connections may be open.
     pub connections_max: usize,
     /// How long a connection may stay without having said who it is.
@@ -30,26 +33,13 @@ impl Default for Live {
             allow_origins: Vec::new(),
             allow_query_token: false,
             limits: Limits::default(),
-            trusted_proxies: Vec::new(),
+            trusted_proxies: TrustedProxies::default(),
             connections_max: 100_000,
             hello_timeout: Duration::from_secs(10),
             loopback: true,
             secure: false,
         }
     }
-}
-
-/// What an account may. None: as much as it likes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Limits {
-    /// Messages a second, over all its connections.
-    pub messages_per_s: Option<u64>,
-    /// Connections at a time.
-    pub connections: Option<u64>,
-    /// Tasks that wait in queues.
-    pub queued_tasks: Option<u64>,
-    /// Bytes of their payloads.
-    pub queued_bytes: Option<u64>,
 }
 
 impl Live {
@@ -62,6 +52,27 @@ impl Live {
         }
         let Some(origin) = Origin::parse(origin) else { return false };
         self.is_own(&origin, host) || self.allow_origins.iter().any(|rule| rule.admits(&origin))
+    }
+
+    /// Whether a request may call the broker `host`, while nobody is asked for a token. A page can make
+    /// any name of its own lead here (DNS rebinding), and is then at home by its origin; so the name must
+    /// be one that strangers cannot own: an address, a name without a dot or of a private domain, or one of
+    /// an origin that is allowed.
+    pub fn admits_host(&self, host: &str) -> bool {
+        const PRIVATE: [&str; 6] = [".localhost", ".local", ".internal", ".lan", ".test", ".home.arpa"];
+        let Some(Origin { host, .. }) = Origin::parse(&format!("http://{host}")) else { return false };
+        let host = host.trim_end_matches('.');
+        let is_address = host.starts_with('[') || host.parse::<std::net::Ipv4Addr>().is_ok();
+        is_address
+            || !host.contains('.')
+            || PRIVATE.iter().any(|domain| host.ends_with(domain))
+            || self.allow_origins.iter().any(|rule| match rule {
+                OriginRule::Any => true,
+                OriginRule::Exact(origin) => origin.host == host,
+                OriginRule::Below(origin) => {
+                    host.strip_suffix(&origin.host).is_some_and(|label| label.ends_with('.'))
+                }
+            })
     }
 
     /// Whether the page was served from where it connects to.

@@ -1,5 +1,6 @@
 //! Every metric by name, in one place.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use prometheus::local::LocalHistogram;
@@ -9,15 +10,20 @@ use prometheus::{
 };
 use taskyard_proto::{CloseCode, TaskState};
 
+use crate::auth::Authority;
 use crate::broker::{Broker, Gone, Seen};
-use crate::core::Hop;
 use crate::core::queue::Tally;
 use crate::core::view::QueueView;
+use crate::core::{Hop, Refusals};
 use crate::engine::Observer;
+use crate::transport::Tls;
 
 /// Queues that get a label of their own; the others share `_other`, so that clients who make up queue
 /// names cannot fill the monitoring.
 const QUEUE_LABELS_MAX: usize = 100;
+
+/// Who looks after tokens, and after certificates.
+type Doors = (Arc<Authority>, Option<Tls>);
 
 /// The broker's metrics.
 #[derive(Clone)]
@@ -32,6 +38,11 @@ pub struct Metrics {
     http_requests: IntCounterVec,
     torn_tails: IntCounter,
     reloads: IntCounterVec,
+    refusals: IntCounterVec,
+    /// What the core had counted at the last scrape.
+    core_refusals: Arc<Mutex<Refusals>>,
+    /// Who else counts.
+    doors: Arc<Mutex<Option<Doors>>>,
 }
 
 fn seconds(name: &str, help: &str) -> Histogram {
@@ -86,17 +97,30 @@ impl Metrics {
                 "Unfinished ends of the log that were cut at the start of this process",
             )
             .expect("the name is valid"),
+            refusals: IntCounterVec::new(
+                Opts::new(
+                    "taskyard_refusals_total",
+                    "What was refused for who asked: connections, requests, messages, submits; by reason",
+                ),
+                &["reason"],
+            )
+            .expect("the name is valid"),
+            core_refusals: Arc::default(),
+            doors: Arc::default(),
             reloads: IntCounterVec::new(
                 Opts::new("taskyard_config_reloads_total", "Reloads of the configuration, by result"),
                 &["result"],
             )
             .expect("the name is valid"),
         };
+        for reason in Refused::ALL {
+            metrics.refusals.with_label_values(&[reason.as_str()]);
+        }
         // An alert on failures needs them from the start, at zero.
         for result in ["ok", "failed"] {
             metrics.reloads.with_label_values(&[result]);
         }
-        let all: [Box<dyn prometheus::core::Collector>; 9] = [
+        let all: [Box<dyn prometheus::core::Collector>; 10] = [
             Box::new(metrics.submit_to_durable.clone()),
             Box::new(metrics.ready_to_delivered.clone()),
             Box::new(metrics.delivered_to_settled.clone()),
@@ -106,6 +130,7 @@ impl Metrics {
             Box::new(metrics.http_requests.clone()),
             Box::new(metrics.torn_tails.clone()),
             Box::new(metrics.reloads.clone()),
+            Box::new(metrics.refusals.clone()),
         ];
         for collector in all {
             metrics.registry.register(collector).expect("each name is registered once");
@@ -128,9 +153,52 @@ impl Metrics {
         self.torn_tails.inc();
     }
 
+    /// Somebody was refused something for who they are.
+    pub fn refused(&self, reason: Refused) {
+        self.refusals.with_label_values(&[reason.as_str()]).inc();
+    }
+
+    /// The core counts for itself; this brings its numbers over.
+    fn take_refusals(&self, now: Refusals) {
+        let mut seen = self.core_refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        for (reason, now, seen) in
+            [(Refused::Forbidden, now.forbidden, seen.forbidden), (Refused::Quota, now.quota, seen.quota)]
+        {
+            self.refusals.with_label_values(&[reason.as_str()]).inc_by(now.saturating_sub(seen));
+        }
+        *seen = now;
+    }
+
     /// The configuration was read again, or could not be.
     pub fn reloaded(&self, ok: bool) {
         self.reloads.with_label_values(&[if ok { "ok" } else { "failed" }]).inc();
+    }
+
+    /// Shows what those who look after tokens and certificates count.
+    pub fn watch_doors(&self, authority: &Arc<Authority>, tls: Option<&Tls>) {
+        *self.doors.lock().unwrap_or_else(PoisonError::into_inner) = Some((authority.clone(), tls.cloned()));
+    }
+
+    /// The metrics of tokens and certificates.
+    fn doors_metrics(&self, registry: &Registry) {
+        let doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some((authority, tls)) = doors else { return };
+        let counted = |name: &str, help: &str, value: u64| {
+            let counter = IntCounter::new(name, help).expect("a valid name");
+            counter.inc_by(value);
+            registry.register(Box::new(counter)).expect("registered once");
+        };
+        let failures = authority.key_failures();
+        counted("taskyard_jwks_failures_total", "Fetches of the issuer's keys that failed", failures);
+        let Some(tls) = tls else { return };
+        let help = "Changed certificate files that could not be used; the old certificate stays";
+        counted("taskyard_tls_reload_failures_total", help, tls.reload_failures());
+        if let Some(end) = tls.not_after() {
+            let help = "When the certificate in use ends, in seconds since 1970";
+            let gauge = IntGauge::new("taskyard_tls_certificate_expiry_seconds", help).expect("a valid name");
+            gauge.set(i64::try_from(end).unwrap_or(i64::MAX));
+            registry.register(Box::new(gauge)).expect("registered once");
+        }
     }
 
     /// What the dispatcher counts hops with.
@@ -149,11 +217,14 @@ impl Metrics {
 
     /// The whole in Prometheus' text format.
     pub async fn text(&self, broker: &Broker) -> Result<String, Gone> {
-        let scraped = broker.inspect_now(|seen| state_metrics(&seen)).await?;
+        let (scraped, refusals) =
+            broker.inspect_now(|seen| (state_metrics(&seen), seen.shard.refusals())).await?;
+        self.take_refusals(refusals);
         let connections =
             IntGauge::new("taskyard_connections", "Open WebSocket connections").expect("a valid name");
         connections.set(broker.connections().count() as i64);
         scraped.register(Box::new(connections)).expect("registered once");
+        self.doors_metrics(&scraped);
         let mut text = String::new();
         for registry in [&self.registry, &scraped] {
             let mut out = Vec::new();
@@ -161,6 +232,51 @@ impl Metrics {
             text.push_str(&String::from_utf8(out).expect("the text format is UTF-8"));
         }
         Ok(text)
+    }
+}
+
+/// Why somebody was refused something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// No token where one is needed, or a wrong one.
+    Unauthorized,
+    /// The token does not allow it.
+    Forbidden,
+    /// A page of a foreign origin, or a host name that is not the broker's.
+    Origin,
+    /// More messages a second than the account may send.
+    Messages,
+    /// More connections than the account may have.
+    Connections,
+    /// More waiting tasks, or bytes of them, than the account may have.
+    Quota,
+    /// More connections than the broker takes.
+    Full,
+}
+
+impl Refused {
+    /// Every reason.
+    pub const ALL: [Refused; 7] = [
+        Refused::Unauthorized,
+        Refused::Forbidden,
+        Refused::Origin,
+        Refused::Messages,
+        Refused::Connections,
+        Refused::Quota,
+        Refused::Full,
+    ];
+
+    /// Its label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Refused::Unauthorized => "unauthorized",
+            Refused::Forbidden => "forbidden",
+            Refused::Origin => "origin",
+            Refused::Messages => "messages",
+            Refused::Connections => "connections",
+            Refused::Quota => "quota",
+            Refused::Full => "full",
+        }
     }
 }
 

@@ -3,28 +3,37 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
-use tokio::net::TcpListener;
+use taskyard_proto::CloseCode;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::auth::{AuthError, Authority, Fetch, Identity, Standing};
 use crate::broker::Broker;
 use crate::clock::Clock;
-use crate::config::{Config, EngineKind};
+use crate::config::{Config, ConfigError, EngineKind};
 use crate::connections::Connections;
 use crate::core::{Effects, Replay, Shard};
 use crate::dispatcher::{Dispatcher, Phase};
 use crate::engine::{Embedded, Engine, EngineError, Memory, Opened};
+use crate::http::server::Entrance;
 use crate::http::{self, App};
 use crate::live::Live;
 use crate::metrics::Metrics;
+use crate::transport::{Tls, TlsError};
+use crate::ws::Context;
 
 /// How long sockets may take to say goodbye once the store is closed.
 const GOODBYE: Duration = Duration::from_secs(3);
+/// Connections that may wait to be accepted; the system may allow fewer (`net.core.somaxconn`).
+const BACKLOG: u32 = 4096;
+/// How often sockets are looked through for tokens that have ended: so late an end may reach them.
+const EXPIRY_TICK: Duration = Duration::from_secs(1);
 
 /// A running broker.
 pub struct Server {
@@ -32,6 +41,7 @@ pub struct Server {
     broker: Broker,
     metrics: Metrics,
     live: Arc<ArcSwap<Live>>,
+    doors: Doors,
     phase: watch::Sender<Phase>,
     drain: Duration,
     dispatcher: JoinHandle<Result<(), EngineError>>,
@@ -49,6 +59,12 @@ pub enum ServeError {
     Listen(SocketAddr, io::Error),
     /// The store cannot be opened, or failed.
     Engine(EngineError),
+    /// Tokens or their keys cannot be read.
+    Auth(AuthError),
+    /// Certificates cannot be read, or do not fit.
+    Tls(TlsError),
+    /// Something else in the configuration.
+    Config(ConfigError),
     /// A fault of ours: the dispatcher panicked.
     Panicked,
 }
@@ -64,6 +80,9 @@ impl std::fmt::Display for ServeError {
             ),
             ServeError::Listen(address, error) => write!(f, "cannot listen on {address}: {error}"),
             ServeError::Engine(error) => write!(f, "{error}"),
+            ServeError::Auth(error) => write!(f, "{error}"),
+            ServeError::Tls(error) => write!(f, "{error}"),
+            ServeError::Config(error) => write!(f, "{error}"),
             ServeError::Panicked => {
                 f.write_str("a fault in the broker ended it; what was confirmed is stored: start it again, and report this")
             }
@@ -77,7 +96,8 @@ impl ServeError {
     /// The process's exit code.
     pub fn exit_code(&self) -> u8 {
         match self {
-            ServeError::Listen(..) => 2,
+            ServeError::Listen(..) | ServeError::Tls(_) | ServeError::Config(_) => 2,
+            ServeError::Auth(error) => error.exit_code(),
             ServeError::Engine(error) => error.exit_code,
             ServeError::Panicked => 101,
         }
@@ -90,15 +110,91 @@ impl From<EngineError> for ServeError {
     }
 }
 
+/// Who may come in, and how.
+#[derive(Clone)]
+struct Doors {
+    authority: Arc<Authority>,
+    tls: Option<Tls>,
+}
+
+impl Doors {
+    /// Keeps up with files and keys, and ends the sockets of those whose token has ended, until `stop`.
+    fn look_after(&self, broker: &Broker, stop: &CancellationToken) {
+        if let Some(tls) = self.tls.clone() {
+            let stop = stop.clone();
+            tokio::spawn(async move { tls.keep_fresh(stop).await });
+        }
+        tokio::spawn(self.authority.clone().keep_fresh(stop.clone()));
+        let (authority, connections, stop) =
+            (self.authority.clone(), broker.connections().clone(), stop.clone());
+        tokio::spawn(async move {
+            let mut changes = authority.changes();
+            let mut tick = tokio::time::interval(EXPIRY_TICK);
+            loop {
+                let all = tokio::select! {
+                    () = stop.cancelled() => return,
+                    changed = changes.changed() => changed.is_ok(),
+                    _ = tick.tick() => false,
+                };
+                let now = crate::clock::wall();
+                connections.close_those(|identity| {
+                    let ends = identity.expires.is_some_and(|end| end <= now);
+                    if all || ends { verdict(&authority, identity, now) } else { None }
+                });
+            }
+        });
+    }
+}
+
+/// Whether a socket must end for what has become of its token.
+fn verdict(authority: &Authority, identity: &Identity, now: SystemTime) -> Option<(CloseCode, &'static str)> {
+    match authority.standing(identity, now) {
+        Standing::Same => None,
+        Standing::Changed => {
+            Some((CloseCode::TOKEN_EXPIRED, "what the token may do has changed: connect again"))
+        }
+        Standing::Expired => Some((CloseCode::TOKEN_EXPIRED, "the token has ended: connect with a new one")),
+        Standing::Revoked => Some((CloseCode::UNAUTHORIZED, "the token was revoked, or one is needed now")),
+    }
+}
+
+/// Gets an issuer's keys. Redirects are not followed.
+async fn fetch_keys(url: String, bytes_max: usize) -> Result<Vec<u8>, String> {
+    let endpoint = taskyard_client::Endpoint::parse(&url).map_err(|error| error.to_string())?;
+    let answer = taskyard_client::http::get_from(&endpoint, endpoint.path()).await;
+    match answer.map_err(|error| error.to_string())? {
+        (200, body) if body.len() <= bytes_max => Ok(body),
+        (200, body) => Err(format!("{} bytes were answered, of {bytes_max} at most", body.len())),
+        (status, _) => Err(format!("the answer was {status}, not 200")),
+    }
+}
+
+/// Listens with a queue that a burst of connections fits into.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    // As the listener of the standard library does: a restart need not wait for old connections.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
 impl Server {
     /// Opens the store, restores what it holds, and listens. Ready when this returns.
     pub async fn start(config: &Config) -> Result<Server, ServeError> {
+        let fetch = Fetch::new(fetch_keys);
+        let config_of_auth = config.auth(fetch).map_err(ServeError::Config)?;
+        let authority = Arc::new(Authority::open(config_of_auth).map_err(ServeError::Auth)?);
+        let tls = config.transport().map(|tls| Tls::open(&tls)).transpose().map_err(ServeError::Tls)?;
+        let doors = Doors { authority, tls };
         let metrics = Metrics::new();
         let mut replay = Replay::new(Shard::new(config.core()));
         match config.engine {
             EngineKind::Memory => {
                 let opened = Opened { clean: true, start: 1, operations: 0 };
-                Server::begin(config, Memory::new(), replay, opened, metrics).await
+                Server::begin(config, doors, Memory::new(), replay, opened, metrics).await
             }
             EngineKind::Embedded => {
                 let began = Instant::now();
@@ -125,13 +221,14 @@ impl Server {
                     took_ms = began.elapsed().as_millis() as u64,
                     "store opened"
                 );
-                Server::begin(config, engine, replay, opened, metrics).await
+                Server::begin(config, doors, engine, replay, opened, metrics).await
             }
         }
     }
 
     async fn begin<E: Engine>(
         config: &Config,
+        doors: Doors,
         engine: E,
         replay: Replay,
         opened: Opened,
@@ -140,8 +237,7 @@ impl Server {
         let clock = Clock::start();
         let mut first = Effects::default();
         let shard = replay.begin(clock.now(), opened.clean, opened.start, &mut first);
-        let listener =
-            TcpListener::bind(config.listen).await.map_err(|e| ServeError::Listen(config.listen, e))?;
+        let listener = listen(config.listen).map_err(|e| ServeError::Listen(config.listen, e))?;
         let address = listener.local_addr().map_err(|e| ServeError::Listen(config.listen, e))?;
         let connections = Arc::new(Connections::default());
         let (broker, inbox, inspections) = Broker::new(clock, connections.clone(), engine.capabilities());
@@ -157,25 +253,35 @@ impl Server {
             metrics.hops(),
         );
         let live = Arc::new(ArcSwap::from_pointee(config.live.clone()));
+        metrics.watch_doors(&doors.authority, doors.tls.as_ref());
+        let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
+        let sockets = Context {
+            broker: broker.clone(),
+            settings: config.sockets(),
+            metrics: metrics.clone(),
+            authority: doors.authority.clone(),
+            live: live.clone(),
+        };
         let app = App {
             broker: broker.clone(),
             metrics: metrics.clone(),
-            settings: Arc::new(config.sockets()),
-            live: live.clone(),
-            auth_on: config.admin_token.is_some() || config.jwt.is_some(),
+            sockets: Arc::new(sockets),
             phase: phases,
+            tracker: tracker.clone(),
         };
-        let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
+        let entrance = Entrance { tls: doors.tls.clone(), proxy_protocol: config.proxy_protocol };
+        doors.look_after(&broker, &stop);
         Ok(Server {
             address,
             broker,
             metrics,
             live,
+            doors,
             phase,
             drain: config.drain,
             dispatcher: tokio::spawn(dispatcher.run(first)),
             outcome: None,
-            accepting: tokio::spawn(http::server::run(listener, app, stop.clone(), tracker.clone())),
+            accepting: tokio::spawn(http::server::run(listener, entrance, app, stop.clone())),
             stop,
             tracker,
         })
@@ -197,8 +303,15 @@ impl Server {
     }
 
     /// Takes over what can change while it runs: see [`Config::reload`]. New connections see it at once.
-    pub fn reload(&self, config: &Config) {
+    /// Files that it names are read again, and blocks for it. Where one is bad, all stays as it was.
+    pub fn reload(&self, config: &Config) -> Result<(), ServeError> {
+        if let Some(tls) = &self.doors.tls {
+            tls.reload().map_err(ServeError::Tls)?;
+        }
+        self.doors.authority.reload().map_err(ServeError::Auth)?;
+        self.doors.authority.set_default_limits(config.live.limits);
         self.live.store(Arc::new(config.live.clone()));
+        Ok(())
     }
 
     /// Begins an orderly stop: no more deliveries and submits; settles are served.

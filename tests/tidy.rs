@@ -52,7 +52,7 @@ fn complain(rule: &str, broken: &[String]) {
 fn floor(module: &str) -> u32 {
     match module {
         "core" => 1,
-        "clock" | "live" | "log" => 2,
+        "clock" | "live" | "log" | "auth" | "transport" => 2,
         "engine" => 3,
         "outbox" | "connections" | "broker" | "metrics" | "dispatcher" => 4,
         "ws" | "http" => 5,

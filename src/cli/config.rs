@@ -76,14 +76,7 @@ fn all_problems(config: &Config) -> Result<(), ConfigError> {
     if problems.is_empty() { Ok(()) } else { Err(ConfigError(problems)) }
 }
 
-/// Whether a tokens file exists and holds something.
+/// Whether a tokens file holds a token that is good. What is wrong with it a start says.
 pub(super) fn has_tokens(path: &Path) -> bool {
-    let Ok(text) = std::fs::read_to_string(path) else { return false };
-    toml::from_str::<toml::Table>(&text).is_ok_and(|table| {
-        table.values().any(|value| match value {
-            toml::Value::Array(items) => !items.is_empty(),
-            toml::Value::Table(inner) => !inner.is_empty(),
-            _ => false,
-        })
-    })
+    crate::auth::token::read(path).is_ok_and(|file| file.is_some_and(|file| !file.tokens.is_empty()))
 }

@@ -5,13 +5,15 @@ mod serve;
 mod status;
 mod store;
 mod submit;
+mod token;
 mod work;
 
 use std::io::IsTerminal as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use taskyard_client::ConnectError;
+use taskyard_client::{ConnectError, TlsErrorKind};
 
 /// Distributes tasks to workers in real time, over WebSocket, and loses none.
 #[derive(Debug, Parser)]
@@ -35,6 +37,8 @@ enum Command {
     Config(config::Args),
     /// Look after a store whose broker is stopped
     Store(store::Args),
+    /// Make, list and revoke tokens
+    Token(token::Args),
 }
 
 /// Where the broker is.
@@ -47,6 +51,18 @@ struct Remote {
     /// A token, if the broker asks for one: only from the environment, so that no process list shows it
     #[arg(skip = std::env::var("TASKYARD_TOKEN").ok())]
     token: Option<String>,
+
+    /// For https://: trust the authorities in this PEM file too, beside those of the system
+    #[arg(long, env = "TASKYARD_CA_FILE", value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+
+    /// For https://: show this certificate (PEM) if the broker asks for one
+    #[arg(long, env = "TASKYARD_CLIENT_CERT_FILE", value_name = "FILE", requires = "client_key_file")]
+    client_cert_file: Option<PathBuf>,
+
+    /// The key of that certificate (PEM)
+    #[arg(long, env = "TASKYARD_CLIENT_KEY_FILE", value_name = "FILE", requires = "client_cert_file")]
+    client_key_file: Option<PathBuf>,
 }
 
 /// What ends a command that cannot do what it was asked.
@@ -71,11 +87,17 @@ impl Failed {
 impl Remote {
     fn options(&self) -> Result<taskyard_client::ClientOptions, Failed> {
         let options = taskyard_client::ClientOptions::new(&self.url).map_err(Failed::usage)?;
-        let options = options.program(concat!("taskyard ", env!("CARGO_PKG_VERSION")));
-        Ok(match &self.token {
-            Some(token) => options.token(token),
-            None => options,
-        })
+        let mut options = options.program(concat!("taskyard ", env!("CARGO_PKG_VERSION")));
+        if let Some(token) = &self.token {
+            options = options.token(token);
+        }
+        if let Some(file) = &self.ca_file {
+            options = options.ca_file(file);
+        }
+        if let (Some(cert), Some(key)) = (&self.client_cert_file, &self.client_key_file) {
+            options = options.client_certificate(cert, key);
+        }
+        Ok(options)
     }
 
     /// Says what to do about a broker that does not answer.
@@ -89,7 +111,21 @@ impl Remote {
             );
             return Failed::other(text);
         }
-        Failed::other(format!("cannot reach the broker at {}: {error}", self.url))
+        let text = format!("cannot reach the broker at {}: {error}", self.url);
+        match error {
+            ConnectError::Tls(tls) => match tls.kind() {
+                // The files that were named are part of the command.
+                TlsErrorKind::Setup => Failed::usage(text),
+                TlsErrorKind::Untrusted => {
+                    Failed::other(format!("{text} (a CA file is named with --ca-file or TASKYARD_CA_FILE)"))
+                }
+                TlsErrorKind::ClientCertificate => {
+                    Failed::other(format!("{text} (see --client-cert-file and --client-key-file)"))
+                }
+                _ => Failed::other(text),
+            },
+            _ => Failed::other(text),
+        }
     }
 }
 
@@ -100,6 +136,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(args),
         Command::Config(args) => config::run(args),
         Command::Store(args) => store::run(&args),
+        Command::Token(args) => token::run(args),
         Command::Submit(args) => on_one_thread(submit::run(args)),
         Command::Work(args) => on_one_thread(work::run(args)),
         Command::Status(args) => on_one_thread(status::run(args)),

@@ -95,15 +95,20 @@ async fn reload(running: Config, sources: &Sources, server: &Server) -> Config {
         Ok(result) => result.map_err(|error| error.to_string().replace('\n', "; ")),
         Err(error) => Err(format!("a fault in the broker: {error}")),
     };
-    server.metrics().reloaded(result.is_ok());
     let reloaded = match result {
         Ok(reloaded) => reloaded,
         Err(error) => {
+            server.metrics().reloaded(false);
             tracing::error!("the configuration is not reloaded, everything stays as it was: {error}");
             return running;
         }
     };
-    server.reload(&reloaded.config);
+    if let Err(error) = tokio::task::block_in_place(|| server.reload(&reloaded.config)) {
+        server.metrics().reloaded(false);
+        tracing::error!("the configuration is not reloaded, everything stays as it was: {error}");
+        return running;
+    }
+    server.metrics().reloaded(true);
     for key in &reloaded.changed {
         tracing::info!("reloaded {key}");
     }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::Value;
-use taskyard_proto::Secret;
+use taskyard_client::Endpoint;
 
 use super::{Failed, Remote, print};
 
@@ -28,9 +28,9 @@ enum Output {
 
 pub(super) async fn run(args: Args) -> Result<ExitCode, Failed> {
     // What is no URL is bad usage, whatever else would fail.
-    args.remote.options()?;
-    let queues = fetch(&args.remote, "/v1/queues").await?;
-    let workers = fetch(&args.remote, "/v1/workers").await?;
+    let options = args.remote.options()?;
+    let queues = fetch(&args.remote, options.endpoint(), "/v1/queues").await?;
+    let workers = fetch(&args.remote, options.endpoint(), "/v1/workers").await?;
     match args.output {
         Output::Json => {
             let whole = serde_json::json!({"queues": queues["queues"], "workers": workers["workers"]});
@@ -45,14 +45,15 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Failed> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn fetch(remote: &Remote, path: &str) -> Result<Value, Failed> {
-    let token = remote.token.as_deref().map(Secret::new);
-    let (status, body) = taskyard_client::http::get(&remote.url, path, token.as_ref())
-        .await
-        .map_err(|error| remote.unreachable(&error))?;
+async fn fetch(remote: &Remote, broker: &Endpoint, path: &str) -> Result<Value, Failed> {
+    let (status, body) =
+        taskyard_client::http::get_from(broker, path).await.map_err(|error| remote.unreachable(&error))?;
     let value: Value = serde_json::from_slice(&body).map_err(|_| {
+        // A broker that expects TLS says so here.
+        let text = String::from_utf8_lossy(&body);
+        let said: String = text.trim().lines().next().unwrap_or_default().chars().take(100).collect();
         Failed::other(format!(
-            "{}{path} answered {status} with something that is no JSON: is it a Taskyard broker?",
+            "{}{path} answered {status} with something that is no JSON ({said:?}): is it a Taskyard broker?",
             remote.url
         ))
     })?;

@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use super::keys::{KEYS, Key};
 use super::{
-    ADMIN_TOKEN, ClientCertificates, Compression, Config, ConfigError, EngineKind, Jwt, JwtAlgorithm,
-    JwtKeys, Problem, Tls, Value, Values,
+    ADMIN_TOKEN, ClientCertificates, Compression, Config, ConfigError, EngineKind, Jwt, JwtKeys, Problem,
+    Tls, Value, Values,
 };
-use crate::live::{Limits, Live, OriginRule};
+use crate::auth::{Algorithm, Limits};
+use crate::live::{Live, OriginRule};
+use crate::transport::TrustedProxies;
 
 /// An admin token that is shorter is worth a warning: it may do all, and can be guessed at leisure.
 const ADMIN_TOKEN_CHARACTERS: usize = 20;
@@ -123,7 +125,7 @@ impl Check<'_> {
         if !self.values.any("auth.jwt") {
             return None;
         }
-        let algorithms: Vec<JwtAlgorithm> =
+        let algorithms: Vec<Algorithm> =
             self.list("auth.jwt.algorithms").iter().map(|word| algorithm(word)).collect();
         let (file, url) = (self.path("auth.jwt.key_file"), self.text("auth.jwt.jwks_url"));
         if algorithms.is_empty() {
@@ -132,9 +134,9 @@ impl Check<'_> {
                 "expected one at least: what the issuer signs with, like [\"EdDSA\"]",
             );
         }
-        if algorithms.contains(&JwtAlgorithm::Hs256) {
+        if algorithms.contains(&Algorithm::Hs256) {
             // Else whoever has the public key, so everybody, could sign with it as if it were the secret.
-            if algorithms.iter().any(|other| *other != JwtAlgorithm::Hs256) {
+            if algorithms.iter().any(|other| *other != Algorithm::Hs256) {
                 let text = "HS256 stands alone: its key is a secret, that of the others is public";
                 self.wrong("auth.jwt.algorithms", text);
             }
@@ -170,12 +172,12 @@ impl Check<'_> {
     }
 }
 
-fn algorithm(word: &str) -> JwtAlgorithm {
+fn algorithm(word: &str) -> Algorithm {
     match word {
-        "HS256" => JwtAlgorithm::Hs256,
-        "EdDSA" => JwtAlgorithm::EdDsa,
-        "ES256" => JwtAlgorithm::Es256,
-        "RS256" => JwtAlgorithm::Rs256,
+        "HS256" => Algorithm::Hs256,
+        "EdDSA" => Algorithm::EdDsa,
+        "ES256" => Algorithm::Es256,
+        "RS256" => Algorithm::Rs256,
         other => unreachable!("the table takes no {other}"),
     }
 }
@@ -189,7 +191,8 @@ impl Values {
         let tls = check.tls();
         let jwt = check.jwt();
         let allow_origins = check.origins();
-        let trusted_proxies = check.list("trusted_proxies");
+        // Each was checked where it stands.
+        let trusted_proxies = TrustedProxies::parse(check.list("trusted_proxies")).unwrap_or_default();
         let proxy_protocol = check.switch("proxy_protocol");
         if proxy_protocol && trusted_proxies.is_empty() {
             let text = "it is taken from trusted proxies alone: name them in trusted_proxies";
@@ -202,8 +205,8 @@ impl Values {
             allow_origins,
             allow_query_token: check.switch("allow_query_token"),
             limits: Limits {
-                messages_per_s: check.number("limits.messages_per_s"),
-                connections: check.number("limits.connections"),
+                messages_per_s: check.number("limits.messages_per_s").map(|n| n as u32),
+                connections: check.number("limits.connections").map(|n| n as u32),
                 queued_tasks: check.number("limits.queued_tasks"),
                 queued_bytes: check.number("limits.queued_bytes"),
             },
@@ -407,7 +410,7 @@ mod tests {
         assert_eq!(all.tls, Some(Tls { cert_file: "c".into(), key_file: "k".into(), clients }));
         assert_eq!(all.compression, Some(Compression { min_bytes: 7 }));
         let jwt = Jwt {
-            algorithms: vec![JwtAlgorithm::EdDsa, JwtAlgorithm::Es256],
+            algorithms: vec![Algorithm::EdDsa, Algorithm::Es256],
             keys: JwtKeys::Url { url: "https://id.example/k".into(), refresh: Duration::from_secs(8) },
             issuer: Some("i".into()),
             audience: vec!["a".into()],
@@ -424,7 +427,7 @@ mod tests {
                 queued_tasks: Some(12),
                 queued_bytes: Some(13),
             },
-            trusted_proxies: vec!["10.0.0.0/8".into()],
+            trusted_proxies: TrustedProxies::parse(["10.0.0.0/8"]).unwrap(),
             connections_max: 6,
             hello_timeout: ms(400),
             loopback: true,

@@ -20,9 +20,12 @@ use std::time::Duration;
 
 pub use check::Reloaded;
 pub use options::{ADMIN_TOKEN, Flags, Source, Sources, Value, Values};
+pub use taskyard_proto::Secret;
 
+use crate::auth::{self, Algorithm, AuthConfig, Fetch};
 use crate::core;
 use crate::live::Live;
+use crate::transport::{ClientAuth, TlsConfig};
 
 /// Which engine remembers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,12 +108,12 @@ pub struct Compression {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Jwt {
     /// How they may be signed; at least one.
-    pub algorithms: Vec<JwtAlgorithm>,
+    pub algorithms: Vec<Algorithm>,
     /// What signatures are checked with.
     pub keys: JwtKeys,
     /// What `iss` must be.
     pub issuer: Option<String>,
-    /// What `aud` must name one of; empty: it is not looked at.
+    /// What `aud` must name one of; empty: a token that names one is refused.
     pub audience: Vec<String>,
     /// By how much clocks may differ.
     pub leeway: Duration,
@@ -118,23 +121,10 @@ pub struct Jwt {
     pub claim: String,
 }
 
-/// How a token is signed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum JwtAlgorithm {
-    /// A shared secret.
-    Hs256,
-    /// Ed25519.
-    EdDsa,
-    /// ECDSA over P-256.
-    Es256,
-    /// RSA.
-    Rs256,
-}
-
 /// What signatures are checked with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JwtKeys {
-    /// A public key in PEM, or the secret of HS256.
+    /// A public key in PEM, a set of keys (JWKS), or the secret of HS256.
     File(PathBuf),
     /// What the issuer publishes.
     Url {
@@ -143,28 +133,6 @@ pub enum JwtKeys {
         /// How often it is fetched.
         refresh: Duration,
     },
-}
-
-/// A text that no log and no message shows.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Hides a text.
-    pub fn new(text: String) -> Secret {
-        Secret(text)
-    }
-
-    /// The text itself: to compare it, and for nothing else.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
 }
 
 /// One thing that cannot be.
@@ -218,6 +186,44 @@ impl Config {
         }
     }
 
+    /// What whoever knows tokens is told; `fetch` gets keys from their address. The error names what is
+    /// wrong with the file of keys.
+    pub fn auth(&self, fetch: Fetch) -> Result<AuthConfig, ConfigError> {
+        let jwt = match &self.jwt {
+            None => None,
+            Some(jwt) => Some(auth::JwtConfig {
+                keys: jwt.auth_keys(fetch)?,
+                algorithms: jwt.algorithms.clone(),
+                audience: jwt.audience.clone(),
+                issuer: jwt.issuer.clone(),
+                leeway: jwt.leeway,
+                claim: jwt.claim.clone(),
+            }),
+        };
+        Ok(AuthConfig {
+            tokens_file: self.tokens_file.clone(),
+            admin_token: self.admin_token.clone(),
+            jwt,
+            default_limits: self.live.limits,
+        })
+    }
+
+    /// What TLS is told, if it is ended here.
+    pub fn transport(&self) -> Option<TlsConfig> {
+        let tls = self.tls.as_ref()?;
+        let (client_ca_file, client_auth) = match &tls.clients {
+            None => (None, ClientAuth::Off),
+            Some(clients) if clients.required => (Some(clients.ca_file.clone()), ClientAuth::Required),
+            Some(clients) => (Some(clients.ca_file.clone()), ClientAuth::Optional),
+        };
+        Some(TlsConfig {
+            cert_file: tls.cert_file.clone(),
+            key_file: tls.key_file.clone(),
+            client_ca_file,
+            client_auth,
+        })
+    }
+
     /// What sockets are told.
     pub fn sockets(&self) -> crate::ws::Settings {
         crate::ws::Settings {
@@ -226,6 +232,32 @@ impl Config {
             ping_timeout: self.ping_timeout,
             compression: self.compression.is_some(),
             compression_min_bytes: self.compression.map_or(usize::MAX, |compression| compression.min_bytes),
+        }
+    }
+}
+
+impl Jwt {
+    fn auth_keys(&self, fetch: Fetch) -> Result<auth::JwtKeys, ConfigError> {
+        let path = match &self.keys {
+            JwtKeys::Url { url, refresh } => {
+                return Ok(auth::JwtKeys::Url { url: url.clone(), every: *refresh, fetch });
+            }
+            JwtKeys::File(path) => path,
+        };
+        let problem = |text: String| {
+            ConfigError(vec![Problem { place: format!("auth.jwt.key_file {}", path.display()), text }])
+        };
+        let bytes = std::fs::read(path).map_err(|error| problem(format!("cannot read it: {error}")))?;
+        if bytes.trim_ascii_start().starts_with(b"{") {
+            return Ok(auth::JwtKeys::SetFile(path.clone()));
+        }
+        match self.algorithms[..] {
+            [algorithm] => Ok(auth::JwtKeys::File { path: path.clone(), algorithm }),
+            _ => Err(problem(
+                "a file of one key is for one algorithm: name it alone in auth.jwt.algorithms, or give a set \
+                 of keys (JWKS)"
+                    .into(),
+            )),
         }
     }
 }

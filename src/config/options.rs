@@ -247,7 +247,7 @@ impl Values {
         }
         if let Some(token) = read(ADMIN_TOKEN) {
             if token.bytes().all(|byte| byte.is_ascii_graphic()) {
-                values.admin_token = Some(Secret::new(token));
+                values.admin_token = Some(Secret::new(&token));
             } else {
                 let text = "expected printable ASCII without spaces, which is all that a header carries; perhaps it \
                             ends with a line end";

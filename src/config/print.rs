@@ -197,7 +197,7 @@ mod tests {
         let mut values = Values::default();
         values.set("ping_ms", "200", Source::Environment).unwrap();
         assert!(effective(&values).contains("It is not set."));
-        values.admin_token = Some(Secret::new("hidden-it-is".into()));
+        values.admin_token = Some(Secret::new("hidden-it-is"));
         let text = effective(&values);
         assert!(text.contains("It is set.") && !text.contains("hidden-it-is"), "{text}");
         assert!(text.contains("# From: TASKYARD_PING_MS\nping_ms = 200\n"), "{text}");

@@ -1,7 +1,10 @@
 //! All that can move the state machine.
 
+use std::sync::Arc;
+
 use taskyard_proto::{ClientMessage, Hello, RequestId, Submit, Subscribe, TaskId, WorkerName};
 
+use super::access::Access;
 use super::time::Time;
 
 /// A logical connection: a number that is never used twice by one process.
@@ -30,6 +33,8 @@ pub enum Command {
     Open {
         /// The new session.
         session: SessionId,
+        /// Whose it is; none: authentication is off.
+        access: Option<Arc<Access>>,
         /// What it said of itself.
         hello: Box<Hello>,
         /// The `id` of the hello, if one was sent.
@@ -53,6 +58,8 @@ pub enum Command {
     Submit {
         /// Who asks.
         origin: Origin,
+        /// Whose the task will be; none: authentication is off.
+        access: Option<Arc<Access>>,
         /// The task's new id.
         task: TaskId,
         /// `run_at`, as a time.

@@ -84,6 +84,7 @@ impl Shard {
         counts[fate.state as usize] += 1;
         record.totals = self.queues[queue as usize].totals();
         self.weight -= Task::weight(&spec);
+        self.unload(spec.account.as_ref(), spec.payload.bytes().len() as u64);
         if self.drop_undelivered(key) {
             self.tasks[key as usize].decided = true;
         } else {
@@ -301,6 +302,7 @@ mod tests {
         };
         for session in 1..=WORKERS {
             let open = Command::Open {
+                access: None,
                 session: SessionId(session),
                 hello: Box::new(Hello::empty()),
                 reference: None,
@@ -317,7 +319,11 @@ mod tests {
         submit.watch = true;
         let origin = Origin::Session(SessionId(1), None);
         let task = taskyard_proto::TaskId(7);
-        apply(&mut shard, &mut fx, Command::Submit { origin, task, run_at: None, submit: Box::new(submit) });
+        apply(
+            &mut shard,
+            &mut fx,
+            Command::Submit { origin, access: None, task, run_at: None, submit: Box::new(submit) },
+        );
         let leases: Vec<_> = fx
             .outputs
             .iter()

@@ -8,14 +8,17 @@
 //!   rooms that their nouns have: `submit`, `assign`, `settle`, `fanout`, `sessions`, `due`, `kept`, `restore`.
 //! * [`command`] and [`effect`]: what goes in, what comes out.
 //! * [`record`]: what must survive; the same operations that are stored are replayed at a start.
+//! * [`grants`] and [`access`]: who may do what, and how much of whose may wait.
 //! * `queue`, `ready`, `ring`: where tasks wait, and whose turn it is.
 //! * `task`, `session`, `retry`, `timers`: the nouns and their small rules.
 
+pub mod access;
 mod assign;
 pub mod command;
 mod due;
 pub mod effect;
 mod fanout;
+pub mod grants;
 mod kept;
 pub mod queue;
 mod ready;
@@ -33,8 +36,10 @@ pub mod time;
 mod timers;
 pub mod view;
 
+pub use access::{Access, Load, Refusals};
 pub use command::{CallId, Command, Origin, SessionId};
 pub use effect::{Effects, Hop, Output};
+pub use grants::{Action, Grants, Rule, RuleError};
 pub use record::{Amendment, FinishRecord, StoreOp, TaskSpec};
 pub use restore::Replay;
 pub use retry::RetryPolicy;

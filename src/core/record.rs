@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use smol_str::SmolStr;
 use taskyard_proto::message::{Complete, Target};
 use taskyard_proto::{ErrorText, Headers, Payload, QueueName, TaskId, TaskState, WorkerName};
 
@@ -67,6 +68,8 @@ pub struct TaskSpec {
     pub complete: Complete,
     /// The recipients of a task to all, as they were subscribed at acceptance.
     pub recipients: Vec<WorkerName>,
+    /// The account that submitted it; none: authentication was off.
+    pub account: Option<SmolStr>,
     /// The producer's headers.
     pub headers: Headers,
     /// What the worker gets.

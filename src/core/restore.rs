@@ -58,6 +58,7 @@ impl Replay {
             let task = self.shard.tasks.remove(key as usize);
             self.shard.state_counts(task.queue)[task.state() as usize] -= 1;
             self.shard.weight -= super::task::Task::weight(&task.spec);
+            self.shard.unload(task.spec.account.as_ref(), task.spec.payload.bytes().len() as u64);
         }
     }
 

@@ -1,10 +1,12 @@
 //! Who is connected, and what they asked for.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use smallvec::SmallVec;
 use taskyard_proto::{GroupName, Headers, LeaseId, Mode, TaskId, WorkerName};
 
+use super::access::Access;
 use super::time::Time;
 
 /// Where a subscription is kept.
@@ -42,6 +44,8 @@ pub(super) enum Verb {
 /// A logical connection.
 #[derive(Debug)]
 pub(super) struct Session {
+    /// Whose it is; none: authentication is off.
+    pub(super) access: Option<Arc<Access>>,
     pub(super) worker: WorkerName,
     pub(super) groups: Vec<GroupName>,
     pub(super) labels: Headers,
@@ -64,6 +68,7 @@ pub(super) struct Session {
 impl Session {
     pub(super) fn new(worker: WorkerName, groups: Vec<GroupName>, now: Time) -> Session {
         Session {
+            access: None,
             worker,
             groups,
             labels: Headers::default(),

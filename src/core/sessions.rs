@@ -1,13 +1,17 @@
 //! Who comes and goes, and what they say that is not about a task.
 
+use std::sync::Arc;
+
 use taskyard_proto::message::{CREDIT_MAX, UNCONFIRMED_MAX, lease_text, session_text};
 use taskyard_proto::{
     AwayReason, ClientMessage, CloseCode, Done, Error, ErrorCode, GivenLease, GoingAway, Hello, Limits, Mode,
     QueueName, RequestId, Subscribe, Subscribed, Text, Welcome, WorkerName,
 };
 
+use super::access::Access;
 use super::command::{Origin, SessionId};
 use super::effect::{Effects, Output};
+use super::grants::Action;
 use super::record::Failure;
 use super::session::{Session, Subscription, SubscriptionKey};
 use super::shard::{ABSENT_MS, ACK_TIMEOUT_MS, RECONNECT_SPREAD_MS, Shard};
@@ -18,13 +22,15 @@ impl Shard {
     pub(super) fn open(
         &mut self,
         id: SessionId,
+        access: Option<Arc<Access>>,
         hello: Hello,
         reference: Option<RequestId>,
         made_up_name: WorkerName,
         fx: &mut Effects,
     ) {
         let worker = hello.worker.unwrap_or(made_up_name);
-        if let Some(other) = self.workers.get(&worker).copied() {
+        let account = access.as_ref().map(|access| access.account.clone());
+        if let Some(other) = self.workers.get(&(account.clone(), worker.clone())).copied() {
             if self.config.replace_worker {
                 fx.outputs.push(Output::Close {
                     session: other,
@@ -60,8 +66,9 @@ impl Shard {
         session.groups.dedup();
         session.labels = hello.labels;
         session.client = hello.client.map(|client| client.as_str().to_owned());
+        session.access = access;
         self.sessions.insert(id, session);
-        self.workers.insert(worker.clone(), id);
+        self.workers.insert((account, worker.clone()), id);
         let welcome = Welcome {
             session: session_text(id.0),
             worker,
@@ -104,10 +111,11 @@ impl Shard {
                 self.lost(task, recipient, Failure::WorkerLost, fx);
             }
         }
-        if let Some(session) = self.sessions.remove(&id)
-            && self.workers.get(&session.worker) == Some(&id)
-        {
-            self.workers.remove(&session.worker);
+        if let Some(session) = self.sessions.remove(&id) {
+            let name = (session.access.map(|access| access.account.clone()), session.worker);
+            if self.workers.get(&name) == Some(&id) {
+                self.workers.remove(&name);
+            }
         }
     }
 
@@ -291,6 +299,21 @@ impl Shard {
         }
     }
 
+    /// Two accounts that consume from one queue may use the same worker name, but not there: tasks to a
+    /// worker go by it.
+    fn name_taken_on(&self, id: SessionId, queue: u32) -> Option<Error> {
+        let session = self.sessions.get(&id)?;
+        let holder = self.queues[queue as usize].worker_subscription(&session.worker)?;
+        let holder = self.subscriptions.get(holder.0 as usize)?;
+        (holder.session != id).then(|| {
+            let text = format!(
+                "worker name {} is taken on queue {} by a worker of another account: choose another name",
+                session.worker, self.queues[queue as usize].name
+            );
+            Error::new(ErrorCode::Conflict, text)
+        })
+    }
+
     pub(super) fn subscribe(
         &mut self,
         origin: Origin,
@@ -298,13 +321,16 @@ impl Shard {
         message: Subscribe,
         fx: &mut Effects,
     ) {
-        if !self.sessions.contains_key(&session_id) {
-            return;
-        }
-        let queue = match self.use_queue(&message.queue) {
+        let Some(session) = self.sessions.get(&session_id) else { return };
+        let access = session.access.clone();
+        let allowed = self.check_grant(access.as_deref(), Action::Consume, &message.queue);
+        let queue = match allowed.and_then(|()| self.use_queue(&message.queue)) {
             Ok(queue) => queue,
             Err(error) => return fx.answer(&origin, error),
         };
+        if let Some(error) = self.name_taken_on(session_id, queue) {
+            return fx.answer(&origin, error);
+        }
         let credit = message.credit.map_or(1, |credit| credit.get()) as u32;
         let mode = message.mode.unwrap_or(Mode::Manual);
         let Some(session) = self.sessions.get_mut(&session_id) else { return };

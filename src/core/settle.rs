@@ -377,6 +377,13 @@ impl Shard {
                 fx.answer(&origin, Done::PLAIN);
             }
         };
+        // A task of a queue that is not theirs is to them as one that never was.
+        if let Origin::Session(session, _) | Origin::Implied(session) = &origin
+            && let Some(access) = self.sessions.get(session).and_then(|session| session.access.as_ref())
+            && self.queue_of(task).is_some_and(|queue| !access.may_see(queue))
+        {
+            return fx.answer(&origin, task_not_found(task));
+        }
         let finished = match self.ids.get(&task) {
             None => return fx.answer(&origin, task_not_found(task)),
             Some(Place::Live(key)) => {

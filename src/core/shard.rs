@@ -7,10 +7,12 @@
 use std::collections::VecDeque;
 
 use slab::Slab;
+use smol_str::SmolStr;
 use taskyard_proto::{
     CloseCode, Done, Error, ErrorCode, Finished, QueueName, ServerMessage, TaskId, TaskState, WorkerName,
 };
 
+use super::access::{Load, Refusals};
 use super::command::{Command, Origin, SessionId};
 use super::due::timer_matters;
 use super::effect::{Effects, Hop, Output};
@@ -104,7 +106,12 @@ pub struct Shard {
     pub(super) tasks: Slab<Task>,
     pub(super) ids: HashMap<TaskId, Place>,
     pub(super) sessions: HashMap<SessionId, Session>,
-    pub(super) workers: HashMap<WorkerName, SessionId>,
+    /// Sessions by account and worker name: nobody's name is taken by another account.
+    pub(super) workers: HashMap<(Option<SmolStr>, WorkerName), SessionId>,
+    /// What each account has waiting.
+    pub(super) accounts: HashMap<SmolStr, Load>,
+    /// What was refused for whose it was.
+    pub(super) refusals: Refusals,
     pub(super) subscriptions: Slab<Subscription>,
     pub(super) timers: Timers,
     /// What waits for the store, by the number of the operation that it waits for.
@@ -135,6 +142,8 @@ impl Shard {
             ids: HashMap::default(),
             sessions: HashMap::default(),
             workers: HashMap::default(),
+            accounts: HashMap::default(),
+            refusals: Refusals::default(),
             subscriptions: Slab::new(),
             timers: Timers::default(),
             pending: VecDeque::new(),
@@ -156,16 +165,16 @@ impl Shard {
     pub fn apply(&mut self, now: Time, command: Command, fx: &mut Effects) {
         self.now = self.now.max(now);
         match command {
-            Command::Open { session, hello, reference, made_up_name, subscribe } => {
-                self.open(session, *hello, reference, made_up_name, fx);
+            Command::Open { session, access, hello, reference, made_up_name, subscribe } => {
+                self.open(session, access, *hello, reference, made_up_name, fx);
                 if let Some(subscribe) = subscribe {
                     self.subscribe(Origin::Implied(session), session, subscribe, fx);
                 }
             }
             Command::End { session } => self.end(session, false, fx),
             Command::Heard { session } => self.heard(session, fx),
-            Command::Submit { origin, task, run_at, submit } => {
-                self.submit(origin, task, run_at, *submit, fx)
+            Command::Submit { origin, access, task, run_at, submit } => {
+                self.submit(origin, access.as_deref(), task, run_at, *submit, fx)
             }
             Command::Message { origin, message } => self.message(origin, message, fx),
             Command::SettleOldest { session, ack } => self.settle_oldest(session, ack, fx),

@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 
+use smol_str::SmolStr;
 use taskyard_proto::{Assign, Confirm, Error, ErrorCode, IfAbsent, Payload, Submit, Target, TaskId};
 
+use super::access::Access;
 use super::command::Origin;
 use super::effect::Effects;
 use super::fanout::Fate;
+use super::grants::Action;
 use super::queue::{Rate, Tally};
 use super::record::{StoreOp, TaskSpec};
 use super::retry::RetryPolicy;
@@ -20,10 +23,17 @@ const PRIORITY: u8 = 4;
 /// The charged deliveries of a task that asks for no number.
 const MAX_ATTEMPTS: u16 = 5;
 
+/// Where a task that may come in goes, and whose it is.
+struct Admitted {
+    queue: u32,
+    account: Option<SmolStr>,
+}
+
 impl Shard {
     pub(super) fn submit(
         &mut self,
         origin: Origin,
+        access: Option<&Access>,
         id: TaskId,
         run_at: Option<Time>,
         submit: Submit,
@@ -34,10 +44,13 @@ impl Shard {
         {
             return;
         }
-        match self.admit(&origin, &submit, run_at) {
-            Ok(queue) => self.accept(origin, queue, id, run_at, submit, fx),
+        match self.admit(&origin, access, &submit, run_at) {
+            Ok(admitted) => self.accept(origin, admitted, id, run_at, submit, fx),
             Err(error) => {
-                if let Some(queue) = self.queue_names.get(&submit.queue) {
+                // What may not be asked is no submit of that queue's.
+                if error.code != ErrorCode::Forbidden
+                    && let Some(queue) = self.queue_names.get(&submit.queue)
+                {
                     self.queues[*queue as usize].tally(Tally::Refused);
                 }
                 fx.answer(&origin, error);
@@ -46,7 +59,14 @@ impl Shard {
     }
 
     /// The queue, if the task may come in.
-    fn admit(&mut self, origin: &Origin, submit: &Submit, run_at: Option<Time>) -> Result<u32, Error> {
+    fn admit(
+        &mut self,
+        origin: &Origin,
+        access: Option<&Access>,
+        submit: &Submit,
+        run_at: Option<Time>,
+    ) -> Result<Admitted, Error> {
+        self.check_grant(access, Action::Submit, &submit.queue)?;
         if let Some(error) = self.closed_to_submits() {
             return Err(error);
         }
@@ -102,6 +122,9 @@ impl Shard {
                 ),
             ));
         }
+        if let Some(access) = access {
+            self.check_load(access, weight)?;
+        }
         let queue = self.use_queue(&submit.queue)?;
         if let Some(Target::Worker { worker, if_absent: IfAbsent::Fail }) = &submit.to
             && self.queues[queue as usize].worker_subscription(worker).is_none()
@@ -115,19 +138,19 @@ impl Shard {
             )
             .field("to"));
         }
-        Ok(queue)
+        Ok(Admitted { queue, account: access.map(|access| access.account.clone()) })
     }
 
     fn accept(
         &mut self,
         origin: Origin,
-        queue: u32,
+        admitted: Admitted,
         id: TaskId,
         run_at: Option<Time>,
         submit: Submit,
         fx: &mut Effects,
     ) {
-        let now = self.now;
+        let (now, queue) = (self.now, admitted.queue);
         let delayed = submit.delay_ms.filter(|delay| delay.get() > 0).map(|delay| now.plus_ms(delay.get()));
         let due = run_at.or(delayed).filter(|due| *due > now);
         let target = submit.to.unwrap_or_default();
@@ -150,6 +173,7 @@ impl Shard {
             recipients: self.recipients(queue, &target),
             target,
             headers: submit.headers,
+            account: admitted.account,
             payload: submit.payload,
         });
         let key = self.insert(spec.clone(), queue);
@@ -207,6 +231,7 @@ impl Shard {
             Box::new(fanout)
         });
         self.weight += Task::weight(&spec);
+        self.load(spec.account.as_ref(), spec.payload.bytes().len() as u64);
         let task = Task {
             spec,
             queue,

@@ -104,6 +104,14 @@ impl Shard {
         })
     }
 
+    /// The queue of a task that lives or is kept.
+    pub fn queue_of(&self, id: TaskId) -> Option<&QueueName> {
+        match self.ids.get(&id)? {
+            Place::Live(key) => self.tasks.get(*key as usize).map(|task| &task.spec.queue),
+            Place::Kept { .. } => self.kept(id).map(|record| &record.queue),
+        }
+    }
+
     /// The last word on a task that has ended, as `finished` says it.
     pub fn finished(&self, id: TaskId) -> Option<taskyard_proto::Finished> {
         match self.ids.get(&id)? {

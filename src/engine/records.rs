@@ -10,6 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
+use smol_str::SmolStr;
 use taskyard_proto::payload::PayloadKind;
 use taskyard_proto::{
     Complete, ErrorText, GroupName, Headers, IfAbsent, Payload, QueueName, RecipientOutcome, Target, TaskId,
@@ -202,6 +203,8 @@ struct OptionsRow {
     complete: u64,
     recipients: Vec<String>,
     headers: Vec<(String, String)>,
+    #[serde(default)]
+    account: Option<String>,
 }
 
 #[derive(Serialize, Deserialize, PartialEq)]
@@ -240,6 +243,7 @@ impl OptionsRow {
             },
             recipients: spec.recipients.iter().map(ToString::to_string).collect(),
             headers: spec.headers.iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
+            account: spec.account.as_ref().map(ToString::to_string),
         }
     }
 
@@ -256,6 +260,7 @@ impl OptionsRow {
             && spec.target == Target::Any
             && spec.complete == Complete::All
             && spec.headers.is_empty()
+            && spec.account.is_none()
     }
 }
 
@@ -271,6 +276,7 @@ const PLAIN: OptionsRow = OptionsRow {
     complete: COMPLETE_ALL,
     recipients: Vec::new(),
     headers: Vec::new(),
+    account: None,
 };
 
 impl<'a> AcceptRow<PayloadRef<'a>> {
@@ -324,6 +330,7 @@ impl AcceptRow {
                 .iter()
                 .map(|text| name(text, WorkerName::parse))
                 .collect::<Result<_, _>>()?,
+            account: options.account.map(SmolStr::from),
             headers: Headers::from_pairs(options.headers.iter().map(|(k, v)| (&**k, &**v)))?,
             payload: self.payload.into_payload()?,
         })

@@ -11,11 +11,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::OwnedSemaphorePermit;
 
 /// A connection whose request heads are watched.
 #[derive(Debug)]
 pub struct Guarded<S> {
     io: S,
+    /// Its place among the connections that the broker takes.
+    place: Option<OwnedSemaphorePermit>,
     scan: Scan,
     ambiguous: Arc<AtomicBool>,
 }
@@ -33,13 +36,13 @@ impl Ambiguous {
 
 impl<S> Guarded<S> {
     /// Over a connection that has said nothing yet.
-    pub fn new(io: S, ambiguous: &Ambiguous) -> Guarded<S> {
-        Guarded { io, scan: Scan::default(), ambiguous: ambiguous.0.clone() }
+    pub fn new(io: S, place: Option<OwnedSemaphorePermit>, ambiguous: &Ambiguous) -> Guarded<S> {
+        Guarded { io, place, scan: Scan::default(), ambiguous: ambiguous.0.clone() }
     }
 
-    /// The connection itself.
-    pub fn into_inner(self) -> S {
-        self.io
+    /// The connection itself, and its place.
+    pub fn into_inner(self) -> (S, Option<OwnedSemaphorePermit>) {
+        (self.io, self.place)
     }
 }
 

@@ -1,11 +1,13 @@
 //! Talks HTTP: the same verbs as the socket, through the same broker handle.
 //!
-//! * [`server`]: connections, upgrades, limits.
+//! * [`server`]: connections and their limits.
+//! * `front`: what every request must pass before its route.
 //! * [`guard`]: requests that say their length twice.
 //! * [`routes`]: which path is which verb.
 //! * [`body`]: bodies and answers in JSON and MessagePack.
 
 pub mod body;
+mod front;
 pub mod guard;
 pub mod query;
 pub mod routes;
@@ -14,14 +16,13 @@ mod view;
 
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
 
 use crate::broker::Broker;
 use crate::dispatcher::Phase;
-use crate::live::Live;
 use crate::metrics::Metrics;
-use crate::ws::Settings;
+use crate::ws::Context;
 
 /// What every request may need.
 #[derive(Clone)]
@@ -30,14 +31,12 @@ pub struct App {
     pub broker: Broker,
     /// Its metrics.
     pub metrics: Metrics,
-    /// Limits of sockets and bodies.
-    pub settings: Arc<Settings>,
-    /// What a reload can change.
-    pub live: Arc<ArcSwap<Live>>,
-    /// Whether clients must say who they are.
-    pub auth_on: bool,
+    /// What sockets need; requests are judged by the same.
+    pub sockets: Arc<Context>,
     /// Whether the broker works, drains or stops.
     pub phase: watch::Receiver<Phase>,
+    /// Counts connections and sockets, for whoever waits for their end.
+    pub tracker: TaskTracker,
 }
 
 impl App {

@@ -1,13 +1,14 @@
 //! Which path is which verb.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, RawQuery, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
+use axum::{Extension, Router};
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Method, StatusCode, Uri};
 use taskyard_proto::{
@@ -17,7 +18,11 @@ use taskyard_proto::{
 
 use super::body::{self, Kind};
 use super::{App, query, view};
+use crate::auth::Identity;
 use crate::broker::{Call, Gone, Seen, SubmitRefused};
+use crate::core::Action;
+use crate::metrics::Refused;
+use crate::ws::caller::too_fast;
 
 /// The longest wait that a request may ask for.
 const WAIT_MS_MAX: u64 = 60_000;
@@ -110,7 +115,12 @@ async fn readyz(State(app): State<App>) -> Response {
     body::refused(Encoding::Json, error)
 }
 
-async fn metrics(State(app): State<App>) -> Response {
+async fn metrics(State(app): State<App>, Extension(identity): Extension<Arc<Identity>>) -> Response {
+    if !identity.grants.may_every(Action::Observe) {
+        app.metrics.refused(Refused::Forbidden);
+        let text = "metrics are of all queues: they take the permission observe:*";
+        return body::refused(Encoding::Json, Error::new(ErrorCode::Forbidden, text));
+    }
     match app.metrics.text(&app.broker).await {
         Ok(text) => {
             ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
@@ -144,6 +154,7 @@ fn is_text_option(key: &str) -> bool {
 
 async fn submit(
     State(app): State<App>,
+    Extension(identity): Extension<Arc<Identity>>,
     queue: Segment,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
@@ -154,7 +165,7 @@ async fn submit(
     let parts = async {
         let queue = queue_name(queue).map_err(plain)?;
         let wait = wait(&pairs).map_err(plain)?;
-        let bytes = body::read(&headers, body, app.settings.message_bytes).await?;
+        let bytes = body::read(&headers, body, app.sockets.settings.message_bytes).await?;
         let submit = read_submit(&headers, queue, &pairs, bytes)?;
         Ok((wait, submit))
     };
@@ -163,7 +174,7 @@ async fn submit(
         Err((status, error)) => return body::refused_as(status, encoding, error),
     };
     submit.watch = wait.is_some();
-    let mut call = match app.broker.submit(submit).await {
+    let mut call = match app.broker.submit(submit, identity.access()).await {
         Ok(call) => call,
         Err(SubmitRefused(error)) => return body::refused(encoding, error),
     };
@@ -280,9 +291,14 @@ async fn state_of(app: &App, task: TaskId) -> Result<Option<TaskState>, Gone> {
     app.broker.inspect(move |seen| seen.shard.task_view(task, seen.now).map(|view| view.state)).await
 }
 
-async fn submit_many(State(app): State<App>, headers: HeaderMap, body: Body) -> Response {
+async fn submit_many(
+    State(app): State<App>,
+    Extension(identity): Extension<Arc<Identity>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
     let encoding = body::answer_encoding(&headers);
-    let bytes = match body::read(&headers, body, app.settings.message_bytes).await {
+    let bytes = match body::read(&headers, body, app.sockets.settings.message_bytes).await {
         Ok(bytes) => bytes,
         Err((status, error)) => return body::refused_as(status, encoding, error),
     };
@@ -303,17 +319,26 @@ async fn submit_many(State(app): State<App>, headers: HeaderMap, body: Body) -> 
             return body::refused_as(StatusCode::UNSUPPORTED_MEDIA_TYPE, encoding, bad_request(text));
         }
     };
+    // The request itself has been counted: it is the first of them.
+    let mut counted = true;
     let submits = items
         .into_iter()
         .map(|item| match item? {
             ClientMessage::Submit(mut submit) => {
                 submit.watch = false;
+                if !std::mem::replace(&mut counted, false)
+                    && let Err(wait) = identity.meter.message()
+                {
+                    app.metrics.refused(Refused::Messages);
+                    let per_s = identity.limits.messages_per_s.unwrap_or(1);
+                    return Err(too_fast(&identity.account, per_s, wait));
+                }
                 Ok(submit)
             }
             _ => Err(bad_request("expected an object with the fields of `submit`")),
         })
         .collect();
-    let calls = match app.broker.submit_many(submits).await {
+    let calls = match app.broker.submit_many(submits, identity.access()).await {
         Ok(calls) => calls,
         Err(gone) => return body::refused(encoding, gone.error()),
     };
@@ -337,6 +362,7 @@ async fn submit_many(State(app): State<App>, headers: HeaderMap, body: Body) -> 
 
 async fn task(
     State(app): State<App>,
+    Extension(identity): Extension<Arc<Identity>>,
     task: Segment,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
@@ -352,6 +378,21 @@ async fn task(
         Ok(limit) => limit,
         Err(error) => return body::refused(encoding, error),
     };
+    let not_found = move || {
+        let text = "no such task: it never was, or it ended longer ago than finished tasks are kept";
+        Error::new(ErrorCode::NotFound, text).task(task)
+    };
+    // Before anything else is said of it, how long it takes included.
+    if let Some(access) = identity.access() {
+        let seen = app
+            .broker
+            .inspect_now(move |seen| seen.shard.queue_of(task).is_some_and(|queue| access.may_see(queue)));
+        match seen.await {
+            Ok(true) => {}
+            Ok(false) => return body::refused(encoding, not_found()),
+            Err(gone) => return body::refused(encoding, gone.error()),
+        }
+    }
     let mut status = StatusCode::OK;
     if let Some(limit) = limit {
         let call = match app.broker.ask(Watch { task, from_seq: None }).await {
@@ -367,10 +408,7 @@ async fn task(
     }
     show(&app, status, encoding, move |seen| match seen.shard.task_view(task, seen.now) {
         Some(found) => Ok(view::task(&found)),
-        None => {
-            let text = "no such task: it never was, or it ended longer ago than finished tasks are kept";
-            Err(Error::new(ErrorCode::NotFound, text).task(task))
-        }
+        None => Err(not_found()),
     })
     .await
 }
@@ -389,20 +427,41 @@ async fn show(
     }
 }
 
-async fn queues(State(app): State<App>, headers: HeaderMap) -> Response {
-    show(&app, StatusCode::OK, body::answer_encoding(&headers), |seen| {
-        let queues: Vec<_> = seen.shard.queue_views(seen.now).iter().map(view::queue).collect();
+async fn queues(
+    State(app): State<App>,
+    Extension(identity): Extension<Arc<Identity>>,
+    headers: HeaderMap,
+) -> Response {
+    let grants = identity.grants.clone();
+    show(&app, StatusCode::OK, body::answer_encoding(&headers), move |seen| {
+        let all = seen.shard.queue_views(seen.now);
+        let queues: Vec<_> = all
+            .iter()
+            .filter(|view| grants.may(Action::Observe, view.queue.as_str()))
+            .map(view::queue)
+            .collect();
         Ok(serde_json::json!({"queues": queues}).to_string())
     })
     .await
 }
 
-async fn queue(State(app): State<App>, queue: Segment, headers: HeaderMap) -> Response {
+async fn queue(
+    State(app): State<App>,
+    Extension(identity): Extension<Arc<Identity>>,
+    queue: Segment,
+    headers: HeaderMap,
+) -> Response {
     let encoding = body::answer_encoding(&headers);
     let name = match queue_name(queue) {
         Ok(name) => name,
         Err(error) => return body::refused(encoding, error),
     };
+    if let Some(access) = identity.access()
+        && let Err(error) = access.check(Action::Observe, &name)
+    {
+        app.metrics.refused(Refused::Forbidden);
+        return body::refused(encoding, error);
+    }
     show(&app, StatusCode::OK, encoding, move |seen| match seen.shard.queue_view(&name, seen.now) {
         Some(found) => Ok(view::queue(&found).to_string()),
         None => {
@@ -413,9 +472,22 @@ async fn queue(State(app): State<App>, queue: Segment, headers: HeaderMap) -> Re
     .await
 }
 
-async fn workers(State(app): State<App>, headers: HeaderMap) -> Response {
-    show(&app, StatusCode::OK, body::answer_encoding(&headers), |seen| {
-        let workers: Vec<_> = seen.shard.worker_views(seen.now).iter().map(view::worker).collect();
+async fn workers(
+    State(app): State<App>,
+    Extension(identity): Extension<Arc<Identity>>,
+    headers: HeaderMap,
+) -> Response {
+    let grants = identity.grants.clone();
+    show(&app, StatusCode::OK, body::answer_encoding(&headers), move |seen| {
+        let mut all = seen.shard.worker_views(seen.now);
+        // A worker is seen on the queues that may be seen; one on none of them, by who may see all.
+        if !grants.may_every(Action::Observe) {
+            for worker in &mut all {
+                worker.subscriptions.retain(|(queue, ..)| grants.may(Action::Observe, queue.as_str()));
+            }
+            all.retain(|worker| !worker.subscriptions.is_empty());
+        }
+        let workers: Vec<_> = all.iter().map(view::worker).collect();
         Ok(serde_json::json!({"workers": workers}).to_string())
     })
     .await

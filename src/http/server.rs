@@ -1,31 +1,30 @@
-//! Connections: accepts them, gives each its limits, and turns those that ask for it into sockets.
+//! Connections: accepts them, gives each its limits, and hands over what they ask.
 
 use std::convert::Infallible;
 use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
-use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::header::HeaderValue;
 use hyper::service::service_fn;
 use hyper::upgrade::Upgraded;
-use hyper::{Request, StatusCode, Version, header};
+use hyper::{Request, header};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use taskyard_proto::{Encoding, Error, ErrorCode};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
-use tower_service::Service as _;
 
 use super::guard::{Ambiguous, Guarded};
-use super::{App, body, routes};
-use crate::ws::{self, handshake};
+use super::{App, body, front, routes};
+use crate::metrics::Refused;
+use crate::transport::{ReadHalf, Stream, Tls, WriteHalf, proxy};
 
-/// How long a request's head may take, and how long a connection may say nothing at first.
+/// How long a request's head may take, and how long a connection may say nothing, at first and between
+/// two requests.
 const HEAD_TIME: Duration = Duration::from_secs(10);
 /// How many headers a request may have.
 const HEADERS_MAX: usize = 64;
@@ -33,23 +32,76 @@ const HEADERS_MAX: usize = 64;
 const HEAD_BYTES: usize = 16 << 10;
 /// After a failed accept (descriptors used up, most likely) no further one for so long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// What a connection is told that is one too many, whatever it was going to ask.
+const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 5\r\n\
+    Content-Type: text/plain\r\nContent-Length: 51\r\n\r\n\
+    the broker has as many connections as it may have.\n";
+
+/// How connections reach the broker.
+#[derive(Debug, Clone, Default)]
+pub struct Entrance {
+    /// TLS of the broker's own.
+    pub tls: Option<Tls>,
+    /// Whether connections from trusted proxies begin with a PROXY protocol header.
+    pub proxy_protocol: bool,
+}
+
+/// Connections that are open, sockets included: each holds one permit.
+struct Places {
+    free: Arc<Semaphore>,
+    taken: usize,
+}
+
+impl Places {
+    /// One place more, if there are fewer than `max`, which may change.
+    fn take(&mut self, max: usize) -> Option<OwnedSemaphorePermit> {
+        self.taken = Semaphore::MAX_PERMITS - self.free.available_permits();
+        if self.taken >= max {
+            return None;
+        }
+        self.free.clone().try_acquire_owned().ok()
+    }
+}
 
 /// Serves until `stop`; then no connection is accepted, and those that are open end by themselves.
-/// Sockets are `tracker`'s to wait for.
-pub async fn run(listener: TcpListener, app: App, stop: CancellationToken, tracker: TaskTracker) {
+/// Sockets are the tracker's to wait for.
+pub async fn run(listener: TcpListener, entrance: Entrance, app: App, stop: CancellationToken) {
     let router = routes::router(app.clone());
+    let mut places = Places { free: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)), taken: 0 };
+    let mut failing = false;
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _)) => {
-                tracker.spawn(connection(stream, app.clone(), router.clone(), stop.clone(), tracker.clone()));
+            Ok((stream, peer)) => {
+                failing = false;
+                let Some(place) = places.take(app.sockets.live.load().connections_max) else {
+                    app.metrics.refused(Refused::Full);
+                    if entrance.tls.is_none() {
+                        // Whatever fits at once: nobody waits for one that is too many.
+                        let _ = stream.try_write(FULL);
+                    }
+                    continue;
+                };
+                let connection = enter(
+                    stream,
+                    peer.ip(),
+                    entrance.clone(),
+                    place,
+                    app.clone(),
+                    router.clone(),
+                    stop.clone(),
+                );
+                app.tracker.spawn(connection);
             }
             Err(error) => {
                 if !is_of_one_connection(&error) {
-                    tracing::warn!("cannot accept connections: {error}; trying again");
+                    // Once, not ten times a second for as long as it lasts.
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::warn!("cannot accept connections: {error}; trying again until it is over");
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -63,39 +115,56 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-async fn connection(
-    stream: TcpStream,
+/// From a TCP connection to one that speaks HTTP: what a proxy says of it, then TLS.
+async fn enter(
+    mut stream: TcpStream,
+    mut peer: IpAddr,
+    entrance: Entrance,
+    place: OwnedSemaphorePermit,
     app: App,
     router: Router,
     stop: CancellationToken,
-    tracker: TaskTracker,
 ) {
     // Small messages must not wait for each other's acknowledgement.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!("cannot set TCP_NODELAY: {error}");
     }
+    if entrance.proxy_protocol && app.sockets.live.load().trusted_proxies.contains(peer) {
+        match proxy::read_header(&mut stream).await {
+            Ok(Some(client)) => peer = client.ip(),
+            Ok(None) => {}
+            Err(error) => return tracing::info!(proxy = %peer, "a connection was ended: {error}"),
+        }
+    }
+    let stream = match &entrance.tls {
+        None => Stream::from(stream),
+        // Boxed, so that a connection without TLS has no room for a handshake.
+        Some(tls) => match Box::pin(tls.accept(stream)).await {
+            Ok(stream) => Stream::from(stream),
+            Err(error) => return tracing::debug!(client = %peer, "a connection was ended: {error}"),
+        },
+    };
+    connection(stream, peer, place, app, router, stop).await;
+}
+
+async fn connection(
+    stream: Stream,
+    peer: IpAddr,
+    place: OwnedSemaphorePermit,
+    app: App,
+    router: Router,
+    stop: CancellationToken,
+) {
     let ambiguous = Ambiguous::default();
-    let stream = Guarded::new(stream, &ambiguous);
+    // The place goes with the stream, into the socket that the connection may become.
+    let stream = Guarded::new(stream, Some(place), &ambiguous);
     let service = service_fn(|request: Request<Incoming>| {
-        let (app, mut router, tracker) = (app.clone(), router.clone(), tracker.clone());
-        // Behind a body of chunks nothing was watched, so the connection serves no other request.
-        let last = request.headers().contains_key(header::TRANSFER_ENCODING) || ambiguous.is_set();
+        let (app, router) = (app.clone(), router.clone());
         let ambiguous = ambiguous.is_set();
+        // Behind a body of chunks nothing was watched, so the connection serves no other request.
+        let last = request.headers().contains_key(header::TRANSFER_ENCODING) || ambiguous;
         async move {
-            let mut response = if ambiguous {
-                let text = "a request must have one length: `Content-Length` once, or `Transfer-Encoding`, see RFC 9112";
-                body::refused(Encoding::Json, Error::new(ErrorCode::BadRequest, text))
-            } else if !has_one_host(&request) {
-                let text = "a request of HTTP/1.1 must have exactly one `Host` header, see RFC 9112";
-                body::refused(Encoding::Json, Error::new(ErrorCode::BadRequest, text))
-            } else if handshake::is_wanted(&request) {
-                upgrade(request, &app, &tracker)
-            } else {
-                match router.call(request.map(Body::new)).await {
-                    Ok(response) => response,
-                    Err(never) => match never {},
-                }
-            };
+            let mut response = front::answer(request, &app, router, peer, ambiguous).await;
             if last {
                 body::add_header(
                     response.headers_mut(),
@@ -127,51 +196,11 @@ async fn connection(
     }
 }
 
-/// RFC 9112, section 3.2: anything else is a request that two readers may understand differently.
-fn has_one_host(request: &Request<Incoming>) -> bool {
-    let hosts = request.headers().get_all(header::HOST).iter().count();
-    hosts == 1 || (hosts == 0 && request.version() < Version::HTTP_11)
-}
-
-/// Answers an upgrade request, and serves the socket that it becomes.
-fn upgrade(mut request: Request<Incoming>, app: &App, tracker: &TaskTracker) -> Response {
-    if !app.is_ready() {
-        let error =
-            Error::new(ErrorCode::Draining, "the broker is shutting down: connect again after it is back");
-        return body::refused(Encoding::Json, error);
-    }
-    let (answer, opening) =
-        match handshake::accept(&request, &app.live.load(), app.auth_on, app.settings.compression) {
-            Ok(accepted) => accepted,
-            Err(refusal) => {
-                let mut response = body::refused_as(refusal.status, Encoding::Json, refusal.error);
-                if let Some((name, value)) = refusal.header {
-                    body::add_header(response.headers_mut(), name, value);
-                }
-                return response;
-            }
-        };
-    let upgraded = hyper::upgrade::on(&mut request);
-    let app = app.clone();
-    tracker.spawn(async move {
-        let upgraded = match upgraded.await {
-            Ok(upgraded) => upgraded,
-            Err(error) => return tracing::debug!("an upgrade came to nothing: {error}"),
-        };
-        let Some((read, write, early)) = take_over(upgraded) else {
-            return tracing::error!("an upgraded connection is of an unknown kind");
-        };
-        ws::serve(read, write, early, opening, app.broker, app.settings, app.metrics).await;
-    });
-    let (parts, ()) = answer.into_parts();
-    debug_assert_eq!(parts.status, StatusCode::SWITCHING_PROTOCOLS);
-    Response::from_parts(parts, Body::empty()).into_response()
-}
-
-/// The halves of an upgraded connection and what came before the upgrade was answered: no lock between
-/// reading and writing, and nothing of HTTP is kept. None: it is no connection of this listener's.
-pub fn take_over(upgraded: Upgraded) -> Option<(OwnedReadHalf, OwnedWriteHalf, Bytes)> {
-    let parts = upgraded.downcast::<TokioIo<Guarded<TcpStream>>>().ok()?;
-    let (read, write) = parts.io.into_inner().into_inner().into_split();
-    Some((read, write, parts.read_buf))
+/// The halves of an upgraded connection, what came before the upgrade was answered, and the connection's
+/// place: nothing of HTTP is kept. None: it is no connection of this listener's.
+pub fn take_over(upgraded: Upgraded) -> Option<(ReadHalf, WriteHalf, Bytes, Option<OwnedSemaphorePermit>)> {
+    let parts = upgraded.downcast::<TokioIo<Guarded<Stream>>>().ok()?;
+    let (stream, place) = parts.io.into_inner().into_inner();
+    let (read, write) = stream.into_split();
+    Some((read, write, parts.read_buf, place))
 }

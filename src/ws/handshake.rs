@@ -58,12 +58,7 @@ pub fn is_wanted<B>(request: &Request<B>) -> bool {
 
 /// Checks an upgrade request; gives the answer to send and what was asked for. With `compression`
 /// permessage-deflate is agreed to where it is offered.
-pub fn accept<B>(
-    request: &Request<B>,
-    live: &Live,
-    auth_on: bool,
-    compression: bool,
-) -> Result<(Response<()>, Opening), Refusal> {
+pub fn accept<B>(request: &Request<B>, compression: bool) -> Result<(Response<()>, Opening), Refusal> {
     let headers = request.headers();
     if request.method() != Method::GET {
         let mut refusal =
@@ -97,7 +92,6 @@ pub fn accept<B>(
     }
     let encoding = negotiate(headers)?;
     let compression = compression.then(|| offered_compression(headers)).flatten();
-    check_origin(headers, live, auth_on)?;
     let implied = implied(request.uri().query().unwrap_or_default())?;
 
     let mut response = Response::builder()

@@ -30,8 +30,8 @@ pub struct Inbound<R> {
 /// What one read gave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Arrived {
-    /// Something.
-    Bytes,
+    /// So many bytes.
+    Bytes(usize),
     /// The peer has ended the connection.
     End,
 }
@@ -65,7 +65,8 @@ impl<R: AsyncRead + Unpin> Inbound<R> {
             if buffer.filled().is_empty() {
                 return Poll::Ready(Ok(Arrived::End));
             }
-            Poll::Ready(self.assembly.feed(buffer.filled_mut(), take).map(|()| Arrived::Bytes))
+            let count = buffer.filled().len();
+            Poll::Ready(self.assembly.feed(buffer.filled_mut(), take).map(|()| Arrived::Bytes(count)))
         })
     }
 

@@ -4,9 +4,11 @@
 //! * [`frames`]: bytes to messages, by the rules of RFC 6455.
 //! * [`deflate`]: messages that travel compressed.
 //! * [`inbound`]: what arrives, to the frames.
+//! * [`caller`]: whose a socket is, and how much it may say.
 //! * [`reader`]: messages to commands.
 //! * [`writer`]: the outbox to one write.
 
+pub mod caller;
 pub mod deflate;
 pub mod frames;
 pub mod handshake;
@@ -22,14 +24,18 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use taskyard_proto::CloseCode;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::auth::Authority;
 use crate::broker::{Broker, Item};
 use crate::core::{Command, SessionId};
+use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
+use caller::Caller;
 use handshake::Opening;
 
 /// How long the leases of a socket that is no longer read wait for its writer.
@@ -48,6 +54,20 @@ pub struct Settings {
     pub compression: bool,
     /// Where it was: messages of at least so many bytes are sent compressed.
     pub compression_min_bytes: usize,
+}
+
+/// What every socket needs.
+pub struct Context {
+    /// The broker.
+    pub broker: Broker,
+    /// What sockets are told once.
+    pub settings: Settings,
+    /// Its metrics.
+    pub metrics: Metrics,
+    /// Who knows who is who.
+    pub authority: Arc<Authority>,
+    /// What a reload may change.
+    pub live: Arc<ArcSwap<Live>>,
 }
 
 /// A socket's place in the switchboard; it goes with whatever serves the socket, however that ends.
@@ -74,24 +94,23 @@ pub async fn serve<R, W>(
     mut write: W,
     early: Bytes,
     opening: Opening,
-    broker: Broker,
-    settings: Arc<Settings>,
-    metrics: Metrics,
+    caller: Caller,
+    context: Arc<Context>,
 ) where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
+    let broker = &context.broker;
     let outbox = Arc::new(Outbox::default());
     if let Some(encoding) = opening.encoding {
         outbox.set_encoding(encoding);
     }
-    let registered = Registered::new(&broker, outbox.clone());
+    let registered = Registered::new(broker, outbox.clone());
     let session = registered.session;
     let compression = opening.compression;
-    let mut reader = reader::Reader::new(session, outbox.clone(), broker.clone(), settings.clone(), opening);
+    let mut reader = reader::Reader::new(session, outbox.clone(), context.clone(), opening, caller);
     let mut reader = pin!(reader.run(read, early));
-    let mut writer =
-        pin!(writer::run(&mut write, session, outbox.clone(), broker.clone(), settings, compression));
+    let mut writer = pin!(writer::run(&mut write, session, &outbox, &context, compression));
     // A panic ends this socket (1011, if it can still be said) and nothing else.
     let panicked = || {
         tracing::error!(session = session.0, "a fault ended a connection: its panic is told above");
@@ -143,7 +162,7 @@ pub async fn serve<R, W>(
         }
     };
     if let Some(code) = closed {
-        metrics.closed(code);
+        context.metrics.closed(code);
     }
     drop(registered);
     tracing::debug!(session = session.0, "connection ended");

@@ -9,19 +9,22 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use taskyard_proto::codec::{ClientFrame, decode_client};
 use taskyard_proto::{
-    ClientMessage, CloseCode, Encoding, Hello, Pong, Rejection, Request, RequestId, Response, ServerMessage,
-    Subscribe, WorkerName,
+    ClientMessage, CloseCode, Encoding, Error, ErrorCode, Hello, Pong, Rejection, Request, RequestId,
+    Response, Secret, ServerMessage, Subscribe, WorkerName,
 };
 use tokio::io::AsyncRead;
 use tokio::time::Sleep;
 
-use super::Settings;
+use super::Context;
+use super::caller::{Admission, Caller};
 use super::frames::{Assembly, Broken, Incoming};
 use super::handshake::{Implied, Opening};
 use super::inbound::{Arrived, Inbound};
 use super::text;
-use crate::broker::{Broker, Item, submit_command};
+use crate::auth::{Denied, Standing};
+use crate::broker::{Gone, Item, submit_command};
 use crate::core::{Command, Origin, SessionId};
+use crate::metrics::Refused;
 use crate::outbox::{Closing, Outbox};
 
 /// Frames that are not JSON or MessagePack, or too deep, that a socket may send in a minute.
@@ -33,9 +36,9 @@ pub(super) const CLOSE_ANSWER: Duration = Duration::from_secs(2);
 pub struct Reader {
     session: SessionId,
     outbox: Arc<Outbox>,
-    broker: Broker,
-    settings: Arc<Settings>,
+    context: Arc<Context>,
     opening: Opening,
+    caller: Caller,
     /// A hello was said or implied.
     introduced: bool,
     /// The URL said it: text words settle.
@@ -69,17 +72,17 @@ impl Reader {
     pub fn new(
         session: SessionId,
         outbox: Arc<Outbox>,
-        broker: Broker,
-        settings: Arc<Settings>,
+        context: Arc<Context>,
         opening: Opening,
+        caller: Caller,
     ) -> Reader {
         let encoding_set = opening.encoding.is_some();
         Reader {
             session,
             outbox,
-            broker,
-            settings,
+            context,
             opening,
+            caller,
             introduced: false,
             wordy: false,
             encoding_set,
@@ -93,13 +96,14 @@ impl Reader {
 
     /// Reads until the socket ends. `early` is what came before the upgrade was answered.
     pub async fn run<R: AsyncRead + Unpin>(&mut self, read: R, early: Bytes) {
-        let assembly = Assembly::new(self.settings.message_bytes, self.opening.compression.is_some());
+        let assembly = Assembly::new(self.context.settings.message_bytes, self.opening.compression.is_some());
         let mut inbound = Inbound::new(read, assembly);
         if let Some(implied) = self.opening.implied.take() {
             let Implied { hello, subscribe } = *implied;
             self.wordy = true;
             self.introduce(Box::new(hello), None, subscribe);
         }
+        self.note_identity();
         let end = match inbound.feed(&early, &mut |incoming| self.incoming(incoming)) {
             Ok(()) => {
                 drop(early);
@@ -130,7 +134,17 @@ impl Reader {
                 alarm.as_mut().poll(context).map(|()| None)
             });
             match read.await {
-                Some(Ok(Arrived::Bytes)) => self.was_heard(),
+                Some(Ok(Arrived::Bytes(count))) => {
+                    self.was_heard();
+                    if !self.caller.came(count) {
+                        return say(CloseCode::UNAUTHORIZED, "too much was sent before a hello with a token");
+                    }
+                    let owed = self.caller.take_owed();
+                    if !owed.is_zero() {
+                        let _ = self.hand_over().await;
+                        tokio::time::sleep(owed).await;
+                    }
+                }
                 Some(Ok(Arrived::End)) => return End::Quiet,
                 Some(Err(end)) => {
                     self.was_heard();
@@ -158,13 +172,18 @@ impl Reader {
     /// When to look next whether the peer still lives. The alarm is not moved at each byte: when it
     /// goes off too early it is only set again.
     fn alarm_at(&self) -> Instant {
+        let limit = self.context.live.load().hello_timeout;
+        self.caller.deadline(limit).map_or(self.silent_at(), |deadline| deadline.min(self.silent_at()))
+    }
+
+    fn silent_at(&self) -> Instant {
         match self.pinged {
-            Some(pinged) => pinged + self.settings.ping_timeout,
+            Some(pinged) => pinged + self.context.settings.ping_timeout,
             None => {
                 // A tenth of jitter, from the session's number, so that connections made together do
                 // not ping together.
-                let jitter = self.settings.ping.mul_f64((self.session.0 % 100) as f64 / 1000.0);
-                self.heard + self.settings.ping - jitter
+                let jitter = self.context.settings.ping.mul_f64((self.session.0 % 100) as f64 / 1000.0);
+                self.heard + self.context.settings.ping - jitter
             }
         }
     }
@@ -172,7 +191,11 @@ impl Reader {
     /// Pings a peer that is silent, and gives up on it in the end.
     fn alarm(&mut self, alarm: Pin<&mut Sleep>) -> Result<(), End> {
         let now = Instant::now();
-        if self.alarm_at() <= now {
+        let limit = self.context.live.load().hello_timeout;
+        if self.caller.deadline(limit).is_some_and(|deadline| deadline <= now) {
+            return Err(say(CloseCode::HELLO_TIMEOUT, "no hello with a token came in time"));
+        }
+        if self.silent_at() <= now {
             if self.pinged.is_some() {
                 let reason = "nothing was heard from the client, not even a pong";
                 return Err(say(CloseCode::PING_TIMEOUT, reason));
@@ -181,7 +204,7 @@ impl Reader {
             self.pinged = Some(now);
         }
         // Heard meanwhile, the peer is to be pinged again before its time to answer would have ended.
-        alarm.reset(self.alarm_at().min(now + self.settings.ping).into());
+        alarm.reset(self.alarm_at().min(now + self.context.settings.ping).into());
         Ok(())
     }
 
@@ -199,9 +222,9 @@ impl Reader {
         }
     }
 
-    async fn hand_over(&mut self) -> Result<(), crate::broker::Gone> {
+    async fn hand_over(&mut self) -> Result<(), Gone> {
         let bytes = std::mem::take(&mut self.bytes);
-        self.broker.send(&mut self.items, bytes).await
+        self.context.broker.send(&mut self.items, bytes).await
     }
 
     fn message(&mut self, encoding: Encoding, message: &[u8]) -> Result<(), End> {
@@ -223,15 +246,16 @@ impl Reader {
             && encoding == Encoding::Json
             && let Some(command) = text::command(self.session, message)
         {
+            self.caller.admit(None);
             self.items.push(Item::Command(command));
             return Ok(());
         }
         self.bytes += message.len();
         match decode_client(encoding, message) {
-            Ok(ClientFrame::One(item)) => self.item(item),
+            Ok(ClientFrame::One(item)) => self.item(item)?,
             Ok(ClientFrame::Many(items)) => {
                 for item in items {
-                    self.item(item);
+                    self.item(item)?;
                 }
             }
             Err(error) => {
@@ -248,41 +272,123 @@ impl Reader {
         Ok(())
     }
 
-    fn item(&mut self, item: Result<Request, Rejection>) {
-        match item {
-            Ok(Request { id, message: ClientMessage::Ping(_) }) => {
+    fn item(&mut self, item: Result<Request, Rejection>) -> Result<(), End> {
+        let Request { id, message } = match item {
+            Ok(request) => request,
+            Err(Rejection { id, error }) => {
+                if self.caller.identity().is_some() {
+                    self.imply_hello();
+                }
+                self.relay(id, error);
+                return Ok(());
+            }
+        };
+        match self.caller.admit(Some(&message)) {
+            Admission::Taken => {}
+            Admission::Refused(error) => {
+                self.context.metrics.refused(Refused::Messages);
+                self.imply_hello();
+                self.relay(id, error);
+                return Ok(());
+            }
+            Admission::Flood => {
+                return Err(say(CloseCode::RATE, "1000 messages in a minute were too many"));
+            }
+        }
+        match message {
+            ClientMessage::Ping(_) => {
                 // Answered here, so that a slow disk does not look like a dead broker.
                 if id.is_some() {
                     self.outbox.push_one(Response { reference: id, message: Pong {}.into() });
                 }
             }
-            Ok(Request { id, message: ClientMessage::Hello(hello) }) if !self.introduced => {
-                self.introduce(hello, id, None)
+            ClientMessage::Hello(hello) if !self.introduced => {
+                self.let_in(&id, hello.token.as_ref())?;
+                self.introduce(hello, id, None);
             }
-            Ok(Request { id, message }) => {
+            message => {
+                self.let_in(&id, None)?;
                 self.imply_hello();
                 let origin = Origin::Session(self.session, id);
                 match message {
-                    ClientMessage::Submit(submit) => match submit_command(submit, self.broker.clock()) {
-                        Ok((_, command)) => self.items.push(Item::Command(command(origin))),
-                        Err(refused) => {
-                            let Origin::Session(_, id) = origin else { return };
-                            self.relay(id, refused.0);
+                    ClientMessage::Submit(submit) => {
+                        let (access, clock) = (self.caller.access(), self.context.broker.clock());
+                        match submit_command(submit, access, clock) {
+                            Ok((_, command)) => self.items.push(Item::Command(command(origin))),
+                            Err(refused) => {
+                                let Origin::Session(_, id) = origin else { return Ok(()) };
+                                self.relay(id, refused.0);
+                            }
                         }
-                    },
+                    }
                     message => self.items.push(Item::Command(Command::Message { origin, message })),
                 }
             }
-            Err(Rejection { id, error }) => {
-                self.imply_hello();
-                self.relay(id, error);
+        }
+        Ok(())
+    }
+
+    /// Whoever is not known yet must show a token now.
+    fn let_in(&mut self, id: &Option<RequestId>, token: Option<&Secret>) -> Result<(), End> {
+        if self.caller.identity().is_some() {
+            return Ok(());
+        }
+        let authority = &self.context.authority;
+        let identity = match token {
+            None => Err(Denied::Unknown),
+            Some(token) => authority.authenticate(token.expose(), crate::clock::wall()),
+        };
+        let refuse = |reader: &Reader, error: Error, code| {
+            reader.outbox.push_one(Response { reference: id.clone(), message: error.into() });
+            Err(say(code, "see the error"))
+        };
+        match identity {
+            Ok(identity) => {
+                if let Err(error) = self.caller.identify(identity) {
+                    self.context.metrics.refused(Refused::Connections);
+                    let error = Error::new(ErrorCode::RateLimited, error.to_string());
+                    return refuse(self, error, CloseCode::RATE);
+                }
+                self.note_identity();
+                Ok(())
             }
+            Err(denied) => {
+                self.context.metrics.refused(Refused::Unauthorized);
+                tracing::debug!(session = self.session.0, "a client was not let in: {denied}");
+                if denied.is_temporary() {
+                    let text = "tokens cannot be checked at the moment: connect again later";
+                    let error = Error::new(ErrorCode::Unavailable, text);
+                    return refuse(self, error, CloseCode::OVERLOADED);
+                }
+                let text = match token {
+                    Some(_) => "the token is not known, or has ended",
+                    None => {
+                        "say who you are first: {\"type\":\"hello\",\"token\":\"…\"}, or send the token with the upgrade"
+                    }
+                };
+                refuse(self, Error::new(ErrorCode::Unauthorized, text), CloseCode::UNAUTHORIZED)
+            }
+        }
+    }
+
+    /// Enters whose the socket is where those whose token ends are looked for.
+    fn note_identity(&self) {
+        let Some(identity) = self.caller.identity() else { return };
+        self.context.broker.connections().identify(self.session, identity.clone());
+        // It may have ended since it was checked: from here on that is seen by whoever looks after all.
+        if self.context.authority.standing(identity, crate::clock::wall()) != Standing::Same {
+            self.outbox.close(CloseCode::TOKEN_EXPIRED, "the token has changed: connect again");
         }
     }
 
     fn relay(&mut self, reference: Option<RequestId>, message: impl Into<ServerMessage>) {
         let response = Response { reference, message: message.into() };
-        self.items.push(Item::Relay(self.session, response));
+        if self.introduced {
+            self.items.push(Item::Relay(self.session, response));
+        } else {
+            // Nothing is behind it in the dispatcher, and who is not known has no business there.
+            self.outbox.push_one(response);
+        }
     }
 
     fn imply_hello(&mut self) {
@@ -299,7 +405,8 @@ impl Reader {
         let made_up_name =
             WorkerName::parse(&format!("w-{:08x}{:08x}", self.session.0, rand::random::<u32>()))
                 .expect("hexadecimal digits behind a letter are a name");
-        let open = Command::Open { session: self.session, hello, reference, made_up_name, subscribe };
+        let access = self.caller.access();
+        let open = Command::Open { session: self.session, access, hello, reference, made_up_name, subscribe };
         self.items.push(Item::Command(open));
     }
 }

@@ -2,7 +2,6 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -12,7 +11,7 @@ use taskyard_proto::{Ack, CloseCode, Encoding, GivenLease, LeaseList, Payload as
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use super::deflate::{self, Agreed};
-use super::{Settings, frames};
+use super::{Context, frames};
 use crate::broker::{Broker, Item};
 use crate::core::{Command, Origin, SessionId};
 use crate::outbox::{Closing, OUTBOX_BYTES_MAX, OUTBOX_BYTES_STUCK, Outbound, Outbox};
@@ -35,13 +34,12 @@ const KEPT_BYTES: usize = 64 << 10;
 pub async fn run<W: AsyncWrite + Unpin>(
     write: &mut W,
     session: SessionId,
-    outbox: Arc<Outbox>,
-    broker: Broker,
-    settings: Arc<Settings>,
+    outbox: &Outbox,
+    context: &Context,
     compression: Option<Agreed>,
 ) -> Option<CloseCode> {
-    let compression = compression.map(|agreed| (agreed, settings.compression_min_bytes));
-    let mut encoder = Encoder::new(settings.message_bytes / 2, compression);
+    let compression = compression.map(|agreed| (agreed, context.settings.compression_min_bytes));
+    let mut encoder = Encoder::new(context.settings.message_bytes / 2, compression);
     let mut spare = Vec::new();
     loop {
         let mut drained = match outbox.take(&mut spare) {
@@ -66,7 +64,7 @@ pub async fn run<W: AsyncWrite + Unpin>(
         while at < drained.messages.len() || !encoder.out.is_empty() {
             encoder.out.reserve(ROOM_BYTES);
             at += encoder.fill(outbox.encoding(), arrays, &mut drained.messages[at..], &mut written);
-            if write_all(write, &encoder.out, &outbox).await.is_err() {
+            if write_all(write, &encoder.out, outbox).await.is_err() {
                 outbox.close_as(Closing { code: None, reason: String::new() });
                 return outbox.close_code();
             }
@@ -75,7 +73,7 @@ pub async fn run<W: AsyncWrite + Unpin>(
                 break;
             }
             if !written.is_empty() {
-                settle_written(&broker, session, std::mem::take(&mut written)).await;
+                settle_written(&context.broker, session, std::mem::take(&mut written)).await;
             }
         }
         outbox.written(&drained);

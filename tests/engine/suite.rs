@@ -41,6 +41,7 @@ fn accept_with(number: u64, payload: Payload) -> StoreOp {
         target: Target::Any,
         complete: Complete::All,
         recipients: Vec::new(),
+        account: number.is_multiple_of(2).then(|| "ci".into()),
         headers: Headers::from_pairs([("trace", "a1")]).unwrap(),
         payload,
     }))

@@ -18,4 +18,5 @@ mod sockets;
 mod store;
 mod support;
 mod tasks;
+mod token;
 mod zero_library;

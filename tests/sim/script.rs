@@ -314,6 +314,7 @@ impl Stage {
         let name = WorkerName::parse(who).unwrap();
         let hello = Hello { groups: self.groups.get(who).cloned().unwrap_or_default(), ..Hello::empty() };
         self.arrive(Command::Open {
+            access: None,
             session,
             hello: Box::new(hello),
             reference: None,
@@ -435,7 +436,7 @@ impl Stage {
             "call" => Origin::Call(CallId(self.next)),
             _ => Origin::Session(self.session(who), Some(RequestId::Integer(self.next as i64))),
         };
-        self.arrive(Command::Submit { origin, task, run_at: None, submit: Box::new(submit) });
+        self.arrive(Command::Submit { origin, access: None, task, run_at: None, submit: Box::new(submit) });
     }
 }
 

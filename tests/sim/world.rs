@@ -632,17 +632,24 @@ impl World {
             TaskId(u128::from(self.now / MS) << 80 | 0x7 << 76 | 0x2 << 62 | u128::from(next))
         };
         let door = |origin: Origin, message: ClientMessage| match message {
-            ClientMessage::Submit(submit) => Command::Submit { origin, task: task(), run_at: None, submit },
+            ClientMessage::Submit(submit) => {
+                Command::Submit { origin, access: None, task: task(), run_at: None, submit }
+            }
             message => Command::Message { origin, message },
         };
         let made_up_name = WorkerName::parse(&format!("anonymous-{id}")).expect("a name");
         let command = match frame {
             Up::Hello(hello, reference) => {
-                Command::Open { session, hello, reference, made_up_name, subscribe: None }
+                Command::Open { session, access: None, hello, reference, made_up_name, subscribe: None }
             }
-            Up::Url(hello, subscribe) => {
-                Command::Open { session, hello, reference: None, made_up_name, subscribe: Some(subscribe) }
-            }
+            Up::Url(hello, subscribe) => Command::Open {
+                session,
+                access: None,
+                hello,
+                reference: None,
+                made_up_name,
+                subscribe: Some(subscribe),
+            },
             Up::Oldest { ack } => Command::SettleOldest { session, ack },
             Up::Message(message, reference) => door(Origin::Session(session, reference), *message),
             Up::Call(call, message) => door(Origin::Call(taskyard::core::CallId(call)), *message),

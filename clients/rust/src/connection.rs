@@ -21,6 +21,8 @@ use crate::endpoint::{Endpoint, UrlError};
 use crate::http;
 use crate::receiver::{Closed, Receiver};
 use crate::sender::Sender;
+#[cfg(feature = "tls")]
+use crate::tls::{self, TlsError};
 
 /// What RFC 6455 appends to the key before hashing it.
 const WEBSOCKET_GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
@@ -42,7 +44,8 @@ pub type Halves = (Box<dyn AsyncRead + Send + Unpin>, Box<dyn AsyncWrite + Send 
 
 type Dialing = Pin<Box<dyn Future<Output = io::Result<Halves>> + Send>>;
 
-/// Opens the stream under a connection where plain TCP will not do: TLS, a proxy, a test's pipe.
+/// Opens the stream under a connection where neither TCP nor TLS over it will do: a proxy, another
+/// library of TLS, a test's pipe.
 #[derive(Clone)]
 pub struct Dialer(Arc<dyn Fn(Endpoint) -> Dialing + Send + Sync>);
 
@@ -71,6 +74,9 @@ pub enum ConnectError {
     Url(UrlError),
     /// The URL asks for TLS, which is not built in.
     NoTls,
+    /// There is no TLS with this server.
+    #[cfg(feature = "tls")]
+    Tls(TlsError),
     /// The network said no.
     Io(io::Error),
     /// It took longer than this.
@@ -95,6 +101,8 @@ impl ConnectError {
     pub fn advice(&self) -> Advice {
         match self {
             ConnectError::Url(_) | ConnectError::NoTls | ConnectError::Handshake(_) => Advice::Stop,
+            #[cfg(feature = "tls")]
+            ConnectError::Tls(error) => error.advice(),
             ConnectError::Io(_) | ConnectError::Timeout(_) => Advice::BackOff,
             ConnectError::Refused { status, .. } if *status >= 500 || *status == 429 => Advice::BackOff,
             ConnectError::Refused { .. } => Advice::Stop,
@@ -110,9 +118,11 @@ impl fmt::Display for ConnectError {
         match self {
             ConnectError::Url(error) => error.fmt(f),
             ConnectError::NoTls => f.write_str(
-                "the URL asks for TLS, which is not built in: use ws:// (or http://) in a trusted network, \
-                 or give a dialer that speaks TLS",
+                "the URL asks for TLS, which is not built in: build taskyard-client with its feature `tls`, or give \
+                 a dialer that speaks TLS; in a trusted network ws:// (or http://) will do",
             ),
+            #[cfg(feature = "tls")]
+            ConnectError::Tls(error) => error.fmt(f),
             ConnectError::Io(error) => {
                 write!(f, "the connection failed: {error}; is the broker running, and is its address right?")
             }
@@ -139,6 +149,8 @@ impl std::error::Error for ConnectError {
         match self {
             ConnectError::Io(error) => Some(error),
             ConnectError::Url(error) => Some(error),
+            #[cfg(feature = "tls")]
+            ConnectError::Tls(error) => Some(error),
             _ => None,
         }
     }
@@ -146,7 +158,18 @@ impl std::error::Error for ConnectError {
 
 impl From<io::Error> for ConnectError {
     fn from(error: io::Error) -> ConnectError {
+        #[cfg(feature = "tls")]
+        if let Some(error) = TlsError::within(&error) {
+            return ConnectError::Tls(error);
+        }
         ConnectError::Io(error)
+    }
+}
+
+#[cfg(feature = "tls")]
+impl From<TlsError> for ConnectError {
+    fn from(error: TlsError) -> ConnectError {
+        ConnectError::Tls(error)
     }
 }
 
@@ -157,12 +180,18 @@ impl From<UrlError> for ConnectError {
 }
 
 impl Connection {
-    /// Connects over TCP and upgrades.
+    /// Connects over TCP, or TLS if the URL asks for it, and upgrades.
     pub async fn open(endpoint: &Endpoint) -> Result<Connection, ConnectError> {
-        if endpoint.secure() {
-            return Err(ConnectError::NoTls);
-        }
         within(endpoint.connect_timeout, async {
+            if endpoint.secure() {
+                #[cfg(not(feature = "tls"))]
+                return Err(ConnectError::NoTls);
+                #[cfg(feature = "tls")]
+                {
+                    let (read, write) = tokio::io::split(tls::connect(endpoint).await?);
+                    return Self::over(read, write, endpoint).await;
+                }
+            }
             let stream = TcpStream::connect((endpoint.host(), endpoint.port())).await?;
             // A flush is a whole batch: to hold it back for more would only delay it.
             stream.set_nodelay(true)?;

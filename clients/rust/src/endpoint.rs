@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use taskyard_proto::{Encoding, Secret};
 
+#[cfg(feature = "tls")]
+use crate::tls::TlsOptions;
+
 /// How long a connect may take, upgrade and `welcome` included, unless told otherwise.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -22,6 +25,9 @@ pub struct Endpoint {
     pub encoding: Encoding,
     /// How long the connect and the upgrade may take.
     pub connect_timeout: Duration,
+    /// Whom to trust if the URL asks for TLS.
+    #[cfg(feature = "tls")]
+    pub tls: TlsOptions,
 }
 
 /// A text that is not the URL of a broker.
@@ -43,8 +49,8 @@ impl std::error::Error for UrlError {}
 impl Endpoint {
     /// Parses `ws://host:port/path`, or the same with `http`. Without a path it is `/ws`.
     ///
-    /// `wss` and `https` parse too: they need a dialer that speaks TLS, see
-    /// [`Dialer`](crate::Dialer).
+    /// `wss` and `https` ask for TLS. Without the cargo feature `tls` they parse too, and need a
+    /// dialer that speaks it, see [`Dialer`](crate::Dialer).
     pub fn parse(url: &str) -> Result<Endpoint, UrlError> {
         let wrong = |problem| UrlError { given: url.chars().take(200).collect(), problem };
         let (scheme, rest) = url.split_once("://").ok_or_else(|| wrong("it has no ws:// or http://"))?;
@@ -82,6 +88,8 @@ impl Endpoint {
             token: None,
             encoding: Encoding::MessagePack,
             connect_timeout: CONNECT_TIMEOUT,
+            #[cfg(feature = "tls")]
+            tls: TlsOptions::default(),
         })
     }
 

@@ -3,7 +3,7 @@
 
 use std::io;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use taskyard_proto::Secret;
@@ -22,28 +22,43 @@ const HEAD_BYTES_MAX: usize = 16 << 10;
 pub async fn get(url: &str, path: &str, token: Option<&Secret>) -> Result<(u16, Vec<u8>), ConnectError> {
     let mut endpoint = Endpoint::parse(url)?;
     endpoint.token = token.cloned();
-    if endpoint.secure() {
-        return Err(ConnectError::NoTls);
-    }
+    get_from(&endpoint, path).await
+}
+
+/// As [`get`], on the endpoint's terms; its own path is not used.
+pub async fn get_from(endpoint: &Endpoint, path: &str) -> Result<(u16, Vec<u8>), ConnectError> {
     if !path.starts_with('/') || !path.bytes().all(|b| b.is_ascii_graphic()) {
         return Err(ConnectError::Handshake(format!(
             "{path:?} is not the path of a request: begin it with '/', and write what is not ASCII as %xx"
         )));
     }
     let limit = endpoint.connect_timeout;
-    let exchange = async {
-        let mut stream = TcpStream::connect((endpoint.host(), endpoint.port())).await?;
-        let request = request(&endpoint, path, "Accept: application/json\r\nConnection: close\r\n")?;
-        stream.write_all(request.as_bytes()).await?;
-        let mut kept = Vec::new();
-        let head = read_head(&mut stream, &mut kept).await?;
-        let body = read_body(&mut stream, &head, kept, BODY_BYTES_MAX).await?;
-        Ok((head.status, body))
+    let answer = async {
+        if endpoint.secure() {
+            #[cfg(not(feature = "tls"))]
+            return Err(ConnectError::NoTls);
+            #[cfg(feature = "tls")]
+            return exchange(crate::tls::connect(endpoint).await?, endpoint, path).await;
+        }
+        exchange(TcpStream::connect((endpoint.host(), endpoint.port())).await?, endpoint, path).await
     };
-    match tokio::time::timeout(limit, exchange).await {
+    match tokio::time::timeout(limit, answer).await {
         Ok(answer) => answer,
         Err(_) => Err(ConnectError::Timeout(limit)),
     }
+}
+
+async fn exchange<S>(mut stream: S, endpoint: &Endpoint, path: &str) -> Result<(u16, Vec<u8>), ConnectError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let request = request(endpoint, path, "Accept: application/json\r\nConnection: close\r\n")?;
+    stream.write_all(request.as_bytes()).await?;
+    stream.flush().await?;
+    let mut kept = Vec::new();
+    let head = read_head(&mut stream, &mut kept).await?;
+    let body = read_body(&mut stream, &head, kept, BODY_BYTES_MAX).await?;
+    Ok((head.status, body))
 }
 
 /// A `GET` with the headers that every request of ours has; `more` are lines with their ends.

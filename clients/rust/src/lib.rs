@@ -6,6 +6,8 @@
 //!   programs that want to write their own loop.
 //! * [`http::get`] asks a broker for its status.
 //!
+//! `wss://` and `https://` work with the cargo feature `tls`, which is on by default.
+//!
 //! The messages themselves are those of [`proto`].
 
 pub mod client;
@@ -18,6 +20,8 @@ pub mod options;
 pub mod receiver;
 pub mod reconnect;
 pub mod sender;
+#[cfg(feature = "tls")]
+pub mod tls;
 pub mod worker;
 
 pub use client::{Client, Receipt, RequestError, SubmitError};
@@ -29,6 +33,8 @@ pub use receiver::{Closed, Incoming, Receiver};
 pub use reconnect::Reconnect;
 pub use sender::{PushError, Sender};
 pub use taskyard_proto as proto;
+#[cfg(feature = "tls")]
+pub use tls::{TlsError, TlsErrorKind, TlsOptions};
 pub use worker::{Failure, Settle, Worker, WorkerError, WorkerEvent};
 
 /// The examples of the README are compiled with the documentation's.

@@ -1,6 +1,8 @@
 //! How a client or a worker is set up.
 
 use std::fmt;
+#[cfg(feature = "tls")]
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -67,7 +69,27 @@ impl ClientOptions {
         self
     }
 
-    /// Opens the streams under the connections; plain TCP by default.
+    /// Trusts the authorities of this PEM file too, where the URL asks for TLS; by default those of the
+    /// system alone.
+    #[cfg(feature = "tls")]
+    pub fn ca_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.endpoint.tls = self.endpoint.tls.ca_file(path);
+        self
+    }
+
+    /// Shows this certificate to a broker that asks for one: its PEM file, and that of its key.
+    #[cfg(feature = "tls")]
+    pub fn client_certificate(mut self, cert_file: impl Into<PathBuf>, key_file: impl Into<PathBuf>) -> Self {
+        self.endpoint.tls = self.endpoint.tls.client_certificate(cert_file, key_file);
+        self
+    }
+
+    /// Where the broker is and how to speak to it, as for [`http::get_from`](crate::http::get_from).
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// Opens the streams under the connections; TCP by default, and TLS where the URL asks for it.
     pub fn dialer(mut self, dialer: Dialer) -> Self {
         self.dialer = Some(dialer);
         self

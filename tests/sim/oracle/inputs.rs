@@ -29,7 +29,7 @@ impl Oracle {
 
     pub(super) fn take_in(&mut self, arrived: u64, command: &Command) -> Judged {
         match command {
-            Command::Open { session, hello, reference, made_up_name, subscribe } => {
+            Command::Open { session, access: _, hello, reference, made_up_name, subscribe } => {
                 let worker = hello.worker.clone().unwrap_or_else(|| made_up_name.clone());
                 self.note(None, || format!("{session:?} says hello as {worker}, groups {:?}", hello.groups));
                 let other = self.sessions.iter().find(|(_, s)| s.worker == worker).map(|(id, _)| *id);
@@ -68,7 +68,7 @@ impl Oracle {
                     session.silent = false;
                 }
             }
-            Command::Submit { origin, task, run_at, submit } => {
+            Command::Submit { origin, access: _, task, run_at, submit } => {
                 self.submitted(origin, *task, run_at.map(|t| t.0), submit)
             }
             Command::Message { origin, message } => return self.said(origin, message, arrived),

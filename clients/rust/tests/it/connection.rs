@@ -116,9 +116,7 @@ async fn a_refusal_tells_its_status_and_its_text() {
 }
 
 #[tokio::test]
-async fn tls_and_tokens_that_break_the_header_are_refused() {
-    let error = Connection::open(&Endpoint::parse("wss://h").unwrap()).await.unwrap_err();
-    assert!(matches!(error, ConnectError::NoTls), "{error}");
+async fn tokens_that_break_the_header_are_refused() {
     let mut endpoint = endpoint();
     endpoint.token = Some(Secret::new("a\r\nX: y"));
     let (read, write) = tokio::io::split(duplex(64).0);
@@ -318,6 +316,15 @@ async fn a_port_where_nobody_listens_is_an_error() {
     let error = Connection::open(&Endpoint::parse(&url).unwrap()).await.unwrap_err();
     assert!(matches!(error, ConnectError::Io(_)), "{error}");
     assert!(error.to_string().contains("is the broker running"), "{error}");
+}
+
+#[cfg(not(feature = "tls"))]
+#[tokio::test]
+async fn tls_that_is_not_built_in_says_so() {
+    let error = Connection::open(&Endpoint::parse("wss://h").unwrap()).await.unwrap_err();
+    assert!(matches!(error, ConnectError::NoTls), "{error}");
+    let error = http::get("https://h", "/", None).await.unwrap_err();
+    assert!(matches!(error, ConnectError::NoTls), "{error}");
 }
 
 #[tokio::test(start_paused = true)]

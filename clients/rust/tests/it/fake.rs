@@ -9,7 +9,7 @@ use taskyard_client::proto::{
     Subscribed, Task, TaskId, Text, Welcome, WorkerName,
 };
 use taskyard_client::{ClientOptions, Dialer};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf, duplex};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf, duplex};
 use tokio::sync::mpsc;
 
 /// The streams that clients have opened.
@@ -65,10 +65,15 @@ pub(crate) struct Key {
     pub(crate) head: String,
 }
 
-pub(crate) async fn read_upgrade(stream: &mut DuplexStream) -> Key {
+pub(crate) async fn read_upgrade(stream: &mut (impl AsyncRead + Unpin)) -> Key {
+    try_read_upgrade(stream).await.expect("a request comes, whole")
+}
+
+/// Nothing if the client goes before it has asked.
+pub(crate) async fn try_read_upgrade(stream: &mut (impl AsyncRead + Unpin)) -> Option<Key> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
-        head.push(stream.read_u8().await.unwrap());
+        head.push(stream.read_u8().await.ok()?);
     }
     let head = String::from_utf8(head).unwrap();
     let header = |name: &str| {
@@ -81,7 +86,7 @@ pub(crate) async fn read_upgrade(stream: &mut DuplexStream) -> Key {
     use sha1::Digest as _;
     let proof = format!("{}258EAFA5-E914-47DA-95CA-C5AB0DC85B11", header("Sec-WebSocket-Key:"));
     let accept = base64::engine::general_purpose::STANDARD.encode(sha1::Sha1::digest(proof));
-    Key { accept, protocol: header("Sec-WebSocket-Protocol:"), head }
+    Some(Key { accept, protocol: header("Sec-WebSocket-Protocol:"), head })
 }
 
 pub(crate) fn upgrade_answer(accept: &str, protocol: &str) -> String {

@@ -5,4 +5,6 @@
 mod client;
 mod connection;
 mod fake;
+#[cfg(feature = "tls")]
+mod tls;
 mod worker;
