@@ -21,7 +21,7 @@ use taskyard::http::server::take_over;
 use taskyard::transport::Stream;
 use taskyard::ws::deflate::{self, Agreed};
 use taskyard::ws::frames::{self, Assembly, Broken, Incoming};
-use taskyard::ws::handshake;
+use taskyard::ws::handshake::{self, Terms};
 use taskyard::ws::inbound::{Arrived, Inbound};
 use taskyard_proto::{CloseCode, Encoding};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -83,7 +83,7 @@ async fn main() -> std::io::Result<()> {
 }
 
 fn upgrade(mut request: Request<Body>, compression: bool) -> Response<Full<Bytes>> {
-    match handshake::accept(&request, compression) {
+    match handshake::accept(&request, Terms { compression, query_token: false }) {
         Ok((answer, opening)) => {
             let upgraded = hyper::upgrade::on(&mut request);
             tokio::spawn(async move {

@@ -133,3 +133,188 @@ impl Shard {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use taskyard_proto::message::{Credit, LeaseList};
+    use taskyard_proto::{
+        Ack, ClientMessage, CloseCode, Hello, LeaseId, Nack, Payload, ServerMessage, Submit, Subscribe,
+        TaskId, WorkerName,
+    };
+
+    use super::*;
+    use crate::core::{CallId, Command, Config, Effects, Origin, Output, Replay, SessionId, StoreOp, Time};
+
+    struct Stage {
+        shard: Shard,
+        stored: Vec<StoreOp>,
+    }
+
+    impl Stage {
+        fn new() -> Stage {
+            Stage { shard: Shard::new(Config::default()), stored: Vec::new() }
+        }
+
+        /// Applies a command, and makes durable what it stored.
+        fn apply(&mut self, command: Command) -> Vec<Output> {
+            let mut fx = Effects::default();
+            self.shard.apply(Time(1), command, &mut fx);
+            let through = self.shard.operations();
+            self.shard.apply(Time(1), Command::Stored { through }, &mut fx);
+            self.stored.append(&mut fx.store);
+            fx.outputs
+        }
+
+        fn restart(self) -> Stage {
+            let mut replay = Replay::new(Shard::new(Config::default()));
+            for op in &self.stored {
+                replay.operation(op.clone());
+            }
+            let mut fx = Effects::default();
+            let shard = replay.begin(Time(2), true, 1, &mut fx);
+            Stage { shard, stored: self.stored }
+        }
+
+        fn open(&mut self, session: u64, access: &Arc<Access>, worker: &str) -> Vec<Output> {
+            let hello = Hello { worker: Some(WorkerName::parse(worker).unwrap()), ..Hello::empty() };
+            self.apply(Command::Open {
+                session: SessionId(session),
+                access: Some(access.clone()),
+                hello: Box::new(hello),
+                reference: None,
+                made_up_name: WorkerName::parse("made-up").unwrap(),
+                subscribe: None,
+            })
+        }
+
+        fn say(&mut self, session: u64, message: impl Into<ClientMessage>) -> Vec<Output> {
+            let origin = Origin::Session(SessionId(session), Some(taskyard_proto::RequestId::Integer(1)));
+            self.apply(Command::Message { origin, message: message.into() })
+        }
+
+        fn subscribe(&mut self, session: u64, queue: &str) -> Vec<Output> {
+            let subscribe = Subscribe {
+                queue: QueueName::parse(queue).unwrap(),
+                credit: Credit::new(10),
+                mode: None,
+                explicit_start: false,
+            };
+            self.say(session, subscribe)
+        }
+
+        /// Submits ten bytes; the error's code, if there is one.
+        fn submit(&mut self, access: &Arc<Access>, task: u128, queue: &str) -> Option<ErrorCode> {
+            let submit = Submit::new(
+                QueueName::parse(queue).unwrap(),
+                Payload::binary(bytes::Bytes::from(vec![0; 10])),
+            );
+            error(&self.apply(Command::Submit {
+                origin: Origin::Call(CallId(1)),
+                access: Some(access.clone()),
+                task: TaskId(task),
+                run_at: None,
+                submit: Box::new(submit),
+            }))
+        }
+    }
+
+    fn error(outputs: &[Output]) -> Option<ErrorCode> {
+        outputs.iter().find_map(|output| match output {
+            Output::Send { message: ServerMessage::Error(error), .. }
+            | Output::Answer { message: ServerMessage::Error(error), .. } => Some(error.code),
+            _ => None,
+        })
+    }
+
+    fn leases(outputs: &[Output]) -> Vec<LeaseId> {
+        let lease = |output: &Output| match output {
+            Output::Send { message: ServerMessage::Task(task), .. } => task.lease,
+            _ => None,
+        };
+        outputs.iter().filter_map(lease).collect()
+    }
+
+    fn access(account: &str, rules: &[&str], tasks: Option<u64>, bytes: Option<u64>) -> Arc<Access> {
+        let grants = Arc::new(Grants::parse(rules.iter().copied()).unwrap());
+        Arc::new(Access { account: account.into(), grants, queued_tasks: tasks, queued_bytes: bytes })
+    }
+
+    #[test]
+    fn what_waits_is_counted_until_it_ends_and_across_a_restart() {
+        let ci = access("ci", &["submit:*", "consume:*"], Some(2), None);
+        let other = access("other", &["submit:*"], None, Some(15));
+        let mut stage = Stage::new();
+        assert_eq!(stage.submit(&ci, 1, "q"), None);
+        assert_eq!(stage.submit(&ci, 2, "q"), None);
+        assert_eq!(stage.submit(&ci, 3, "q"), Some(ErrorCode::QueueFull));
+        assert_eq!(stage.submit(&other, 4, "q"), None, "another account has room of its own");
+        assert_eq!(stage.submit(&other, 5, "q"), Some(ErrorCode::QueueFull), "for 15 bytes, not for 20");
+        assert_eq!(stage.shard.refusals(), Refusals { forbidden: 0, quota: 2 });
+
+        let mut stage = stage.restart();
+        assert_eq!(stage.shard.load_of("ci"), Load { tasks: 2, bytes: 20 });
+        assert_eq!(stage.submit(&ci, 6, "q"), Some(ErrorCode::QueueFull));
+        stage.open(1, &ci, "w");
+        let held = leases(&stage.subscribe(1, "q"));
+        assert_eq!(held.len(), 3);
+        stage.say(1, Ack { leases: held[0].into(), result: Payload::NULL });
+        assert_eq!(stage.shard.load_of("ci"), Load { tasks: 1, bytes: 10 });
+        let dead = Nack {
+            leases: LeaseList::from(held[1]),
+            error: None,
+            delay_ms: None,
+            retry: Some(taskyard_proto::message::Flag(false)),
+        };
+        stage.say(1, dead);
+        assert_eq!(stage.shard.load_of("ci").tasks, 1, "a dead letter still takes its account's room");
+        assert_eq!(stage.submit(&ci, 7, "q"), None);
+        assert_eq!(stage.submit(&ci, 8, "q"), Some(ErrorCode::QueueFull));
+
+        let mut stage = stage.restart();
+        assert_eq!(stage.shard.load_of("ci"), Load { tasks: 2, bytes: 20 });
+        assert_eq!(stage.submit(&ci, 9, "q"), Some(ErrorCode::QueueFull));
+    }
+
+    #[test]
+    fn what_is_not_allowed_leaves_nothing_behind() {
+        let narrow = access("narrow", &["submit:a*", "consume:b"], None, None);
+        let mut stage = Stage::new();
+        stage.open(1, &narrow, "w");
+        assert_eq!(stage.submit(&narrow, 1, "b"), Some(ErrorCode::Forbidden));
+        assert_eq!(error(&stage.subscribe(1, "a1")), Some(ErrorCode::Forbidden));
+        assert!(stage.shard.queue_views(Time(1)).is_empty(), "no queue was made");
+        assert_eq!(stage.submit(&narrow, 2, "a1"), None);
+        assert_eq!(error(&stage.subscribe(1, "b")), None);
+        assert_eq!(stage.shard.refusals(), Refusals { forbidden: 2, quota: 0 });
+    }
+
+    #[test]
+    fn a_task_of_a_foreign_queue_is_to_a_session_as_one_that_never_was() {
+        let (one, two) = (access("one", &["submit:a"], None, None), access("two", &["submit:b"], None, None));
+        let mut stage = Stage::new();
+        stage.open(1, &two, "w");
+        assert_eq!(stage.submit(&one, 1, "a"), None);
+        let watch = |task| taskyard_proto::Watch { task: TaskId(task), from_seq: None };
+        let (foreign, unknown) = (stage.say(1, watch(1)), stage.say(1, watch(99)));
+        let text = |outputs: &[Output], id: u128| format!("{outputs:?}").replace(&TaskId(id).to_string(), "");
+        assert_eq!(text(&foreign, 1), text(&unknown, 99));
+        assert_eq!(error(&foreign), Some(ErrorCode::NotFound));
+    }
+
+    #[test]
+    fn a_worker_name_is_an_account_s_own_but_for_a_queue_that_two_share() {
+        let (one, two) =
+            (access("one", &["consume:*"], None, None), access("two", &["consume:*"], None, None));
+        let closes = |outputs: &[Output]| {
+            outputs.iter().any(|o| matches!(o, Output::Close { code: CloseCode::REPLACED, .. }))
+        };
+        let mut stage = Stage::new();
+        assert!(!closes(&stage.open(1, &one, "w")));
+        assert!(!closes(&stage.open(2, &two, "w")), "another account's name is not taken over");
+        assert_eq!(error(&stage.subscribe(1, "q")), None);
+        assert_eq!(error(&stage.subscribe(2, "q")), Some(ErrorCode::Conflict));
+        assert_eq!(error(&stage.subscribe(2, "r")), None);
+        assert!(closes(&stage.open(3, &one, "w")), "one's own is");
+        assert_eq!(error(&stage.subscribe(2, "q")), None, "and gave the name on the queue free");
+    }
+}

@@ -20,6 +20,7 @@ use crate::auth::{Denied, Identity, carried};
 use crate::core::Action;
 use crate::metrics::Refused;
 use crate::ws::caller::{Caller, too_fast};
+use crate::ws::handshake::Terms;
 use crate::ws::{self, handshake};
 
 /// What a page of an allowed origin may send and ask, beside what any page may.
@@ -177,7 +178,11 @@ fn upgrade(mut request: Request<Incoming>, app: &App, peer: IpAddr) -> Response 
         return body::refused(Encoding::Json, error);
     }
     let context = &app.sockets;
-    let (answer, opening) = match handshake::accept(&request, context.settings.compression) {
+    let terms = Terms {
+        compression: context.settings.compression,
+        query_token: context.live.load().allow_query_token,
+    };
+    let (answer, opening) = match handshake::accept(&request, terms) {
         Ok(accepted) => accepted,
         Err(refusal) => {
             let mut response = body::refused_as(refusal.status, Encoding::Json, refusal.error);

@@ -21,6 +21,15 @@ pub struct Opening {
     pub implied: Option<Box<Implied>>,
 }
 
+/// What the broker agrees to.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Terms {
+    /// permessage-deflate, where it is offered.
+    pub compression: bool,
+    /// A token in the URL.
+    pub query_token: bool,
+}
+
 /// A hello and a subscribe said by the URL.
 #[derive(Debug)]
 pub struct Implied {
@@ -56,9 +65,8 @@ pub fn is_wanted<B>(request: &Request<B>) -> bool {
     }
 }
 
-/// Checks an upgrade request; gives the answer to send and what was asked for. With `compression`
-/// permessage-deflate is agreed to where it is offered.
-pub fn accept<B>(request: &Request<B>, compression: bool) -> Result<(Response<()>, Opening), Refusal> {
+/// Checks an upgrade request; gives the answer to send and what was asked for.
+pub fn accept<B>(request: &Request<B>, terms: Terms) -> Result<(Response<()>, Opening), Refusal> {
     let headers = request.headers();
     if request.method() != Method::GET {
         let mut refusal =
@@ -91,8 +99,8 @@ pub fn accept<B>(request: &Request<B>, compression: bool) -> Result<(Response<()
         return Err(Refusal::new(StatusCode::BAD_REQUEST, text));
     }
     let encoding = negotiate(headers)?;
-    let compression = compression.then(|| offered_compression(headers)).flatten();
-    let implied = implied(request.uri().query().unwrap_or_default())?;
+    let compression = terms.compression.then(|| offered_compression(headers)).flatten();
+    let implied = implied(request.uri().query().unwrap_or_default(), terms.query_token)?;
 
     let mut response = Response::builder()
         .status(StatusCode::SWITCHING_PROTOCOLS)
@@ -182,12 +190,20 @@ pub fn check_origin(headers: &HeaderMap, live: &Live, auth_on: bool) -> Result<(
 }
 
 /// Reads the URL of a client without a library.
-fn implied(query: &str) -> Result<Option<Box<Implied>>, Refusal> {
+fn implied(query: &str, query_token: bool) -> Result<Option<Box<Implied>>, Refusal> {
     let bad = |text: String| Err(Refusal::new(StatusCode::BAD_REQUEST, text));
     let mut hello = Hello::empty();
     let (mut queue, mut credit, mut mode) = (None, None, None);
     let mut any = false;
     for (key, value) in crate::http::query::pairs(query) {
+        if key == "token" {
+            if query_token {
+                continue;
+            }
+            let text = "parameter `token`: tokens are not taken from URLs, which end up in logs: send it in `hello`, or \
+                        have allow_query_token set";
+            return bad(text.into());
+        }
         any = true;
         let wrong = |error: &dyn std::fmt::Display| {
             Refusal::new(StatusCode::BAD_REQUEST, format!("parameter `{key}`: {error}"))
