@@ -292,6 +292,11 @@ impl Server {
         self.address
     }
 
+    /// Whether clients must say who they are.
+    pub fn asks_for_tokens(&self) -> bool {
+        self.doors.authority.is_on()
+    }
+
     /// The broker's handle.
     pub fn broker(&self) -> &Broker {
         &self.broker

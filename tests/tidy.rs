@@ -217,3 +217,31 @@ fn the_readme_promises_what_exists() {
     }
     complain("the README", &broken);
 }
+
+#[test]
+fn behind_every_threat_stands_a_test() {
+    let security = fs::read_to_string(root().join("SECURITY.md")).unwrap();
+    let sources: Vec<String> = ["src", "tests", "proto", "clients"]
+        .iter()
+        .flat_map(|place| files(place, &[".rs"]))
+        .map(|path| fs::read_to_string(path).unwrap())
+        .collect();
+    let mut broken = Vec::new();
+    let mut rows = 0;
+    for row in security.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| threat")) {
+        rows += 1;
+        let tests: Vec<&str> = row.rsplit('|').nth(1).unwrap().split('`').skip(1).step_by(2).collect();
+        if tests.is_empty() {
+            broken.push(format!("no test: {row}"));
+        }
+        for name in tests {
+            let exists = root().join(name).exists()
+                || sources.iter().any(|source| source.contains(&format!("fn {name}(")));
+            if !exists {
+                broken.push(format!("there is no test {name}"));
+            }
+        }
+    }
+    assert!(rows > 15, "the table of threats was not found");
+    complain("SECURITY.md", &broken);
+}

@@ -48,15 +48,13 @@ async fn serve(mut config: Config, sources: Sources) -> Result<ExitCode, Failed>
     let mut hangup = install(SignalKind::hangup())?;
     let mut server = Server::start(&config).await?;
     let address = server.address();
+    let (http, ws) = if config.tls.is_some() { ("https", "wss") } else { ("http", "ws") };
+    let tokens =
+        if server.asks_for_tokens() { "tokens are asked for" } else { "nobody is asked for a token" };
+    let place = format!("listening on {http}://{address} and {ws}://{address}/ws; {tokens}");
     match config.engine {
-        EngineKind::Embedded => {
-            tracing::info!(data_dir = %config.data_dir.display(), "listening on http://{address} and ws://{address}/ws");
-        }
-        EngineKind::Memory => {
-            tracing::warn!(
-                "listening on http://{address} and ws://{address}/ws; tasks are kept in memory only"
-            );
-        }
+        EngineKind::Embedded => tracing::info!(data_dir = %config.data_dir.display(), "{place}"),
+        EngineKind::Memory => tracing::warn!("{place}; tasks are kept in memory only"),
     }
     let mut stops = 0;
     loop {

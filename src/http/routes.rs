@@ -427,11 +427,27 @@ async fn show(
     }
 }
 
+/// A list leaves out what may not be seen; who may see nothing is told so, instead of an empty list.
+fn may_list(app: &App, identity: &Identity) -> Result<(), Error> {
+    if identity.grants.may_any(Action::Observe) {
+        return Ok(());
+    }
+    app.metrics.refused(Refused::Forbidden);
+    let text = format!(
+        "the token of {} may not look at queues and workers: that takes the permission observe:QUEUE or observe:*",
+        identity.account
+    );
+    Err(Error::new(ErrorCode::Forbidden, text))
+}
+
 async fn queues(
     State(app): State<App>,
     Extension(identity): Extension<Arc<Identity>>,
     headers: HeaderMap,
 ) -> Response {
+    if let Err(error) = may_list(&app, &identity) {
+        return body::refused(body::answer_encoding(&headers), error);
+    }
     let grants = identity.grants.clone();
     show(&app, StatusCode::OK, body::answer_encoding(&headers), move |seen| {
         let all = seen.shard.queue_views(seen.now);
@@ -477,6 +493,9 @@ async fn workers(
     Extension(identity): Extension<Arc<Identity>>,
     headers: HeaderMap,
 ) -> Response {
+    if let Err(error) = may_list(&app, &identity) {
+        return body::refused(body::answer_encoding(&headers), error);
+    }
     let grants = identity.grants.clone();
     show(&app, StatusCode::OK, body::answer_encoding(&headers), move |seen| {
         let mut all = seen.shard.worker_views(seen.now);

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -130,7 +131,7 @@ async fn enter(
         tracing::debug!("cannot set TCP_NODELAY: {error}");
     }
     if entrance.proxy_protocol && app.sockets.live.load().trusted_proxies.contains(peer) {
-        match proxy::read_header(&mut stream).await {
+        match Box::pin(proxy::read_header(&mut stream)).await {
             Ok(Some(client)) => peer = client.ip(),
             Ok(None) => {}
             Err(error) => return tracing::info!(proxy = %peer, "a connection was ended: {error}"),
@@ -163,7 +164,8 @@ async fn connection(
         let ambiguous = ambiguous.is_set();
         // Behind a body of chunks nothing was watched, so the connection serves no other request.
         let last = request.headers().contains_key(header::TRANSFER_ENCODING) || ambiguous;
-        async move {
+        // Boxed, so that a connection that waits has no room for an answer.
+        Box::pin(async move {
             let mut response = front::answer(request, &app, router, peer, ambiguous).await;
             if last {
                 body::add_header(
@@ -174,7 +176,7 @@ async fn connection(
             }
             app.metrics.answered(response.status().as_u16());
             Ok::<_, Infallible>(response)
-        }
+        })
     });
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new())
@@ -182,13 +184,12 @@ async fn connection(
         .max_headers(HEADERS_MAX)
         .max_buf_size(HEAD_BYTES)
         .half_close(false);
-    let connection = http.serve_connection(TokioIo::new(stream), service).with_upgrades();
-    tokio::pin!(connection);
+    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service).with_upgrades());
     let result = tokio::select! {
         result = connection.as_mut() => result,
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            connection.as_mut().await
         }
     };
     if let Err(error) = result {

@@ -339,8 +339,9 @@ impl Reader {
             Some(token) => authority.authenticate(token.expose(), crate::clock::wall()),
         };
         let refuse = |reader: &Reader, error: Error, code| {
+            let reason = error.code.as_str();
             reader.outbox.push_one(Response { reference: id.clone(), message: error.into() });
-            Err(say(code, "see the error"))
+            Err(say(code, reason))
         };
         match identity {
             Ok(identity) => {
