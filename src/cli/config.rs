@@ -6,8 +6,10 @@ use std::process::ExitCode;
 use clap::Subcommand;
 
 use super::{Failed, print};
+use crate::auth::{Authority, Fetch};
 use crate::config::print::{effective, template};
-use crate::config::{Config, ConfigError, Sources};
+use crate::config::{Config, ConfigError, Problem, Sources};
+use crate::transport::Tls;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -71,7 +73,18 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failed> {
 
 /// What a start would find beyond the values themselves.
 fn all_problems(config: &Config) -> Result<(), ConfigError> {
-    let checks = [config.check_public(has_tokens), config.check_files()];
+    let opened = || -> Result<(), ConfigError> {
+        let problem = |text: String| ConfigError(vec![Problem { place: String::new(), text }]);
+        if let Some(tls) = config.transport() {
+            Tls::open(&tls).map_err(|error| problem(error.to_string()))?;
+        }
+        let no_fetch = Fetch::new(|_, _| async { Err("nothing is fetched to check a file".to_owned()) });
+        Authority::open(config.auth(no_fetch)?).map_err(|error| problem(error.to_string()))?;
+        Ok(())
+    };
+    let readable = config.check_files();
+    let opened = if readable.is_ok() { opened() } else { Ok(()) };
+    let checks = [config.check_public(has_tokens), readable, opened];
     let problems: Vec<_> = checks.into_iter().filter_map(Result::err).flat_map(|error| error.0).collect();
     if problems.is_empty() { Ok(()) } else { Err(ConfigError(problems)) }
 }

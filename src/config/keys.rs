@@ -352,7 +352,9 @@ pub const KEYS: &[Key] = &[
     Key::new(
         "compression.enabled",
         Kind::Switch,
-        "Compress messages. It costs memory and time for each connection, and is worth it over slow networks.",
+        "Compress messages. It pays for long text over slow or metered lines, where it saves most of the bytes. It \
+         does not pay on a local network, for short messages, or for what is compressed already: there it costs \
+         processor time, some milliseconds a megabyte. Nothing is kept for an idle connection.",
     )
     .default("false")
     .flag("compression", "BOOL"),
@@ -383,16 +385,16 @@ pub const KEYS: &[Key] = &[
         "Where the issuer publishes its keys. https, or http on this machine.",
     )
     .example("https://id.example.org/.well-known/jwks.json"),
-    Key::new("auth.jwt.jwks_refresh_s", number(1, 86_400), "Fetch them again after so long, in seconds.")
+    Key::new("auth.jwt.jwks_refresh_s", number(30, 86_400), "Fetch them again after so long, in seconds.")
         .default("600"),
     Key::new("auth.jwt.issuer", Kind::Text(ANY), "What the claim `iss` must be.")
         .default_words("none: it is not looked at")
         .example("https://id.example.org"),
     Key::new("auth.jwt.audience", Kind::List(ANY), "What the claim `aud` must name: one of these.")
         .default("")
-        .default_words("[]: it is not looked at")
+        .default_words("[]: a token that names any is refused")
         .example("taskyard"),
-    Key::new("auth.jwt.leeway_s", number(0, 3600), "By how much clocks may differ, in seconds.").default("30"),
+    Key::new("auth.jwt.leeway_s", number(0, 300), "By how much clocks may differ, in seconds.").default("30"),
     Key::new("auth.jwt.claim", Kind::Text(ANY), "The claim that says what the bearer may.").default("taskyard"),
     Key::new("limits.messages_per_s", number(1, 10_000_000), "Messages a second.")
         .example("1000")
@@ -402,7 +404,7 @@ pub const KEYS: &[Key] = &[
         .example("100")
         .flag("limits-connections", "NUMBER")
         .reload(),
-    Key::new("limits.queued_tasks", number(1, 1_000_000_000_000), "Tasks that wait in queues.")
+    Key::new("limits.queued_tasks", number(1, 1_000_000_000_000), "Tasks that wait in queues, dead letters included.")
         .example("100000")
         .flag("limits-queued-tasks", "NUMBER")
         .reload(),

@@ -138,7 +138,17 @@ async fn enter(
         }
     }
     let stream = match &entrance.tls {
-        None => Stream::from(stream),
+        None => {
+            // hyper takes 16 KiB for a connection: one that says nothing gets none.
+            let spoke = tokio::select! {
+                spoke = tokio::time::timeout(HEAD_TIME, stream.readable()) => matches!(spoke, Ok(Ok(()))),
+                () = stop.cancelled() => false,
+            };
+            if !spoke {
+                return;
+            }
+            Stream::from(stream)
+        }
         // Boxed, so that a connection without TLS has no room for a handshake.
         Some(tls) => match Box::pin(tls.accept(stream)).await {
             Ok(stream) => Stream::from(stream),

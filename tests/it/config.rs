@@ -46,7 +46,7 @@ fn what_is_printed_says_where_it_is_from_and_is_a_good_file_itself() {
     let (directory, path) = file("engine = \"memory\"\nping_ms = 1111\n\n[limits]\nconnections = 5\n");
     let printed = config(
         &["print", "--config", path.to_str().unwrap(), "--drain-ms", "7", "--compression"],
-        &[("TASKYARD_PING_MS", "2222"), ("TASKYARD_ADMIN_TOKEN", "hidden-it-is")],
+        &[("TASKYARD_PING_MS", "2222"), ("TASKYARD_ADMIN_TOKEN", "hidden-it-is-from-all")],
     );
     assert_eq!(printed.code, Some(0), "{printed:?}");
     for expected in [
@@ -60,7 +60,7 @@ fn what_is_printed_says_where_it_is_from_and_is_a_good_file_itself() {
     ] {
         assert!(printed.out.contains(expected), "{expected}:\n{}", printed.out);
     }
-    assert!(!printed.out.contains("hidden-it-is"), "{}", printed.out);
+    assert!(!printed.out.contains("hidden-it-is-from-all"), "{}", printed.out);
     let again = directory.path().join("again.toml");
     std::fs::write(&again, &printed.out).unwrap();
     let checked = check(&again);
