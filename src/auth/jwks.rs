@@ -17,7 +17,8 @@ use super::jwt::Keys;
 /// How often keys are fetched, unless told otherwise.
 pub const REFRESH_EVERY: Duration = Duration::from_secs(600);
 
-/// The least time between two fetches, whoever asks for them: a stranger can, with made-up key names.
+/// The least time between two fetches, whoever asks for them: a stranger can, with made-up key names. Unless
+/// they are fetched more often than that anyway.
 pub const REFRESH_MIN: Duration = Duration::from_secs(30);
 
 /// Many times what a set of keys has.
@@ -87,7 +88,7 @@ impl Jwks {
     pub(super) fn new(url: String, every: Duration, fetch: Fetch) -> Jwks {
         Jwks {
             url,
-            every: every.max(REFRESH_MIN),
+            every: every.max(Duration::from_secs(1)),
             fetch,
             keys: RwLock::default(),
             asked: Notify::new(),
@@ -159,10 +160,11 @@ impl Jwks {
             if refreshed == Ok(true) {
                 changed();
             }
-            let every = if refreshed.is_ok() { self.every } else { REFRESH_MIN };
+            let sooner = self.every.min(REFRESH_MIN);
+            let every = if refreshed.is_ok() { self.every } else { sooner };
             tokio::select! {
                 () = sleep_until(began + every) => {}
-                () = self.asked.notified() => sleep_until(began + REFRESH_MIN).await,
+                () = self.asked.notified() => sleep_until(began + sooner).await,
             }
         }
     }

@@ -396,7 +396,7 @@ mod tests {
              [tls]\ncert_file = \"c\"\nkey_file = \"k\"\nclient_ca_file = \"ca\"\nclient_auth = \"optional\"\n\
              [compression]\nenabled = true\nmin_bytes = 7\n\
              [auth.jwt]\nalgorithms = [\"EdDSA\", \"ES256\"]\njwks_url = \"https://id.example/k\"\n\
-             jwks_refresh_s = 38\nissuer = \"i\"\naudience = [\"a\"]\nleeway_s = 9\nclaim = \"x\"\n\
+             jwks_refresh_s = 8\nissuer = \"i\"\naudience = [\"a\"]\nleeway_s = 9\nclaim = \"x\"\n\
              [limits]\nmessages_per_s = 10\nconnections = 11\nqueued_tasks = 12\nqueued_bytes = 13\n",
         );
         let given = KEYS.iter().filter(|key| all.values.given(key.name).is_some()).count();
@@ -412,7 +412,7 @@ mod tests {
         assert_eq!(all.compression, Some(Compression { min_bytes: 7 }));
         let jwt = Jwt {
             algorithms: vec![Algorithm::EdDsa, Algorithm::Es256],
-            keys: JwtKeys::Url { url: "https://id.example/k".into(), refresh: Duration::from_secs(38) },
+            keys: JwtKeys::Url { url: "https://id.example/k".into(), refresh: Duration::from_secs(8) },
             issuer: Some("i".into()),
             audience: vec!["a".into()],
             leeway: Duration::from_secs(9),

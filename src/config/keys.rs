@@ -385,7 +385,7 @@ pub const KEYS: &[Key] = &[
         "Where the issuer publishes its keys. https, or http on this machine.",
     )
     .example("https://id.example.org/.well-known/jwks.json"),
-    Key::new("auth.jwt.jwks_refresh_s", number(30, 86_400), "Fetch them again after so long, in seconds.")
+    Key::new("auth.jwt.jwks_refresh_s", number(1, 86_400), "Fetch them again after so long, in seconds.")
         .default("600"),
     Key::new("auth.jwt.issuer", Kind::Text(ANY), "What the claim `iss` must be.")
         .default_words("none: it is not looked at")

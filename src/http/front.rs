@@ -77,7 +77,7 @@ pub async fn answer(
             Ok(Some(identity)) => {
                 request.extensions_mut().insert(identity);
             }
-            Ok(None) => return allow_page(unauthorized(encoding), origin),
+            Ok(None) => return allow_page(unauthorized(encoding, app), origin),
             Err(error) => return allow_page(body::refused(encoding, error), origin),
         }
     }
@@ -150,7 +150,6 @@ fn token_of(request: &Request<Incoming>, app: &App, peer: IpAddr) -> Result<Opti
         },
         Err(unreadable) => unreadable.to_string(),
     };
-    app.metrics.refused(Refused::Unauthorized);
     let client = client_address(request.headers(), app, peer);
     tracing::info!(%client, path = request.uri().path(), "a request was not let in: {denied}");
     Ok(None)
@@ -163,7 +162,8 @@ fn client_address(headers: &HeaderMap, app: &App, peer: IpAddr) -> IpAddr {
 }
 
 /// One answer to no token, an unknown one and a wrong one.
-fn unauthorized(encoding: Encoding) -> Response {
+fn unauthorized(encoding: Encoding, app: &App) -> Response {
+    app.metrics.refused(Refused::Unauthorized);
     let mut response = body::refused(encoding, Error::new(ErrorCode::Unauthorized, Denied::OUTSIDE));
     let scheme = HeaderValue::from_static("Bearer realm=\"taskyard\"");
     body::add_header(response.headers_mut(), header::WWW_AUTHENTICATE, scheme);
@@ -196,7 +196,7 @@ fn upgrade(mut request: Request<Incoming>, app: &App, peer: IpAddr) -> Response 
         Err(error) => return body::refused(Encoding::Json, error),
         // It may say who it is in its hello, if it is going to say one.
         Ok(None) if opening.implied.is_none() && !shows_token(&request, app) => Caller::unknown(),
-        Ok(None) => return unauthorized(Encoding::Json),
+        Ok(None) => return unauthorized(Encoding::Json, app),
         Ok(Some(identity)) => {
             let queue = opening.implied.as_ref().and_then(|implied| implied.subscribe.as_ref());
             if let (Some(subscribe), Some(access)) = (queue, identity.access())

@@ -503,6 +503,7 @@ async fn workers(
         if !grants.may_every(Action::Observe) {
             for worker in &mut all {
                 worker.subscriptions.retain(|(queue, ..)| grants.may(Action::Observe, queue.as_str()));
+                worker.in_flight = worker.subscriptions.iter().map(|(_, _, unsettled)| unsettled).sum();
             }
             all.retain(|worker| !worker.subscriptions.is_empty());
         }

@@ -93,6 +93,11 @@ impl Caller {
         }
     }
 
+    /// Whether a message may be this long, whatever else has come.
+    pub(super) fn may_say(&self, bytes: usize) -> bool {
+        matches!(self.who, Who::Known { .. }) || bytes <= EARLY_BYTES
+    }
+
     /// Until when it must have said who it is.
     pub(super) fn deadline(&self, limit: Duration) -> Option<Instant> {
         match &self.who {
@@ -101,7 +106,7 @@ impl Caller {
         }
     }
 
-    /// Counts a message against the account's rate. `None` is a word that settles.
+    /// Counts a message against the account's rate. `None` is a word that settles, or what is no message.
     pub(super) fn admit(&mut self, message: Option<&ClientMessage>) -> Admission {
         let Who::Known { identity, .. } = &self.who else { return Admission::Taken };
         let Err(wait) = identity.meter.message() else { return Admission::Taken };

@@ -78,6 +78,29 @@ impl<R: AsyncRead + Unpin> Inbound<R> {
         poll_fn(|context| self.poll_read(context, &mut take)).await
     }
 
+    /// Takes nothing on for a while. What arrives, up to about one read, waits with us, so that the peer's end
+    /// is seen: gives it, and whether that was the end.
+    pub async fn pause(&mut self, time: Duration) -> (Vec<u8>, bool) {
+        let mut waits = Vec::new();
+        let read = poll_fn(|context| {
+            while waits.len() < READ_BYTES {
+                let more = ARRIVED.with_borrow_mut(|arrived| {
+                    let mut buffer = ReadBuf::new(arrived);
+                    let read: io::Result<()> =
+                        ready!(Pin::new(&mut self.read).poll_read(context, &mut buffer));
+                    waits.extend_from_slice(buffer.filled());
+                    Poll::Ready(read.is_ok() && !buffer.filled().is_empty())
+                });
+                if !ready!(more) {
+                    return Poll::Ready(());
+                }
+            }
+            Poll::Pending
+        });
+        let ended = tokio::time::timeout(time, read).await.is_ok();
+        (waits, ended)
+    }
+
     /// Reads and forgets, to the peer's end or for a while: bytes left unread would turn our goodbye
     /// into a reset. They are no frames any more: after a broken one nobody knows where the next begins.
     pub async fn discard(&mut self, limit: Duration) {

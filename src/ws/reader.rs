@@ -106,6 +106,8 @@ impl Reader {
         self.note_identity();
         let end = match inbound.feed(&early, &mut |incoming| self.incoming(incoming)) {
             Ok(()) => {
+                // Far fewer than may come before it is known who it is.
+                self.caller.came(early.len());
                 drop(early);
                 self.read_all(&mut inbound).await
             }
@@ -137,12 +139,10 @@ impl Reader {
                 Some(Ok(Arrived::Bytes(count))) => {
                     self.was_heard();
                     if !self.caller.came(count) {
-                        return say(CloseCode::UNAUTHORIZED, "too much was sent before a hello with a token");
+                        return too_much();
                     }
-                    let owed = self.caller.take_owed();
-                    if !owed.is_zero() {
-                        let _ = self.hand_over().await;
-                        tokio::time::sleep(owed).await;
+                    if let Err(end) = self.pay(inbound).await {
+                        return end;
                     }
                 }
                 Some(Ok(Arrived::End)) => return End::Quiet,
@@ -155,6 +155,26 @@ impl Reader {
                         return end;
                     }
                 }
+            }
+        }
+    }
+
+    /// Waits for as long as the account owes; what came meanwhile is taken on then, and may owe more.
+    async fn pay<R: AsyncRead + Unpin>(&mut self, inbound: &mut Inbound<R>) -> Result<(), End> {
+        loop {
+            let owed = self.caller.take_owed();
+            if owed.is_zero() {
+                return Ok(());
+            }
+            let _ = self.hand_over().await;
+            // Boxed, since every socket holds room for this future, and few ever owe.
+            let (waited, ended) = Box::pin(inbound.pause(owed)).await;
+            if !waited.is_empty() {
+                self.was_heard();
+                inbound.feed(&waited, &mut |incoming| self.incoming(incoming))?;
+            }
+            if ended {
+                return Err(End::Quiet);
             }
         }
     }
@@ -250,6 +270,9 @@ impl Reader {
             self.items.push(Item::Command(command));
             return Ok(());
         }
+        if !self.caller.may_say(message.len()) {
+            return Err(too_much());
+        }
         self.bytes += message.len();
         match decode_client(encoding, message) {
             Ok(ClientFrame::One(item)) => self.item(item)?,
@@ -279,6 +302,7 @@ impl Reader {
                 if self.caller.identity().is_some() {
                     self.imply_hello();
                 }
+                self.caller.admit(None);
                 self.relay(id, error);
                 return Ok(());
             }
@@ -400,6 +424,10 @@ impl Reader {
 
     fn introduce(&mut self, hello: Box<Hello>, reference: Option<RequestId>, subscribe: Option<Subscribe>) {
         self.introduced = true;
+        if self.outbox.is_closing() {
+            // Its session was ended, if it had one; none begins in the time that it has to say goodbye.
+            return;
+        }
         if hello.batch {
             self.outbox.take_arrays();
         }
@@ -410,6 +438,10 @@ impl Reader {
         let open = Command::Open { session: self.session, access, hello, reference, made_up_name, subscribe };
         self.items.push(Item::Command(open));
     }
+}
+
+fn too_much() -> End {
+    say(CloseCode::UNAUTHORIZED, "too much was sent before a hello with a token")
 }
 
 fn say(code: CloseCode, reason: &str) -> End {

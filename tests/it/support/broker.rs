@@ -181,11 +181,16 @@ impl Broker {
 
     /// The same, and options in the environment.
     pub fn with_environment(environment: &[(&str, &str)], arguments: &[&str]) -> Broker {
+        Broker::listening_on("127.0.0.1:0", environment, arguments)
+    }
+
+    /// The same, not on loopback alone.
+    pub fn listening_on(listen: &str, environment: &[(&str, &str)], arguments: &[&str]) -> Broker {
         let directory = tempfile::tempdir().unwrap();
         let arguments: Vec<String> = arguments.iter().map(|&text| text.to_owned()).collect();
         let environment: Vec<(String, String)> =
             environment.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect();
-        match Broker::try_run(&directory, "127.0.0.1:0", &arguments, &environment) {
+        match Broker::try_run(&directory, listen, &arguments, &environment) {
             Ok((child, log, address)) => Broker { child, log, address, directory, arguments, environment },
             Err(log) => panic!("the broker did not start:\n{log}"),
         }

@@ -26,6 +26,12 @@ impl Answer {
         self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
+    /// All of it that is not the time of day: for answers that must not differ.
+    pub fn without_date(mut self) -> Answer {
+        self.headers.retain(|(name, _)| !name.eq_ignore_ascii_case("date"));
+        self
+    }
+
     pub fn text(&self) -> &str {
         std::str::from_utf8(&self.body).unwrap()
     }

@@ -3,12 +3,15 @@
 
 mod broker;
 pub mod http;
+pub mod jwt;
 pub mod message_pack;
+mod tokens;
 mod ws;
 
 use std::time::Duration;
 
 pub use broker::{Broker, Child, Output, command};
+pub use tokens::{ADMIN, Tokens};
 pub use ws::{Heard, Ws, handshake, upgrade_request};
 
 /// How long a test waits for what must come. Never reached but by a failure.
