@@ -245,6 +245,11 @@ impl Values {
                 }
             }
         }
+        // Not so this one: whoever sets it means to have authentication, and must not be left without.
+        if variable(ADMIN_TOKEN).is_some_and(|text| text.is_empty()) {
+            let text = "it is set, and empty: give a token, or do not set it";
+            wrong.push(Problem { place: ADMIN_TOKEN.to_owned(), text: text.into() });
+        }
         if let Some(token) = read(ADMIN_TOKEN) {
             if token.bytes().all(|byte| byte.is_ascii_graphic()) {
                 values.admin_token = Some(Secret::new(&token));
