@@ -310,10 +310,11 @@ impl Server {
     /// Takes over what can change while it runs: see [`Config::reload`]. New connections see it at once.
     /// Files that it names are read again, and blocks for it. Where one is bad, all stays as it was.
     pub fn reload(&self, config: &Config) -> Result<(), ServeError> {
-        if let Some(tls) = &self.doors.tls {
-            tls.reload().map_err(ServeError::Tls)?;
-        }
+        // Tokens first: a change of theirs would be taken up by itself in a moment, whatever comes of the rest.
         self.doors.authority.reload().map_err(ServeError::Auth)?;
+        if let (Some(tls), Some(files)) = (&self.doors.tls, config.transport()) {
+            tls.reload_from(&files).map_err(ServeError::Tls)?;
+        }
         self.doors.authority.set_default_limits(config.live.limits);
         self.live.store(Arc::new(config.live.clone()));
         Ok(())

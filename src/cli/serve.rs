@@ -27,7 +27,6 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failed> {
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }
-    raise_open_files(config.live.connections_max as u64);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("taskyard")
@@ -123,23 +122,6 @@ async fn reload(running: Config, sources: &Sources, server: &Server) -> Config {
         }
     }
     reloaded.config
-}
-
-/// Asks the system for as many open files as it allows: each connection is one.
-fn raise_open_files(wanted: u64) {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        tracing::debug!("cannot raise the limit of open files: {error}");
-    }
-    let allowed = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    if allowed < wanted {
-        tracing::info!(
-            "the system allows {allowed} open files, which is fewer than connections_max ({wanted}): raise \
-             `ulimit -n` or LimitNOFILE if that many connections are to be served"
-        );
-    }
 }
 
 async fn either(one: &mut Signal, other: &mut Signal) {

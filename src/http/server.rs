@@ -33,6 +33,8 @@ const HEADERS_MAX: usize = 64;
 const HEAD_BYTES: usize = 16 << 10;
 /// After a failed accept (descriptors used up, most likely) no further one for so long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Descriptors that are not for connections: the store's above all, which cannot do without.
+const DESCRIPTORS_KEPT: u64 = 40;
 /// What a connection is told that is one too many, whatever it was going to ask.
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 5\r\n\
     Content-Type: text/plain\r\nContent-Length: 51\r\n\r\n\
@@ -69,6 +71,12 @@ impl Places {
 pub async fn run(listener: TcpListener, entrance: Entrance, app: App, stop: CancellationToken) {
     let router = routes::router(app.clone());
     let mut places = Places { free: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)), taken: 0 };
+    let descriptors_max = descriptors_for_connections();
+    if descriptors_max < app.sockets.live.load().connections_max {
+        tracing::info!(
+            "{descriptors_max} connections may be open at a time: the system gives descriptors for no more"
+        );
+    }
     let mut failing = false;
     loop {
         let accepted = tokio::select! {
@@ -78,7 +86,8 @@ pub async fn run(listener: TcpListener, entrance: Entrance, app: App, stop: Canc
         match accepted {
             Ok((stream, peer)) => {
                 failing = false;
-                let Some(place) = places.take(app.sockets.live.load().connections_max) else {
+                let Some(place) = places.take(app.sockets.live.load().connections_max.min(descriptors_max))
+                else {
                     app.metrics.refused(Refused::Full);
                     if entrance.tls.is_none() {
                         // Whatever fits at once: nobody waits for one that is too many.
@@ -110,6 +119,24 @@ pub async fn run(listener: TcpListener, entrance: Entrance, app: App, stop: Canc
     }
 }
 
+/// How many connections there are descriptors for, of as many as the process may have at all. One more, and
+/// the store may lack the one for its next file, which ends the broker.
+fn descriptors_for_connections() -> usize {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        let all = rustix::process::Rlimit { current: limit.maximum, ..limit };
+        if setrlimit(Resource::Nofile, all).is_ok() {
+            limit = all;
+        }
+    }
+    match limit.current {
+        None => usize::MAX,
+        // Of very few, half: fewer connections rather than none.
+        Some(all) => usize::try_from(all.saturating_sub(DESCRIPTORS_KEPT).max(all / 2)).unwrap_or(usize::MAX),
+    }
+}
+
 /// Whether an accept failed because of the connection that it was to accept.
 fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
@@ -130,31 +157,41 @@ async fn enter(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!("cannot set TCP_NODELAY: {error}");
     }
-    if entrance.proxy_protocol && app.sockets.live.load().trusted_proxies.contains(peer) {
-        match Box::pin(proxy::read_header(&mut stream)).await {
-            Ok(Some(client)) => peer = client.ip(),
-            Ok(None) => {}
-            Err(error) => return tracing::info!(proxy = %peer, "a connection was ended: {error}"),
-        }
-    }
-    let stream = match &entrance.tls {
-        None => {
-            // hyper takes 16 KiB for a connection: one that says nothing gets none.
-            let spoke = tokio::select! {
-                spoke = tokio::time::timeout(HEAD_TIME, stream.readable()) => matches!(spoke, Ok(Ok(()))),
-                () = stop.cancelled() => false,
-            };
-            if !spoke {
-                return;
+    let entered = async {
+        if entrance.proxy_protocol && app.sockets.live.load().trusted_proxies.contains(peer) {
+            match Box::pin(proxy::read_header(&mut stream)).await {
+                Ok(Some(client)) => peer = client.ip(),
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::info!(proxy = %peer, "a connection was ended: {error}");
+                    return None;
+                }
             }
-            Stream::from(stream)
         }
-        // Boxed, so that a connection without TLS has no room for a handshake.
-        Some(tls) => match Box::pin(tls.accept(stream)).await {
-            Ok(stream) => Stream::from(stream),
-            Err(error) => return tracing::debug!(client = %peer, "a connection was ended: {error}"),
-        },
+        match &entrance.tls {
+            None => {
+                // hyper takes 16 KiB for a connection: one that says nothing gets none.
+                match tokio::time::timeout(HEAD_TIME, stream.readable()).await {
+                    Ok(Ok(())) => Some((Stream::from(stream), peer)),
+                    _ => None,
+                }
+            }
+            // Boxed, so that a connection without TLS has no room for a handshake.
+            Some(tls) => match Box::pin(tls.accept(stream)).await {
+                Ok(stream) => Some((Stream::from(stream), peer)),
+                Err(error) => {
+                    tracing::debug!(client = %peer, "a connection was ended: {error}");
+                    None
+                }
+            },
+        }
     };
+    // Who has not come in by the end of it all is not waited for.
+    let entered = tokio::select! {
+        entered = entered => entered,
+        () = stop.cancelled() => None,
+    };
+    let Some((stream, peer)) = entered else { return };
     connection(stream, peer, place, app, router, stop).await;
 }
 

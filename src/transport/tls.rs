@@ -73,7 +73,8 @@ pub struct TlsConfig {
 pub struct Tls(Arc<Inner>);
 
 struct Inner {
-    config: TlsConfig,
+    /// Where the files are that are served.
+    config: ArcSwap<TlsConfig>,
     current: ArcSwap<Material>,
     /// The files at the last attempt to load them; held while one is under way.
     attempted: Mutex<Stamps>,
@@ -82,7 +83,7 @@ struct Inner {
 
 impl fmt::Debug for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tls").field("config", &self.0.config).finish_non_exhaustive()
+        f.debug_struct("Tls").field("config", &self.0.config.load()).finish_non_exhaustive()
     }
 }
 
@@ -131,7 +132,7 @@ impl Tls {
         let material = Material::load(config)?;
         warn_if_expired(config, &material);
         Ok(Tls(Arc::new(Inner {
-            config: config.clone(),
+            config: ArcSwap::from_pointee(config.clone()),
             current: ArcSwap::from_pointee(material),
             attempted: Mutex::new(stamps),
             failures: AtomicU64::new(0),
@@ -149,14 +150,26 @@ impl Tls {
     ///
     /// It reads files, and so may block for as long as their disk does.
     pub fn reload(&self) -> Result<bool, TlsError> {
+        self.reload_from(&self.0.config.load_full())
+    }
+
+    /// The same, with files of other names from now on, or other rules for clients. If anything is wrong
+    /// with these, the earlier ones are looked after as before.
+    pub fn reload_from(&self, config: &TlsConfig) -> Result<bool, TlsError> {
         let mut attempted = self.0.attempted.lock().unwrap_or_else(PoisonError::into_inner);
-        *attempted = Stamps::take(&self.0.config);
-        let material = Material::load(&self.0.config).inspect_err(|_| {
+        let is_same = *config == **self.0.config.load();
+        let stamps = Stamps::take(config);
+        let loaded = Material::load(config);
+        if is_same || loaded.is_ok() {
+            *attempted = stamps;
+        }
+        let material = loaded.inspect_err(|_| {
             self.0.failures.fetch_add(1, Ordering::Relaxed);
         })?;
-        let is_new = material.digest != self.0.current.load().digest;
+        let is_new = !is_same || material.digest != self.0.current.load().digest;
         if is_new {
-            warn_if_expired(&self.0.config, &material);
+            warn_if_expired(config, &material);
+            self.0.config.store(Arc::new(config.clone()));
             self.0.current.store(Arc::new(material));
         }
         Ok(is_new)
@@ -186,14 +199,15 @@ impl Tls {
 
     /// Looks at the files; gives what it saw if that is not what was loaded, to be seen again.
     fn look(&self, last: Option<Stamps>) -> Option<Stamps> {
-        let now = Stamps::take(&self.0.config);
+        let config = self.0.config.load_full();
+        let now = Stamps::take(&config);
         if now == *self.0.attempted.lock().unwrap_or_else(PoisonError::into_inner) {
             return None;
         }
         if last.as_ref() != Some(&now) {
             return Some(now);
         }
-        let file = self.0.config.cert_file.display();
+        let file = config.cert_file.display();
         match self.reload() {
             Ok(true) => {
                 tracing::info!(%file, not_after = self.not_after(), "the TLS certificate was renewed")

@@ -7,6 +7,8 @@ use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, 
 
 /// The end of every message's last block, which is not sent: RFC 7692, section 7.2.1.
 const TAIL: [u8; 4] = [0x00, 0x00, 0xff, 0xff];
+/// A final block with nothing in it: the end of what is whole so far, and of nothing else.
+const END: [u8; 2] = [0x03, 0x00];
 /// Room is made for so much at first, then for as much again as there is.
 const ROOM: usize = 4 << 10;
 /// Fast rather than tight: a broker's messages are small, and its time is its users'.
@@ -96,7 +98,13 @@ pub fn inflate(compressed: &[u8], limit: usize) -> Inflated {
     INFLATE.with_borrow_mut(|inflate| {
         inflate.reset(false);
         let mut out = Vec::new();
-        for mut input in [compressed, &TAIL] {
+        // Right behind a final block; and of nothing at all there is nothing to be cut off.
+        let mut ended = compressed.is_empty();
+        for (nth, mut input) in [compressed, &TAIL, &END].into_iter().enumerate() {
+            if nth > 0 && ended {
+                break;
+            }
+            let length = out.len();
             loop {
                 if out.len() == out.capacity() {
                     let room = out.len().max(ROOM).min((limit + 1).saturating_sub(out.len()));
@@ -117,18 +125,25 @@ pub fn inflate(compressed: &[u8], limit: usize) -> Inflated {
                 if status == Status::StreamEnd {
                     // A final block, after which others may follow: RFC 7692, section 7.2.3.4.
                     inflate.reset(false);
+                    ended = true;
                 } else if used == 0 && out.len() == before.1 {
                     if !input.is_empty() {
                         return Inflated::Garbled;
                     }
                     break;
+                } else {
+                    ended = false;
                 }
                 if input.is_empty() && out.len() < out.capacity() {
                     break;
                 }
             }
+            // Something that was cut off took the tail for its own.
+            if nth > 0 && out.len() > length {
+                return Inflated::Garbled;
+            }
         }
-        Inflated::Whole(out)
+        if ended { Inflated::Whole(out) } else { Inflated::Garbled }
     })
 }
 
@@ -200,8 +215,25 @@ mod tests {
         }
         let two_blocks = [0xf2, 0x48, 0x05, 0x00, 0x00, 0x00, 0xff, 0xff, 0xca, 0xc9, 0xc9, 0x07, 0x00];
         assert_eq!(inflate(&two_blocks, 100), Inflated::Whole(b"Hello".to_vec()));
+        // As the one before, by a sender that forgot what belongs behind a final block.
+        assert_eq!(inflate(&examples[2][..7], 100), Inflated::Whole(b"Hello".to_vec()));
         assert_eq!(inflate(&[0x00], 0), Inflated::Whole(Vec::new()), "an empty message");
         assert_eq!(inflate(&[0xff, 0xff, 0xff], 100), Inflated::Garbled);
+    }
+
+    /// The tail was once taken for the missing end: a block without compression got four bytes that
+    /// nobody had sent.
+    #[test]
+    fn what_is_cut_off_is_garbled() {
+        let mut whole = Vec::new();
+        assert!(compress(&text(1000), 15, &mut whole));
+        let stored = [&[0x00, 0x08, 0x00, 0xf7, 0xff][..], b"Hello yo", &[0x00]].concat();
+        for message in [whole, stored] {
+            assert!(matches!(inflate(&message, 1000), Inflated::Whole(_)));
+            for length in 2..message.len() {
+                assert_eq!(inflate(&message[..length], 1000), Inflated::Garbled, "{length} bytes");
+            }
+        }
     }
 
     #[test]

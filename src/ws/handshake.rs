@@ -77,6 +77,13 @@ pub fn accept<B>(request: &Request<B>, terms: Terms) -> Result<(Response<()>, Op
     if request.version() < Version::HTTP_11 {
         return Err(Refusal::new(StatusCode::BAD_REQUEST, "a WebSocket is opened with HTTP/1.1"));
     }
+    // What follows a body would be taken for frames by one reader, and for the body by another.
+    let is_empty = |length: &HeaderValue| length.as_bytes().trim_ascii() == b"0";
+    if headers.contains_key(header::TRANSFER_ENCODING)
+        || !headers.get_all(header::CONTENT_LENGTH).iter().all(is_empty)
+    {
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, "the request that opens a WebSocket has no body"));
+    }
     if !has_token(headers, header::UPGRADE, "websocket") || !has_token(headers, header::CONNECTION, "upgrade")
     {
         let text = "this is a WebSocket endpoint: send `Connection: Upgrade` and `Upgrade: websocket`, \

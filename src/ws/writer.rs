@@ -9,6 +9,7 @@ use fastwebsockets::OpCode;
 use taskyard_proto::message::BATCH_MAX;
 use taskyard_proto::{Ack, CloseCode, Encoding, GivenLease, LeaseList, Payload as TaskPayload, codec};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::time::Instant;
 
 use super::deflate::{self, Agreed};
 use super::{Context, frames};
@@ -141,10 +142,9 @@ async fn write_patiently<W: AsyncWrite + Unpin>(
     outbox: &Outbox,
 ) -> Result<(), ()> {
     loop {
-        let limit = if outbox.bytes() > OUTBOX_BYTES_MAX { OVERFULL } else { STUCK };
         let patience = async {
             tokio::select! {
-                () = tokio::time::sleep(limit) => {}
+                () = stuck(outbox) => {}
                 () = outbox.closing() => tokio::time::sleep(GOODBYE).await,
             }
         };
@@ -171,6 +171,20 @@ async fn write_patiently<W: AsyncWrite + Unpin>(
             // Little waits: the ping timeout tells a slow peer from a dead one.
             None => {}
         }
+    }
+}
+
+/// Waits for as long as a socket may take nothing. What waits for it grows meanwhile, so it is looked at
+/// again and again.
+async fn stuck(outbox: &Outbox) {
+    let began = Instant::now();
+    loop {
+        let limit = if outbox.bytes() > OUTBOX_BYTES_MAX { OVERFULL } else { STUCK };
+        let left = limit.saturating_sub(began.elapsed());
+        if left.is_zero() {
+            return;
+        }
+        tokio::time::sleep(left.min(OVERFULL)).await;
     }
 }
 

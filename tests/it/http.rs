@@ -1,9 +1,11 @@
 //! HTTP: every route of this version, and what bad requests are told.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 
 use crate::support::http::{self, Connection};
-use crate::support::{Broker, message_pack, until};
+use crate::support::{Broker, message_pack, pause, until, upgrade_request};
 
 #[test]
 fn a_submit_is_201_with_its_place() {
@@ -386,11 +388,48 @@ fn slow_heads_and_silence_are_cut_off() {
         return;
     }
     let broker = Broker::in_memory();
+    let began = Instant::now();
     let mut silent = Connection::open(broker.address);
     let mut slow = Connection::open(broker.address);
     slow.send(b"GET /v1/queues HTTP/1.1\r\nHost:");
+    // A byte now and then does not make it quicker.
+    let mut trickling = Connection::open(broker.address);
+    let mut idle = Connection::open(broker.address);
+    idle.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!(idle.answer().status, 200);
+    while trickling.send_if_open(b"G") && began.elapsed() < Duration::from_secs(15) {
+        pause(Duration::from_millis(200));
+    }
     slow.ends();
     silent.ends();
+    idle.ends();
+    let took = began.elapsed();
+    assert!(took > Duration::from_secs(9) && took < Duration::from_secs(13), "{took:?}");
+}
+
+#[test]
+fn a_slow_body_is_408() {
+    if std::env::var_os("TASKYARD_SLOW").is_none() {
+        return;
+    }
+    let broker = Broker::in_memory();
+    let began = Instant::now();
+    let mut connection = Connection::open(broker.address);
+    connection.send(b"POST /v1/queues/q/tasks HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{");
+    // A byte now and then does not make it quicker.
+    while began.elapsed() < Duration::from_secs(25) {
+        connection.send(b" ");
+        pause(Duration::from_millis(500));
+    }
+    until("the answer", || {
+        pause(Duration::from_secs(2));
+        (began.elapsed() > Duration::from_secs(29)).then_some(())
+    });
+    connection.answer().is_error(408, "bad_request");
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(33), "{took:?}");
+    connection.ends();
+    broker.get("/v1/queues/q").is_error(404, "not_found");
 }
 
 /// Metrics as a scraper reads them: each series once, each family with its help and type before it.
@@ -481,4 +520,466 @@ fn queues_beyond_the_cap_share_a_label() {
     assert_eq!(broker.post("/v1/tasks", &Value::Array(submits)).status, 200);
     let series = metrics(&broker);
     assert_eq!(series["taskyard_tasks{queue=\"_other\",state=\"queued\"}"], 50.0);
+}
+
+/// All that is heard on one connection, at the end of which stands a request to end it.
+fn conversation(broker: &Broker, said: &str) -> String {
+    let mut connection = Connection::open(broker.address);
+    let last = "GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    connection.send_if_open(format!("{said}{last}").as_bytes());
+    String::from_utf8(connection.ends()).unwrap()
+}
+
+const HIDDEN: &str = "POST /v1/queues/hidden/tasks HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n";
+
+#[test]
+fn no_request_hides_in_another() {
+    let broker = Broker::in_memory();
+    let chunk = format!("{:x}\r\n{HIDDEN}\r\n0\r\n\r\n", HIDDEN.len());
+    let post = "POST /v1/queues/q/tasks HTTP/1.1\r\nHost: x\r\n";
+    let length = HIDDEN.len();
+    for (what, said, status) in [
+        (
+            "both, the length first",
+            format!("{post}Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{HIDDEN}"),
+            400,
+        ),
+        (
+            "both, the coding first",
+            format!("{post}Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n{HIDDEN}"),
+            400,
+        ),
+        (
+            "both, and others between",
+            format!(
+                "{post}content-LENGTH: 4\r\nA: b\r\ntransfer-Encoding:\tchunked\r\n\r\n0\r\n\r\n{HIDDEN}"
+            ),
+            400,
+        ),
+        ("two lengths", format!("{post}Content-Length: 0\r\nContent-Length: {length}\r\n\r\n{HIDDEN}"), 400),
+        ("the same twice", format!("{post}Content-Length: 0\r\nContent-Length: 0\r\n\r\n{HIDDEN}"), 400),
+        ("a list of lengths", format!("{post}Content-Length: 0, {length}\r\n\r\n{HIDDEN}"), 400),
+        ("a length with a sign", format!("{post}Content-Length: +0\r\n\r\n{HIDDEN}"), 400),
+        ("a negative length", format!("{post}Content-Length: -1\r\n\r\n{HIDDEN}"), 400),
+        ("a length in hexadecimal", format!("{post}Content-Length: 0x0\r\n\r\n{HIDDEN}"), 400),
+        ("a length beyond all", format!("{post}Content-Length: 18446744073709551616\r\n\r\n{HIDDEN}"), 400),
+        ("an unknown coding", format!("{post}Transfer-Encoding: gzip\r\n\r\n{HIDDEN}"), 400),
+        ("chunked, not last", format!("{post}Transfer-Encoding: chunked, gzip\r\n\r\n{HIDDEN}"), 400),
+        (
+            "a hidden coding",
+            format!("{post}Transfer-Encoding: xchunked\r\nContent-Length: 0\r\n\r\n{HIDDEN}"),
+            400,
+        ),
+        ("a space before the colon", format!("{post}Content-Length : {length}\r\n\r\n{HIDDEN}"), 400),
+        ("a folded line", format!("{post}Content-Length:\r\n {length}\r\n\r\n{HIDDEN}"), 400),
+        (
+            "HTTP/1.0 with chunks",
+            format!(
+                "POST /v1/queues/q/tasks HTTP/1.0\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{HIDDEN}"
+            ),
+            400,
+        ),
+        // What follows a body of chunks is another's.
+        ("a chunk", format!("{post}Transfer-Encoding: chunked\r\n\r\n{chunk}"), 201),
+        (
+            "behind chunks",
+            format!("{post}Transfer-Encoding: chunked\r\n\r\n2\r\n{{}}\r\n0\r\n\r\n{HIDDEN}"),
+            201,
+        ),
+        (
+            "behind a trailer",
+            format!("{post}Transfer-Encoding: chunked\r\n\r\n0\r\nContent-Length: {length}\r\n\r\n{HIDDEN}"),
+            201,
+        ),
+        // In the body of a request that has no use for one.
+        (
+            "a body of GET",
+            format!("GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{HIDDEN}"),
+            200,
+        ),
+        (
+            "a body of nothing",
+            format!("DELETE /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{HIDDEN}"),
+            404,
+        ),
+        ("a body of a submit", format!("{post}Content-Length: {length}\r\n\r\n{HIDDEN}"), 201),
+        (
+            "an end that was asked for",
+            format!("GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n{HIDDEN}"),
+            200,
+        ),
+        (
+            "an upgrade",
+            format!("{}{HIDDEN}", upgrade_request(broker.address, "/ws", "Content-Length: 200\r\n")),
+            400,
+        ),
+    ] {
+        let heard = conversation(&broker, &said);
+        assert!(heard.starts_with(&format!("HTTP/1.1 {status}")), "{what}: {heard}");
+        let hidden = broker.get("/v1/queues/hidden");
+        assert_eq!(hidden.status, 404, "{what}: {heard}");
+    }
+}
+
+#[test]
+fn behind_a_body_of_chunks_the_connection_ends() {
+    let broker = Broker::in_memory();
+    let mut connection = Connection::open(broker.address);
+    connection.send(b"POST /v1/queues/q/tasks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n");
+    for part in ["1\r\n{\r\n", "d;more=1\r\n\"payload\":123\r\n", "1\r\n}\r\n0\r\n\r\n"] {
+        connection.send(part.as_bytes());
+    }
+    let answer = connection.answer();
+    assert_eq!((answer.status, answer.header("connection")), (201, Some("close")), "{answer:?}");
+    connection.ends();
+    for bad in ["x\r\n", "-1\r\n", "5\r\n{}\r\n", "ffffffffffffffffff\r\n", "2\r\n{}0\r\n\r\n"] {
+        let heard = conversation(
+            &broker,
+            &format!(
+                "POST /v1/queues/bad/tasks HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n{bad}"
+            ),
+        );
+        assert!(heard.is_empty() || heard.starts_with("HTTP/1.1 400"), "{bad:?}: {heard}");
+    }
+    broker.get("/v1/queues/bad").is_error(404, "not_found");
+}
+
+#[test]
+fn every_path_names_its_verbs() {
+    let broker = Broker::in_memory();
+    let task = broker.submit("q", &json!({}));
+    for (path, verbs) in [
+        ("/".to_owned(), "GET"),
+        ("/ws".into(), "GET"),
+        ("/healthz".into(), "GET"),
+        ("/readyz".into(), "GET"),
+        ("/metrics".into(), "GET"),
+        ("/openapi.json".into(), "GET"),
+        ("/v1/queues".into(), "GET"),
+        ("/v1/queues/q".into(), "GET PUT"),
+        ("/v1/queues/q/tasks".into(), "GET POST"),
+        ("/v1/queues/q/pause".into(), "POST"),
+        ("/v1/queues/q/dead".into(), "GET DELETE"),
+        ("/v1/tasks".into(), "POST"),
+        (format!("/v1/tasks/{task}"), "GET DELETE"),
+        ("/v1/workers".into(), "GET"),
+        ("/v1/workers/w".into(), "DELETE"),
+        ("/v1/schedules/s".into(), "GET PUT DELETE"),
+        ("/v1/rooms/r".into(), "POST"),
+    ] {
+        for method in ["BREW", "PATCH", "TRACE", "get"] {
+            let answer = http::send(broker.address, method, &path, "", b"");
+            answer.is_error(405, "bad_request");
+            let allowed = answer.header("allow").unwrap_or_else(|| panic!("{path}: {answer:?}"));
+            for verb in verbs.split(' ') {
+                assert!(allowed.contains(verb), "{method} {path}: {allowed}");
+            }
+        }
+        // Without a page there is nothing to be asked before a request.
+        assert_eq!(http::send(broker.address, "OPTIONS", &path, "", b"").status, 405, "{path}");
+        // What can be got can be looked at.
+        if verbs.contains("GET") && path != "/ws" {
+            let got = broker.get(&path);
+            let mut connection = Connection::open(broker.address);
+            connection
+                .send(format!("HEAD {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes());
+            let head = connection.head();
+            assert_eq!(head.status, got.status, "{path}");
+            assert_eq!(connection.ends(), b"", "{path}: an answer to HEAD has no body");
+        }
+    }
+    for path in [
+        "/v1",
+        "/v1/",
+        "/v1/queues/q/",
+        "//v1/queues",
+        "/v1/queue",
+        "/ws/",
+        "/WS",
+        "/v1/queues/q/tasks/1",
+        "*",
+    ] {
+        let answer = http::send(broker.address, "GET", path, "", b"");
+        assert!(matches!(answer.status, 404 | 400), "{path}: {answer:?}");
+    }
+}
+
+#[test]
+fn names_in_paths_are_decoded_once() {
+    let broker = Broker::in_memory();
+    broker.submit("plain-name", &json!({}));
+    assert_eq!(broker.get("/v1/queues/%70lain%2Dname").json()["queue"], "plain-name");
+    for name in [
+        "%2570lain-name",
+        "plain-name%00",
+        "plain-name%0a",
+        "plain%",
+        "plain%4",
+        "%u0070lain",
+        "plain-name%2f",
+        "%2e",
+        "%2E%2E",
+        "a;b",
+        "a+b",
+    ] {
+        broker.get(&format!("/v1/queues/{name}")).is_error(400, "bad_request");
+    }
+    for path in ["/v1/queues/../queues/plain-name", "/v1/./queues", "/v1/queues/q/../../../metrics"] {
+        let answer = broker.get(path);
+        assert!(matches!(answer.status, 400 | 404), "{path} is resolved by nobody: {answer:?}");
+    }
+    for path in ["/v1/tasks/%2e%2e", "/v1/tasks/%ff"] {
+        broker.get(path).is_error(400, "bad_request");
+    }
+}
+
+#[test]
+fn heads_have_their_limits() {
+    let broker = Broker::in_memory();
+    let with = |count: usize| format!("GET /healthz HTTP/1.1\r\nHost: x\r\n{}\r\n", "A: b\r\n".repeat(count));
+    assert_eq!(http::exchange(broker.address, with(63).as_bytes()).status, 200);
+    assert_eq!(http::exchange(broker.address, with(64).as_bytes()).status, 431);
+    assert_eq!(http::exchange(broker.address, with(2000).as_bytes()).status, 431);
+    let long = |bytes: usize| {
+        let head = "GET /healthz HTTP/1.1\r\nHost: x\r\nA: \r\n\r\n";
+        head.replace("A: ", &format!("A: {}", "b".repeat(bytes - head.len())))
+    };
+    assert_eq!(http::exchange(broker.address, long(16_000).as_bytes()).status, 200);
+    assert_eq!(http::exchange(broker.address, long(17_000).as_bytes()).status, 431);
+    let target = format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "a".repeat(100_000));
+    let mut connection = Connection::open(broker.address);
+    connection.send_if_open(target.as_bytes());
+    assert!(matches!(connection.answer().status, 414 | 431));
+    // What never ends is not read for ever.
+    let mut connection = Connection::open(broker.address);
+    connection.send(b"GET / HTTP/1.1\r\nHost: x\r\n");
+    let line = format!("A: {}\r\n", "b".repeat(5000));
+    let mut sent = 0;
+    while connection.send_if_open(line.as_bytes()) {
+        sent += 1;
+        assert!(sent < 10_000, "it is read without end");
+    }
+}
+
+#[test]
+fn a_body_that_is_too_long_is_not_asked_for() {
+    let broker = Broker::with(&["--engine", "memory", "--message-bytes", "4096"]);
+    let head = |length: u64| {
+        format!(
+            "POST /v1/queues/q/tasks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n\
+             Content-Length: {length}\r\n\r\n"
+        )
+    };
+    for length in [4097, 1 << 40] {
+        let mut connection = Connection::open(broker.address);
+        connection.send(head(length).as_bytes());
+        // The first thing that is heard: no `100 Continue` before it.
+        connection.answer().is_error(413, "too_large");
+        connection.ends();
+    }
+    let mut connection = Connection::open(broker.address);
+    connection.send(head(2).as_bytes());
+    assert_eq!(connection.head().status, 100);
+    connection.send(b"{}");
+    assert_eq!(connection.answer().status, 201);
+    // Who sends it all the same is told, too.
+    let mut connection = Connection::open(broker.address);
+    connection.send_if_open(&[head(100_000).as_bytes(), &[b' '; 100_000]].concat());
+    connection.answer().is_error(413, "too_large");
+    // What is forbidden anyway is refused before that.
+    let mut connection = Connection::open(broker.address);
+    connection.send(head(2).replace("Host: x\r\n", "Host: x\r\nOrigin: https://evil.example\r\n").as_bytes());
+    connection.answer().is_error(403, "forbidden");
+}
+
+#[test]
+fn content_types_are_told_apart() {
+    let broker = Broker::in_memory();
+    let submit = |kind: &str, more: &str, body: &[u8]| {
+        http::send(
+            broker.address,
+            "POST",
+            "/v1/queues/q/tasks",
+            &format!("Content-Type: {kind}\r\n{more}"),
+            body,
+        )
+    };
+    for kind in [
+        "application/json",
+        "Application/JSON; charset=utf-8",
+        "application/json;",
+        "image/png",
+        "text/plain",
+        "",
+    ] {
+        assert_eq!(submit(kind, "", b"{}").status, 201, "{kind}");
+    }
+    for kind in [
+        "application/x-www-form-urlencoded; charset=utf-8",
+        "APPLICATION/X-WWW-FORM-URLENCODED",
+        "multipart/form-data",
+    ] {
+        submit(kind, "", b"{}").is_error(415, "bad_request");
+    }
+    for coding in ["gzip", "deflate", "br", "identity, gzip"] {
+        submit("application/json", &format!("Content-Encoding: {coding}\r\n"), b"{}")
+            .is_error(415, "bad_request");
+    }
+    assert_eq!(submit("application/json", "Content-Encoding: identity\r\n", b"{}").status, 201);
+}
+
+#[test]
+fn connections_end_when_and_as_they_should() {
+    let broker = Broker::in_memory();
+    let submit = "POST /v1/queues/q/tasks HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}";
+    // A client that says no more has gone: it hears its answer, or nothing.
+    let gone = |said: &str| {
+        let mut connection = Connection::open(broker.address);
+        connection.send(said.as_bytes());
+        connection.finish_writing();
+        String::from_utf8(connection.ends()).unwrap()
+    };
+    let heard = gone("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert!(heard.is_empty() || heard.ends_with("\r\n\r\nok\n"), "{heard}");
+    // One that leaves in the middle of its body has submitted nothing.
+    let heard = gone("POST /v1/queues/part/tasks HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n{}");
+    assert!(heard.is_empty() || heard.starts_with("HTTP/1.1 400"), "{heard}");
+    broker.get("/v1/queues/part").is_error(404, "not_found");
+    assert!(conversation(&broker, "GET /healthz HTTP/1.0\r\n\r\n").starts_with("HTTP/1.0 200"));
+    // Kept alive after answers of every kind, closed where it is asked for.
+    let mut connection = Connection::open(broker.address);
+    for (request, status) in [
+        (submit, 201),
+        ("GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n", 404),
+        ("PATCH /metrics HTTP/1.1\r\nHost: x\r\n\r\n", 405),
+        ("GET /ws HTTP/1.1\r\nHost: x\r\n\r\n", 426),
+        ("\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", 200),
+        (submit, 201),
+        // What some clients ask for with each request, and get none of.
+        (
+            "POST /v1/queues/q/tasks HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\nContent-Length: 2\r\n\r\n{}",
+            201,
+        ),
+        ("GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 200),
+    ] {
+        connection.send(request.as_bytes());
+        assert_eq!(connection.answer().status, status, "{request}");
+    }
+    assert_eq!(connection.ends(), b"");
+    assert_eq!(broker.count("q", "queued"), 3);
+}
+
+#[test]
+fn a_page_of_a_foreign_origin_does_nothing() {
+    let broker = Broker::with(&["--engine", "memory", "--allow-origins", "https://app.example.org"]);
+    let post = |headers: &str| http::send(broker.address, "POST", "/v1/queues/q/tasks", headers, b"{}");
+    for origin in [
+        "https://evil.example",
+        "http://127.0.0.1:1",
+        "https://app.example.org.evil.example",
+        "http://app.example.org",
+        "file://",
+    ] {
+        let answer = post(&format!("Origin: {origin}\r\nContent-Type: text/plain\r\n"));
+        answer.is_error(403, "forbidden");
+        assert_eq!(answer.header("access-control-allow-origin"), None);
+        let preflight = http::send(
+            broker.address,
+            "OPTIONS",
+            "/v1/queues/q/tasks",
+            &format!("Origin: {origin}\r\nAccess-Control-Request-Method: POST\r\n"),
+            b"",
+        );
+        preflight.is_error(403, "forbidden");
+        assert!(
+            !preflight.headers.iter().any(|(name, _)| name.starts_with("access-control")),
+            "{preflight:?}"
+        );
+        for path in ["/v1/queues", "/metrics", "/healthz", "/"] {
+            let answer = http::send(broker.address, "GET", path, &format!("Origin: {origin}\r\n"), b"");
+            answer.is_error(403, "forbidden");
+        }
+    }
+    broker.get("/v1/queues/q").is_error(404, "not_found");
+
+    for origin in ["https://app.example.org".to_owned(), broker.url()] {
+        let preflight = http::send(
+            broker.address,
+            "OPTIONS",
+            "/v1/queues/q/tasks",
+            &format!(
+                "Origin: {origin}\r\nAccess-Control-Request-Method: POST\r\n\
+                 Access-Control-Request-Headers: authorization,content-type\r\n"
+            ),
+            b"",
+        );
+        assert_eq!(preflight.status, 204, "{preflight:?}");
+        assert_eq!(preflight.header("access-control-allow-origin"), Some(origin.as_str()));
+        assert!(preflight.header("access-control-allow-methods").unwrap().contains("POST"));
+        let allowed = preflight.header("access-control-allow-headers").unwrap();
+        assert!(allowed.contains("authorization") && allowed.contains("content-type"), "{allowed}");
+        assert_eq!(preflight.header("access-control-allow-credentials"), None);
+        for (method, path, status) in
+            [("POST", "/v1/queues/q/tasks", 201), ("GET", "/nothing", 404), ("GET", "/v1/queues", 200)]
+        {
+            let answer = http::send(broker.address, method, path, &format!("Origin: {origin}\r\n"), b"");
+            assert_eq!(answer.status, status, "{answer:?}");
+            assert_eq!(answer.header("access-control-allow-origin"), Some(origin.as_str()), "{answer:?}");
+            assert!(answer.header("vary").unwrap().contains("origin"), "{answer:?}");
+            assert!(answer.header("access-control-expose-headers").unwrap().contains("location"));
+        }
+    }
+    assert_eq!(broker.get("/v1/queues").header("access-control-allow-origin"), None, "nobody asked");
+}
+
+#[test]
+fn without_tokens_the_broker_goes_by_names_that_strangers_cannot_own() {
+    let arguments = ["--engine", "memory", "--allow-origins", "https://tasks.example.org"];
+    let broker = Broker::with(&arguments);
+    let status = |host: &str, path: &str| {
+        let request = format!("POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 2\r\n\r\n{{}}");
+        http::exchange(broker.address, request.as_bytes()).status
+    };
+    let submit = "/v1/queues/q/tasks";
+    for host in [
+        "evil.example",
+        "evil.example:7070",
+        "127.0.0.1.evil.example",
+        "localhost.evil.example",
+        "",
+        "a b",
+        "user@localhost",
+        "127.1",
+        "localhost:x",
+    ] {
+        assert!(matches!(status(host, submit), 403 | 400), "{host}");
+        let upgrade = upgrade_request(broker.address, "/ws", &format!("Origin: http://{host}\r\n"))
+            .replace(&format!("Host: {}", broker.address), &format!("Host: {host}"));
+        assert!(matches!(http::exchange(broker.address, upgrade.as_bytes()).status, 403 | 400), "{host}");
+    }
+    assert_eq!(broker.get("/v1/queues").json(), json!({"queues": []}));
+    for host in [
+        "localhost",
+        "LOCALHOST:7070",
+        "localhost.",
+        "127.0.0.1",
+        "127.0.0.1:1",
+        "[::1]",
+        "[::1]:7070",
+        "taskyard",
+        "broker.internal",
+        "app.localhost",
+        "tasks.example.org",
+        "Tasks.Example.Org:443",
+    ] {
+        assert_eq!(status(host, submit), 201, "{host}");
+    }
+    // With tokens a name is nothing to go by: a stranger's page has none.
+    let secret = [("TASKYARD_ADMIN_TOKEN", "0123456789abcdef0123456789abcdef")];
+    let broker = Broker::with_environment(&secret, &["--engine", "memory"]);
+    let request = format!(
+        "GET /v1/queues HTTP/1.1\r\nHost: any.example\r\nAuthorization: Bearer {}\r\n\r\n",
+        secret[0].1
+    );
+    assert_eq!(http::exchange(broker.address, request.as_bytes()).status, 200);
 }

@@ -7,7 +7,9 @@
 
 mod auth;
 mod cli;
+mod compression;
 mod config;
+mod crowds;
 mod encodings;
 mod frames;
 mod handshake;
@@ -15,9 +17,11 @@ mod http;
 mod kill_nine;
 mod messages;
 mod process;
+mod proxies;
 mod sockets;
 mod store;
 mod support;
 mod tasks;
+mod tls;
 mod token;
 mod zero_library;

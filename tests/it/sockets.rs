@@ -1,5 +1,7 @@
 //! Sockets over time: pings, silence, replaced names, slow readers.
 
+use std::time::{Duration, Instant};
+
 use serde_json::json;
 
 use crate::support::{Broker, Heard, Ws, until};
@@ -202,4 +204,25 @@ fn a_slow_reader_that_reads_on_hears_4130() {
     // What was on its way comes first.
     let reason = slow.closes(4130);
     assert!(reason.contains("slow"), "{reason}");
+}
+
+/// What began to wait while it was little was given ten seconds, however much it became meanwhile.
+#[test]
+fn a_slow_reader_is_given_up_soon_once_much_waits() {
+    let broker = Broker::in_memory();
+    let mut slow = broker.worker("slow");
+    slow.subscribe("q", 1024);
+    let mut producer = broker.ws();
+    let payload = "x".repeat(500_000);
+    let mut began = Instant::now();
+    // The later of them find it stuck, with less than the limit waiting.
+    for _ in 0..40 {
+        producer.submit(json!({"queue": "q", "payload": payload}));
+        began = Instant::now();
+    }
+    let mut quick = broker.worker("quick");
+    quick.subscribe("q", 1);
+    quick.task();
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(6), "{took:?}");
 }

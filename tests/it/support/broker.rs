@@ -1,7 +1,7 @@
 //! The `taskyard` binary as a child process.
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{self, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
@@ -21,6 +21,8 @@ pub struct Broker {
     directory: TempDir,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
+    /// How many descriptors it may have; none: as many as these tests.
+    descriptors: Option<u32>,
 }
 
 /// A command that has ended.
@@ -149,7 +151,12 @@ impl Log {
                 return None;
             }
             let left = until.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "waited in vain for {text:?} in the log:\n{}", lines.all.join("\n"));
+            if left.is_zero() {
+                let all = lines.all.join("\n");
+                // A panic under the lock would end all tests, by a second one in those that clean up.
+                drop(lines);
+                panic!("waited in vain for {text:?} in the log:\n{all}");
+            }
             lines = self.shared.1.wait_timeout(lines, left).unwrap().0;
         }
     }
@@ -186,12 +193,28 @@ impl Broker {
 
     /// The same, not on loopback alone.
     pub fn listening_on(listen: &str, environment: &[(&str, &str)], arguments: &[&str]) -> Broker {
+        Broker::launch(listen, environment, arguments, None)
+    }
+
+    /// A broker that may have so many descriptors.
+    pub fn with_descriptors(descriptors: u32, arguments: &[&str]) -> Broker {
+        Broker::launch("127.0.0.1:0", &[], arguments, Some(descriptors))
+    }
+
+    fn launch(
+        listen: &str,
+        environment: &[(&str, &str)],
+        arguments: &[&str],
+        descriptors: Option<u32>,
+    ) -> Broker {
         let directory = tempfile::tempdir().unwrap();
         let arguments: Vec<String> = arguments.iter().map(|&text| text.to_owned()).collect();
         let environment: Vec<(String, String)> =
             environment.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect();
-        match Broker::try_run(&directory, listen, &arguments, &environment) {
-            Ok((child, log, address)) => Broker { child, log, address, directory, arguments, environment },
+        match Broker::try_run(&directory, listen, &arguments, &environment, descriptors) {
+            Ok((child, log, address)) => {
+                Broker { child, log, address, directory, arguments, environment, descriptors }
+            }
             Err(log) => panic!("the broker did not start:\n{log}"),
         }
     }
@@ -201,17 +224,38 @@ impl Broker {
         listen: &str,
         arguments: &[String],
         environment: &[(String, String)],
+        descriptors: Option<u32>,
     ) -> Result<(Guard, Log, SocketAddr), String> {
-        let mut command = command(&["serve", "--listen", listen, "--data-dir"]);
+        let mut command = command(&[]);
+        if let Some(descriptors) = descriptors {
+            let mut shell = Command::new("sh");
+            shell
+                .arg("-c")
+                .arg(format!("ulimit -n {descriptors}; exec \"$0\" \"$@\""))
+                .arg(command.get_program());
+            shell.stdin(Stdio::null()).stderr(Stdio::piped());
+            for (key, value) in command.get_envs() {
+                match value {
+                    Some(value) => shell.env(key, value),
+                    None => shell.env_remove(key),
+                };
+            }
+            command = shell;
+        }
+        command.args(["serve", "--listen", listen, "--data-dir"]);
         command.arg(directory.path().join("data")).args(arguments).stdout(Stdio::null());
         command.envs(environment.iter().map(|(key, value)| (key, value)));
         let mut guard = Guard(command.spawn().unwrap());
         let log = Log::default();
         log.read(guard.0.stderr.take().unwrap());
-        let Some(line) = log.find("listening on http://") else { return Err(log.all()) };
+        let Some(line) = log.find("listening on http") else { return Err(log.all()) };
         let line: Value = serde_json::from_str(&line).unwrap();
         let text = line["message"].as_str().unwrap();
-        let address = text.split("http://").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+        let address = text.split("://").nth(1).unwrap().split(' ').next().unwrap();
+        let mut address: SocketAddr = address.parse().unwrap();
+        if address.ip().is_unspecified() {
+            address.set_ip(Ipv4Addr::LOCALHOST.into());
+        }
         Ok((guard, log, address))
     }
 
@@ -294,6 +338,41 @@ impl Broker {
         signal(&self.child, name);
     }
 
+    /// The process's number.
+    pub fn pid(&self) -> u32 {
+        self.child.0.id()
+    }
+
+    fn proc(&self, what: &str) -> String {
+        std::fs::read_to_string(format!("/proc/{}/{what}", self.child.0.id())).unwrap()
+    }
+
+    /// The memory that it takes, in bytes.
+    pub fn memory(&self) -> u64 {
+        let status = self.proc("status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+
+    /// How many descriptors it has open.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.0.id())).unwrap().count()
+    }
+
+    /// The processor's time that it has taken, in hundredths of a second.
+    pub fn ticks(&self) -> u64 {
+        let stat = self.proc("stat");
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    }
+
+    /// The value of a metric; 0 if there is none of that name.
+    pub fn metric(&self, name: &str) -> u64 {
+        let text = self.get("/metrics").text().to_owned();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.map_or(0, |value| value.parse().unwrap())
+    }
+
     /// SIGKILL, and waits for the end.
     pub fn kill(&mut self) {
         self.child.0.kill().unwrap();
@@ -324,7 +403,7 @@ impl Broker {
 
     fn start_again_at(&mut self, listen: &str) {
         let (child, log, address) =
-            Broker::try_run(&self.directory, listen, &self.arguments, &self.environment)
+            Broker::try_run(&self.directory, listen, &self.arguments, &self.environment, self.descriptors)
                 .unwrap_or_else(|log| panic!("the broker did not start again:\n{log}"));
         (self.child, self.log, self.address) = (child, log, address);
     }

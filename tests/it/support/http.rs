@@ -4,6 +4,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 
 use serde_json::Value;
+use tokio_rustls::rustls::{ClientConnection, StreamOwned};
 
 use super::PATIENCE;
 
@@ -54,9 +55,49 @@ impl Answer {
     }
 }
 
+/// What a connection goes over.
+pub enum Wire {
+    Plain(TcpStream),
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+}
+
+impl Wire {
+    pub fn tcp(&self) -> &TcpStream {
+        match self {
+            Wire::Plain(stream) => stream,
+            Wire::Tls(stream) => &stream.sock,
+        }
+    }
+}
+
+impl std::io::Read for Wire {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        match self {
+            Wire::Plain(stream) => stream.read(buffer),
+            Wire::Tls(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl std::io::Write for Wire {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        match self {
+            Wire::Plain(stream) => stream.write(bytes),
+            Wire::Tls(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        match self {
+            Wire::Plain(stream) => stream.flush(),
+            Wire::Tls(stream) => stream.flush(),
+        }
+    }
+}
+
 /// A connection.
 pub struct Connection {
-    pub stream: BufReader<TcpStream>,
+    pub stream: BufReader<Wire>,
 }
 
 impl Connection {
@@ -65,11 +106,26 @@ impl Connection {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
-        Connection { stream: BufReader::new(stream) }
+        Connection::over(Wire::Plain(stream))
+    }
+
+    pub fn over(wire: Wire) -> Connection {
+        Connection { stream: BufReader::new(wire) }
     }
 
     pub fn send(&mut self, bytes: &[u8]) {
         self.stream.get_mut().write_all(bytes).unwrap();
+        self.stream.get_mut().flush().unwrap();
+    }
+
+    /// The same, to a peer that may have gone, or takes no more.
+    pub fn send_if_open(&mut self, bytes: &[u8]) -> bool {
+        self.stream.get_mut().write_all(bytes).is_ok()
+    }
+
+    /// No more bytes from here; those from there still come.
+    pub fn finish_writing(&self) {
+        self.stream.get_ref().tcp().shutdown(Shutdown::Write).unwrap();
     }
 
     /// The next answer's head, with an empty body.
@@ -111,7 +167,7 @@ impl Connection {
     }
 
     pub fn shut_down(&self) {
-        self.stream.get_ref().shutdown(Shutdown::Both).unwrap();
+        self.stream.get_ref().tcp().shutdown(Shutdown::Both).unwrap();
     }
 }
 

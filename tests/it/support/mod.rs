@@ -17,6 +17,12 @@ pub use ws::{Heard, Ws, handshake, upgrade_request};
 /// How long a test waits for what must come. Never reached but by a failure.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Lets time go by, where that is what is tested.
+pub fn pause(time: Duration) {
+    #[expect(clippy::disallowed_methods, reason = "nothing is waited for but the time")]
+    std::thread::sleep(time);
+}
+
 /// Tries until it is so: for what a test cannot be told, only ask.
 pub fn until<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     let began = std::time::Instant::now();

@@ -1,12 +1,12 @@
 //! A WebSocket whose every bit is the test's.
 
 use std::collections::VecDeque;
-use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::io::{BufRead as _, ErrorKind, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 
 use serde_json::{Value, json};
 
-use super::http::{Answer, Connection};
+use super::http::{Answer, Connection, Wire};
 use super::{PATIENCE, message_pack};
 
 /// A frame as it came.
@@ -69,7 +69,7 @@ impl Ws {
         stream.set_read_timeout(Some(PATIENCE)).ok()?;
         stream.set_nodelay(true).ok()?;
         stream.write_all(upgrade_request(address, "/ws", "").as_bytes()).ok()?;
-        let mut connection = Connection { stream: BufReader::new(stream) };
+        let mut connection = Connection::over(Wire::Plain(stream));
         // A head that is cut short is no answer.
         connection.stream.fill_buf().ok().filter(|bytes| !bytes.is_empty())?;
         (connection.head().status == 101).then(|| Ws::over(connection))
@@ -96,7 +96,7 @@ impl Ws {
 
     /// The same, from a peer that may have gone.
     pub fn raw_if_open(&mut self, bytes: &[u8]) -> bool {
-        self.connection.stream.get_mut().write_all(bytes).is_ok()
+        self.connection.send_if_open(bytes)
     }
 
     /// The bytes of a masked frame.
@@ -164,7 +164,7 @@ impl Ws {
 
     /// No more bytes from here; those from there still come.
     pub fn finish_writing(&mut self) {
-        self.connection.stream.get_ref().shutdown(Shutdown::Write).unwrap();
+        self.connection.finish_writing();
     }
 
     // --- In -----------------------------------------------------------------------------------
