@@ -112,7 +112,7 @@ async fn echo(
     early: &[u8],
     compression: Option<Agreed>,
 ) {
-    let mut inbound = Inbound::new(read, Assembly::new(MESSAGE_BYTES, compression.is_some()));
+    let mut inbound = Inbound::new(read, Assembly::new(MESSAGE_BYTES, compression.is_some()), early);
     let (mut out, mut squeezed) = (Vec::new(), Vec::new());
     let mut take = |out: &mut Vec<u8>, incoming: Incoming<'_>| {
         match incoming {
@@ -131,8 +131,7 @@ async fn echo(
         }
         Ok(())
     };
-    let mut arrived =
-        inbound.feed(early, &mut |incoming| take(&mut out, incoming)).map(|()| Arrived::Bytes(early.len()));
+    let mut arrived = Ok(Arrived::Bytes(0));
     loop {
         // What came before the end is answered, whatever the end is.
         if !out.is_empty() {
@@ -143,7 +142,7 @@ async fn echo(
         }
         let close = match arrived {
             Ok(Arrived::Bytes(_)) => {
-                arrived = inbound.read(|incoming| take(&mut out, incoming)).await;
+                arrived = inbound.read(|incoming: Incoming<'_>| take(&mut out, incoming)).await;
                 continue;
             }
             Ok(Arrived::End) => return,

@@ -16,6 +16,8 @@ use crate::engine::{Capabilities, Footprint};
 pub const INBOX_BATCHES: usize = 1024;
 /// Payload bytes that may wait for the dispatcher, in KiB: then sockets are no longer read.
 pub const INBOX_KIB: usize = 64 << 10;
+/// What an item takes beside its payload, rounded up.
+const ITEM_BYTES: usize = 400;
 /// Questions that may wait for the dispatcher.
 pub const INSPECTIONS: usize = 64;
 /// Messages that may wait for an HTTP request: `accepted` and `finished`, with room to spare.
@@ -200,6 +202,7 @@ impl Broker {
     ) -> Result<(), Gone> {
         let mut batch = Batch { items, arrived: self.inner.clock.now(), calls, permit: None };
         // A small batch weighs nothing: their number is bounded by the channel.
+        let bytes = bytes + batch.items.len() * ITEM_BYTES;
         let kib = if bytes < 4096 {
             0
         } else {

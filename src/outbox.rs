@@ -12,6 +12,8 @@ pub const OUTBOX_BYTES_MAX: usize = 4 << 20;
 /// More than this, without progress for ten seconds, and it is closed too.
 pub const OUTBOX_BYTES_STUCK: usize = 1 << 20;
 
+/// What an error takes beside its text and the rest.
+const ERROR_BYTES: usize = 256;
 /// Pongs that may wait: as many as pings are allowed in a second.
 const PONGS_MAX: usize = 100;
 
@@ -42,6 +44,8 @@ pub struct Outbox {
 #[derive(Debug, Default)]
 struct State {
     messages: Vec<Outbound>,
+    /// Tasks that were ever pushed.
+    delivered: u64,
     /// What is not written yet, also of what the writer has taken.
     bytes: usize,
     /// The same without tasks.
@@ -133,13 +137,19 @@ impl Outbox {
         for message in messages.iter() {
             let bytes = weight(&message.response);
             state.bytes += bytes;
-            if !matches!(message.response.message, ServerMessage::Task(_)) {
-                state.other_bytes += bytes;
+            match message.response.message {
+                ServerMessage::Task(_) => state.delivered += 1,
+                _ => state.other_bytes += bytes,
             }
         }
         state.messages.append(messages);
         drop(state);
         self.wake.notify_one();
+    }
+
+    /// How many tasks were ever pushed.
+    pub fn delivered(&self) -> u64 {
+        self.state().delivered
     }
 
     /// Appends one message.
@@ -276,6 +286,7 @@ pub(crate) fn weight(response: &Response) -> usize {
         }
         ServerMessage::Event(event) => event.data.bytes().len(),
         ServerMessage::RoomMessage(message) => message.payload.bytes().len(),
+        ServerMessage::Error(error) => error.message.as_str().len() + ERROR_BYTES,
         ServerMessage::Settled(settled) => settled.results.0.as_ref().map_or(0, |results| 48 * results.len()),
         _ => 0,
     }

@@ -3,17 +3,16 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use taskyard_proto::CloseCode;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::auth::{AuthError, Authority, Fetch, Identity, Standing};
+use crate::auth::{AuthError, Authority, Fetch};
 use crate::broker::Broker;
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError, EngineKind};
@@ -27,6 +26,7 @@ use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::transport::{Tls, TlsError};
 use crate::ws::Context;
+use crate::ws::caller::ending;
 
 /// How long sockets may take to say goodbye once the store is closed.
 const GOODBYE: Duration = Duration::from_secs(3);
@@ -139,22 +139,10 @@ impl Doors {
                 let now = crate::clock::wall();
                 connections.close_those(|identity| {
                     let ends = identity.expires.is_some_and(|end| end <= now);
-                    if all || ends { verdict(&authority, identity, now) } else { None }
+                    if all || ends { ending(authority.standing(identity, now)) } else { None }
                 });
             }
         });
-    }
-}
-
-/// Whether a socket must end for what has become of its token.
-fn verdict(authority: &Authority, identity: &Identity, now: SystemTime) -> Option<(CloseCode, &'static str)> {
-    match authority.standing(identity, now) {
-        Standing::Same => None,
-        Standing::Changed => {
-            Some((CloseCode::TOKEN_EXPIRED, "what the token may do has changed: connect again"))
-        }
-        Standing::Expired => Some((CloseCode::TOKEN_EXPIRED, "the token has ended: connect with a new one")),
-        Standing::Revoked => Some((CloseCode::UNAUTHORIZED, "the token was revoked, or one is needed now")),
     }
 }
 
@@ -267,6 +255,7 @@ impl Server {
             metrics: metrics.clone(),
             sockets: Arc::new(sockets),
             phase: phases,
+            denials: Arc::default(),
             tracker: tracker.clone(),
         };
         let entrance = Entrance { tls: doors.tls.clone(), proxy_protocol: config.proxy_protocol };

@@ -481,6 +481,7 @@ impl Authority {
                 Some(_) => Standing::Changed,
             },
             Source::Jwt { .. } if is_over(identity.expires) => Standing::Expired,
+            Source::Jwt { .. } if identity.limits != self.default_limits() => Standing::Changed,
             Source::Jwt { key } => {
                 let trusted = self.jwt.as_ref().and_then(Jwt::keys).is_some_and(|keys| keys.has(key));
                 if trusted { Standing::Same } else { Standing::Revoked }

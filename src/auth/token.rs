@@ -339,7 +339,9 @@ pub fn rfc3339(time: SystemTime) -> Option<String> {
 
 fn time_of(text: &str) -> Option<SystemTime> {
     let time = DateTime::parse_from_rfc3339(text).ok()?;
-    UNIX_EPOCH.checked_add(Duration::from_secs(u64::try_from(time.timestamp()).ok()?))
+    let time = UNIX_EPOCH.checked_add(Duration::from_secs(u64::try_from(time.timestamp()).ok()?))?;
+    // With its offset it may be of the year 10000, which could not be written again.
+    rfc3339(time).map(|_| time)
 }
 
 /// Reads the text of a tokens file. Errors name the token and the key; they do not show values that
@@ -616,6 +618,7 @@ mod tests {
         refused("2026-01-01T00:00:00Z", "2026-01-01", &["\"created\"", "offset"]);
         refused("2026-01-01T00:00:00Z", "\"soon\"", &["\"created\"", "RFC 3339"]);
         refused("created", "expires", &["\"created\"", "missing"]);
+        refused("2026-01-01T00:00:00Z", "\"9999-12-31T23:59:59-01:00\"", &["\"created\"", "RFC 3339"]);
         refused("created", &format!("token = \"{secret}\"\ncreated"), &["\"ci\"", "\"token\"", "unknown"]);
         refused("[[token]]\n", "[[token]]\nx = 1\n", &["\"x\"", "unknown", "sha256"]);
         refused("[[token]]\n", "[[tokens]]\n", &["\"tokens\"", "unknown"]);
@@ -638,6 +641,24 @@ mod tests {
         };
         assert!(twice("abcdefgh").unwrap_err().contains("same name"));
         assert!(twice("ci").unwrap_err().contains("same id"));
+    }
+
+    /// Found by fuzzing: the last hours of the year 9999, west of Greenwich, were read, and then ended whoever
+    /// wrote the file by a panic.
+    #[test]
+    fn a_time_that_could_not_be_written_is_not_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("tokens.toml");
+        create(&path, new("a"), at(1)).unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        let written = |time: &str| {
+            fs::write(&path, text.replace("1970-01-01T00:00:01Z", time)).unwrap();
+            create(&path, new("b"), at(1)).map(|made| made.is_some())
+        };
+        assert!(written("9999-12-31T23:59:59Z").unwrap());
+        assert!(written("9999-12-31T23:59:59+01:00").unwrap());
+        let error = written("9999-12-31T23:59:59-01:00").unwrap_err().to_string();
+        assert!(error.contains("\"created\"") && error.contains("RFC 3339"), "{error}");
     }
 
     #[test]

@@ -268,6 +268,13 @@ pub const KEYS: &[Key] = &[
     )
     .default("replace")
     .flag("worker-name-taken", "WHAT"),
+    Key::new(
+        "queues_max",
+        number(10, 1_000_000),
+        "How many queues there may be. With authentication one account makes a tenth of them at most.",
+    )
+    .default("10000")
+    .flag("queues-max", "NUMBER"),
     Key::new("connections_max", number(1, 10_000_000), "How many connections may be open at a time.")
         .default("100000")
         .flag("connections-max", "NUMBER")

@@ -55,6 +55,8 @@ pub struct Config {
     pub drain: Duration,
     /// Size of the store's segment files.
     pub segment_bytes: u64,
+    /// How many queues there may be.
+    pub queues_max: usize,
     /// Whether a worker's name that is taken replaces the session that has it.
     pub replace_worker: bool,
     /// Where the tokens are.
@@ -181,6 +183,7 @@ impl Config {
         core::Config {
             ping_ms: self.ping.as_millis() as u64,
             message_bytes: self.message_bytes as u64,
+            queues_max: self.queues_max,
             replace_worker: self.replace_worker,
             ..core::Config::default()
         }

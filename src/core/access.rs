@@ -31,6 +31,9 @@ pub struct Load {
     pub bytes: u64,
 }
 
+/// One account may make one of so many of the queues that there may be.
+const QUEUES_SHARE: usize = 10;
+
 /// How often something was refused for whose it was, since the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Refusals {
@@ -98,6 +101,23 @@ impl Shard {
         {
             return full(format!("{} bytes of tasks waiting, of at most {max}", load.bytes));
         }
+        Ok(())
+    }
+
+    /// Counts a queue that an account makes: no account may make so many that none is left for others.
+    pub(super) fn count_queue(&mut self, access: &Access) -> Result<(), Error> {
+        let most = (self.config.queues_max / QUEUES_SHARE).max(1);
+        let made = self.queues_made.entry(access.account.clone()).or_default();
+        if *made >= most {
+            self.refusals.quota += 1;
+            let text = format!(
+                "account {} has made {made} queues, the most that one account may: use those that exist, or raise \
+                 queues_max",
+                access.account
+            );
+            return Err(Error::new(ErrorCode::QueueFull, text));
+        }
+        *made += 1;
         Ok(())
     }
 
@@ -286,6 +306,19 @@ mod tests {
         assert_eq!(stage.submit(&narrow, 2, "a1"), None);
         assert_eq!(error(&stage.subscribe(1, "b")), None);
         assert_eq!(stage.shard.refusals(), Refusals { forbidden: 2, quota: 0 });
+    }
+
+    #[test]
+    fn no_account_makes_all_the_queues_there_may_be() {
+        let (greedy, other) =
+            (access("greedy", &["submit:*"], None, None), access("other", &["submit:*"], None, None));
+        let mut stage = Stage::new();
+        stage.shard.config.queues_max = 20;
+        assert_eq!(stage.submit(&greedy, 1, "q1"), None);
+        assert_eq!(stage.submit(&greedy, 2, "q2"), None);
+        assert_eq!(stage.submit(&greedy, 3, "q3"), Some(ErrorCode::QueueFull));
+        assert_eq!(stage.submit(&greedy, 4, "q2"), None, "one that exists is no new one");
+        assert_eq!(stage.submit(&other, 5, "q3"), None);
     }
 
     #[test]

@@ -324,7 +324,7 @@ impl Shard {
         let Some(session) = self.sessions.get(&session_id) else { return };
         let access = session.access.clone();
         let allowed = self.check_grant(access.as_deref(), Action::Consume, &message.queue);
-        let queue = match allowed.and_then(|()| self.use_queue(&message.queue)) {
+        let queue = match allowed.and_then(|()| self.use_queue(access.as_deref(), &message.queue)) {
             Ok(queue) => queue,
             Err(error) => return fx.answer(&origin, error),
         };

@@ -12,7 +12,7 @@ use taskyard_proto::{
     CloseCode, Done, Error, ErrorCode, Finished, QueueName, ServerMessage, TaskId, TaskState, WorkerName,
 };
 
-use super::access::{Load, Refusals};
+use super::access::{Access, Load, Refusals};
 use super::command::{Command, Origin, SessionId};
 use super::due::timer_matters;
 use super::effect::{Effects, Hop, Output};
@@ -110,6 +110,8 @@ pub struct Shard {
     pub(super) workers: HashMap<(Option<SmolStr>, WorkerName), SessionId>,
     /// What each account has waiting.
     pub(super) accounts: HashMap<SmolStr, Load>,
+    /// How many queues each account has made in this process's life.
+    pub(super) queues_made: HashMap<SmolStr, usize>,
     /// What was refused for whose it was.
     pub(super) refusals: Refusals,
     pub(super) subscriptions: Slab<Subscription>,
@@ -143,6 +145,7 @@ impl Shard {
             sessions: HashMap::default(),
             workers: HashMap::default(),
             accounts: HashMap::default(),
+            queues_made: HashMap::default(),
             refusals: Refusals::default(),
             subscriptions: Slab::new(),
             timers: Timers::default(),
@@ -336,8 +339,11 @@ impl Shard {
     }
 
     /// The queue, made by its first use.
-    pub(super) fn use_queue(&mut self, name: &QueueName) -> Result<u32, Error> {
-        if !self.queue_names.contains_key(name) && self.queues.len() >= self.config.queues_max {
+    pub(super) fn use_queue(&mut self, access: Option<&Access>, name: &QueueName) -> Result<u32, Error> {
+        if self.queue_names.contains_key(name) {
+            return Ok(self.queue_or_new(name));
+        }
+        if self.queues.len() >= self.config.queues_max {
             return Err(Error::new(
                 ErrorCode::QueueFull,
                 format!(
@@ -345,6 +351,9 @@ impl Shard {
                     self.queues.len()
                 ),
             ));
+        }
+        if let Some(access) = access {
+            self.count_queue(access)?;
         }
         Ok(self.queue_or_new(name))
     }

@@ -125,7 +125,7 @@ impl Shard {
         if let Some(access) = access {
             self.check_load(access, weight)?;
         }
-        let queue = self.use_queue(&submit.queue)?;
+        let queue = self.use_queue(access, &submit.queue)?;
         if let Some(Target::Worker { worker, if_absent: IfAbsent::Fail }) = &submit.to
             && self.queues[queue as usize].worker_subscription(worker).is_none()
         {

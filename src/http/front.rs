@@ -4,7 +4,8 @@
 //! good; its account does not ask too often. Sockets are opened here too, by the same rules.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
@@ -26,6 +27,10 @@ use crate::ws::{self, handshake};
 /// What a page of an allowed origin may send and ask, beside what any page may.
 const CORS_METHODS: HeaderValue = HeaderValue::from_static("GET, POST, PUT, DELETE");
 const CORS_HEADERS: HeaderValue = HeaderValue::from_static("authorization, content-type, idempotency-key");
+/// How much of a path a log shows: whoever is not let in must not fill the disk.
+const PATH_SHOWN: usize = 64;
+/// Lines a second that tell of those who were not let in.
+const DENIALS_PER_SECOND: u32 = 10;
 /// For how many seconds a page need not ask again.
 const CORS_SECONDS: HeaderValue = HeaderValue::from_static("600");
 
@@ -60,7 +65,16 @@ pub async fn answer(
         return body::refused(encoding, Error::new(ErrorCode::Forbidden, text));
     }
     let origin = match handshake::check_origin(request.headers(), &app.sockets.live.load(), auth_on) {
-        Ok(()) => request.headers().get(header::ORIGIN).cloned(),
+        Ok(()) => {
+            let origin = request.headers().get(header::ORIGIN).cloned();
+            if origin.as_ref().is_some_and(|origin| origin == "null") && app.denials.may_tell().is_some() {
+                tracing::warn!(
+                    "a page without an origin of its own was let in: a local file, or a sandboxed frame of any site. \
+                     Create a token to refuse such pages"
+                );
+            }
+            origin
+        }
         Err(refusal) => {
             app.metrics.refused(Refused::Origin);
             return body::refused_as(refusal.status, encoding, refusal.error);
@@ -151,7 +165,11 @@ fn token_of(request: &Request<Incoming>, app: &App, peer: IpAddr) -> Result<Opti
         Err(unreadable) => unreadable.to_string(),
     };
     let client = client_address(request.headers(), app, peer);
-    tracing::info!(%client, path = request.uri().path(), "a request was not let in: {denied}");
+    if let Some(untold) = app.denials.may_tell() {
+        let path = request.uri().path();
+        let path = path.get(..PATH_SHOWN).unwrap_or(path);
+        tracing::info!(%client, path, untold, "a request was not let in: {denied}");
+    }
     Ok(None)
 }
 
@@ -239,4 +257,31 @@ fn upgrade(mut request: Request<Incoming>, app: &App, peer: IpAddr) -> Response 
 fn shows_token(request: &Request<Incoming>, app: &App) -> bool {
     let live = app.sockets.live.load();
     !matches!(carried(request.headers(), request.uri().query(), live.allow_query_token), Ok(None))
+}
+
+/// Those who were not let in, as far as the log tells of them.
+#[derive(Debug, Default)]
+pub struct Denials(Mutex<Told>);
+
+#[derive(Debug, Default)]
+struct Told {
+    since: Option<Instant>,
+    told: u32,
+    untold: u32,
+}
+
+impl Denials {
+    /// Whether there is room for one line more in this second, and how many went without since the last.
+    fn may_tell(&self) -> Option<u32> {
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.since.is_none_or(|since| since.elapsed() > Duration::from_secs(1)) {
+            (told.since, told.told) = (Some(Instant::now()), 0);
+        }
+        told.told += 1;
+        if told.told > DENIALS_PER_SECOND {
+            told.untold += 1;
+            return None;
+        }
+        Some(std::mem::take(&mut told.untold))
+    }
 }

@@ -1,4 +1,4 @@
-//! Watches a connection's request heads for a length that is said twice.
+//! Watches a connection: its request heads for a length that is said twice, and its peer for reading.
 //!
 //! A request with both `Content-Length` and `Transfer-Encoding` ends in two different places for two
 //! readers, and what is between them is a request that only one of them sees (RFC 9112, section 6.1).
@@ -9,9 +9,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Sleep;
+
+/// How long a peer may take nothing of its answer.
+const WRITE_TIME: Duration = Duration::from_secs(30);
 
 /// A connection whose request heads are watched.
 #[derive(Debug)]
@@ -21,6 +26,8 @@ pub struct Guarded<S> {
     place: Option<OwnedSemaphorePermit>,
     scan: Scan,
     ambiguous: Arc<AtomicBool>,
+    /// Goes off once the peer has taken nothing for too long.
+    stuck: Option<Pin<Box<Sleep>>>,
 }
 
 /// Set once a request's length was said twice; whoever answers it takes it.
@@ -37,7 +44,18 @@ impl Ambiguous {
 impl<S> Guarded<S> {
     /// Over a connection that has said nothing yet.
     pub fn new(io: S, place: Option<OwnedSemaphorePermit>, ambiguous: &Ambiguous) -> Guarded<S> {
-        Guarded { io, place, scan: Scan::default(), ambiguous: ambiguous.0.clone() }
+        Guarded { io, place, scan: Scan::default(), ambiguous: ambiguous.0.clone(), stuck: None }
+    }
+
+    /// Passes on what came of a write, and gives up on a peer that takes nothing.
+    fn patient<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.stuck = None;
+            return written;
+        }
+        let stuck = self.stuck.get_or_insert_with(|| Box::pin(tokio::time::sleep(WRITE_TIME)));
+        ready!(stuck.as_mut().poll(context));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer does not read its answer")))
     }
 
     /// The connection itself, and its place.
@@ -172,15 +190,18 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(context, bytes)
+        let written = Pin::new(&mut self.io).poll_write(context, bytes);
+        self.patient(context, written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(context)
+        let flushed = Pin::new(&mut self.io).poll_flush(context);
+        self.patient(context, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(context)
+        let ended = Pin::new(&mut self.io).poll_shutdown(context);
+        self.patient(context, ended)
     }
 
     fn poll_write_vectored(
@@ -188,7 +209,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
         context: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(context, bufs)
+        let written = Pin::new(&mut self.io).poll_write_vectored(context, bufs);
+        self.patient(context, written)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -7,7 +7,7 @@
 //! * [`body`]: bodies and answers in JSON and MessagePack.
 
 pub mod body;
-mod front;
+pub mod front;
 pub mod guard;
 pub mod query;
 pub mod routes;
@@ -35,6 +35,8 @@ pub struct App {
     pub sockets: Arc<Context>,
     /// Whether the broker works, drains or stops.
     pub phase: watch::Receiver<Phase>,
+    /// Who was not let in, for the log.
+    pub denials: Arc<front::Denials>,
     /// Counts connections and sockets, for whoever waits for their end.
     pub tracker: TaskTracker,
 }

@@ -11,6 +11,7 @@ use axum::routing::{delete, get, post};
 use axum::{Extension, Router};
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Method, StatusCode, Uri};
+use taskyard_proto::message::BATCH_MAX;
 use taskyard_proto::{
     ClientMessage, Encoding, Error, ErrorCode, Payload, QueueName, ServerMessage, Submit, TaskId, TaskState,
     Watch, codec,
@@ -308,11 +309,19 @@ async fn submit_many(
             Ok(items) => items,
             Err(error) => return body::refused(encoding, error),
         },
-        Kind::Lines => bytes
-            .split(|byte| *byte == b'\n')
-            .filter(|line| !line.iter().all(u8::is_ascii_whitespace))
-            .map(|line| codec::decode_body(Encoding::Json, line, "submit", &[]))
-            .collect(),
+        Kind::Lines => {
+            let lines = || {
+                let all = bytes.split(|byte| *byte == b'\n');
+                all.filter(|line| !line.iter().all(u8::is_ascii_whitespace))
+            };
+            if lines().nth(BATCH_MAX).is_some() {
+                let text = format!(
+                    "more than {BATCH_MAX} lines: nothing was submitted, send at most so many at once"
+                );
+                return body::refused(encoding, bad_request(text));
+            }
+            lines().map(|line| codec::decode_body(Encoding::Json, line, "submit", &[])).collect()
+        }
         _ => {
             let text = "many tasks are submitted as application/json, application/msgpack (an array) or \
                         application/x-ndjson (one a line)";

@@ -94,8 +94,8 @@ pub fn repair<S: Storage>(storage: &S, options: &Options) -> Result<RepairReport
     let mut report =
         RepairReport { problems: std::mem::take(&mut examined.report.problems), ..RepairReport::default() };
     let last = names.iter().filter_map(|name| parse_segment_name(name)).max().unwrap_or(0);
-    let oldest_segment = last.max(examined.store.last_segment) + 1;
-    let mut fresh = Fresh::new(storage, options, &examined, oldest_segment);
+    let oldest_segment = last.max(examined.store.last_segment).saturating_add(1);
+    let mut fresh = Fresh::new(storage, options, &examined, oldest_segment)?;
     let survey = Survey::run(storage, &examined.store, &examined.segments, &mut |batch| {
         report.records += batch.records() as u64;
         fresh.write(batch)
@@ -483,6 +483,11 @@ impl Survey {
     }
 }
 
+/// The most that records and batches may be counted to for a repair to go on from there. No broker gets so far;
+/// who finds more in a store finds what no broker wrote.
+const NUMBER_MAX: u64 = u64::MAX / 2;
+const SEQUENCE_MAX: Sequence = Sequence::MAX / 2;
+
 /// Segments written by a repair: their records get new numbers, above all that were given before.
 struct Fresh<'a, S: Storage> {
     storage: &'a S,
@@ -503,18 +508,35 @@ struct Writing<F> {
 }
 
 impl<'a, S: Storage> Fresh<'a, S> {
-    fn new(storage: &'a S, options: &'a Options, examined: &Examined, oldest_segment: Sequence) -> Self {
+    fn new(
+        storage: &'a S,
+        options: &'a Options,
+        examined: &Examined,
+        oldest_segment: Sequence,
+    ) -> Result<Self, LogError> {
         let (next_lsn, next_batch) = above_all(storage, &examined.segments);
-        Self {
+        let next_lsn = next_lsn.max(examined.store.durable_floor.saturating_add(1));
+        if next_lsn.max(next_batch) > NUMBER_MAX || oldest_segment > SEQUENCE_MAX {
+            return Err(LogError::Corrupt {
+                file: STORE_NAME.to_owned(),
+                offset: 0,
+                lsns: None,
+                what: format!(
+                    "a repair would go on from record {next_lsn}, batch {next_batch} and segment \
+                     {oldest_segment}, which no broker gets to"
+                ),
+            });
+        }
+        Ok(Self {
             storage,
             options,
             store: examined.store,
             oldest_segment,
             next_segment: oldest_segment,
-            next_lsn: next_lsn.max(examined.store.durable_floor + 1),
+            next_lsn,
             next_batch,
             writing: None,
-        }
+        })
     }
 
     fn write(&mut self, batch: &RecordBatch) -> Result<(), LogError> {

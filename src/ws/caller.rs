@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use taskyard_proto::{ClientMessage, Error, ErrorCode};
+use taskyard_proto::{ClientMessage, CloseCode, Error, ErrorCode};
 
-use crate::auth::{ConnectionPermit, Identity, TooManyConnections};
+use crate::auth::{ConnectionPermit, Identity, Standing, TooManyConnections};
 use crate::core::Access;
+use crate::outbox::Outbox;
 
 /// What a socket may send before it is known whose it is, in bytes.
 const EARLY_BYTES: usize = 64 << 10;
@@ -19,17 +20,22 @@ pub struct Caller {
     who: Who,
     /// Messages that were refused since the minute began.
     refused: (Instant, u32),
-    /// How long to wait before reading on, for messages that were taken beyond the rate.
-    owed: Duration,
+    /// Settles that were taken.
+    settles: u64,
+    /// Where deliveries are counted.
+    outbox: Option<Arc<Outbox>>,
 }
 
 #[derive(Debug)]
 enum Who {
     /// Nobody knows yet: it may say hello, and not much else.
-    Unknown { since: Instant, bytes: usize },
+    Unknown { since: Instant, came: usize, said: usize },
     /// Known, and counted.
     Known { identity: Arc<Identity>, access: Option<Arc<Access>>, _permit: ConnectionPermit },
 }
+
+/// What may be said of one delivery whatever the rate: that it starts, lives, and ends, and some more.
+const SETTLES_PER_DELIVERY: u64 = 8;
 
 /// What becomes of a message.
 #[derive(Debug)]
@@ -46,9 +52,10 @@ impl Caller {
     /// Somebody who has not said who they are.
     pub fn unknown() -> Caller {
         Caller {
-            who: Who::Unknown { since: Instant::now(), bytes: 0 },
+            who: Who::Unknown { since: Instant::now(), came: 0, said: 0 },
             refused: (Instant::now(), 0),
-            owed: Duration::ZERO,
+            settles: 0,
+            outbox: None,
         }
     }
 
@@ -82,20 +89,26 @@ impl Caller {
         }
     }
 
-    /// Counts what came; false: it is too much from somebody who is not known.
+    /// Counts bytes that came; false: they are too many from somebody who is not known.
     pub(super) fn came(&mut self, count: usize) -> bool {
         match &mut self.who {
             Who::Known { .. } => true,
-            Who::Unknown { bytes, .. } => {
-                *bytes += count;
-                *bytes <= EARLY_BYTES
+            Who::Unknown { came, .. } => {
+                *came += count;
+                *came <= EARLY_BYTES
             }
         }
     }
 
-    /// Whether a message may be this long, whatever else has come.
-    pub(super) fn may_say(&self, bytes: usize) -> bool {
-        matches!(self.who, Who::Known { .. }) || bytes <= EARLY_BYTES
+    /// The same of messages, which may have come compressed.
+    pub(super) fn said(&mut self, count: usize) -> bool {
+        match &mut self.who {
+            Who::Known { .. } => true,
+            Who::Unknown { said, .. } => {
+                *said += count;
+                *said <= EARLY_BYTES
+            }
+        }
     }
 
     /// Until when it must have said who it is.
@@ -106,17 +119,29 @@ impl Caller {
         }
     }
 
-    /// Counts a message against the account's rate. `None` is a word that settles, or what is no message.
-    pub(super) fn admit(&mut self, message: Option<&ClientMessage>) -> Admission {
+    /// Where its deliveries are counted.
+    pub(super) fn count_deliveries_of(&mut self, outbox: Arc<Outbox>) {
+        self.outbox = Some(outbox);
+    }
+
+    /// Counts a message against the account's rate.
+    pub(super) fn admit(&mut self, kind: Kind) -> Admission {
         let Who::Known { identity, .. } = &self.who else { return Admission::Taken };
-        let Err(wait) = identity.meter.message() else { return Admission::Taken };
-        let per_s = identity.limits.messages_per_s.unwrap_or(1).max(1);
-        if !message.is_some_and(may_be_refused) {
-            // A settle that is refused would make its task run twice: it is taken, and what comes after
-            // it waits in the socket.
-            self.owed = self.owed.max(wait) + Duration::from_secs(1) / per_s;
-            return Admission::Taken;
+        match kind {
+            Kind::Settle => {
+                // Refused, a settle would make its task run twice: what deliveries call for is taken, whatever
+                // the rate, and counts against it all the same.
+                let delivered = self.outbox.as_ref().map_or(0, |outbox| outbox.delivered());
+                if self.settles < SETTLES_PER_DELIVERY * delivered {
+                    self.settles += 1;
+                    let _ = identity.meter.message();
+                    return Admission::Taken;
+                }
+            }
+            Kind::End => return Admission::Taken,
+            Kind::Other => {}
         }
+        let Err(wait) = identity.meter.message() else { return Admission::Taken };
         if self.refused.0.elapsed() > Duration::from_secs(60) {
             self.refused = (Instant::now(), 0);
         }
@@ -124,12 +149,47 @@ impl Caller {
         if self.refused.1 > REFUSED_PER_MINUTE {
             return Admission::Flood;
         }
-        Admission::Refused(too_fast(&identity.account, per_s, wait))
+        Admission::Refused(too_fast(&identity.account, identity.limits.messages_per_s.unwrap_or(1), wait))
     }
+}
 
-    /// How long to wait before reading on.
-    pub(super) fn take_owed(&mut self) -> Duration {
-        std::mem::take(&mut self.owed)
+/// What a message is to the rate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// It is about a delivery.
+    Settle,
+    /// It ends the session.
+    End,
+    /// All else, what cannot be read included.
+    Other,
+}
+
+impl Kind {
+    pub(super) fn of(message: &ClientMessage) -> Kind {
+        use ClientMessage as M;
+        match message {
+            M::Ack(_)
+            | M::Nack(_)
+            | M::Release(_)
+            | M::Cancelled(_)
+            | M::Start(_)
+            | M::Extend(_)
+            | M::Progress(_) => Kind::Settle,
+            M::Bye(_) => Kind::End,
+            _ => Kind::Other,
+        }
+    }
+}
+
+/// How a socket ends for what has become of its token.
+pub fn ending(standing: Standing) -> Option<(CloseCode, &'static str)> {
+    match standing {
+        Standing::Same => None,
+        Standing::Changed => {
+            Some((CloseCode::TOKEN_EXPIRED, "what the token may do has changed: connect again"))
+        }
+        Standing::Expired => Some((CloseCode::TOKEN_EXPIRED, "the token has ended: connect with a new one")),
+        Standing::Revoked => Some((CloseCode::UNAUTHORIZED, "the token was revoked, or one is needed now")),
     }
 }
 
@@ -139,13 +199,4 @@ pub fn too_fast(account: &str, per_s: u32, wait: Duration) -> Error {
     let mut error = Error::new(ErrorCode::RateLimited, text);
     error.retry_after_ms.0 = Some(wait.as_millis() as u64 + 1);
     error
-}
-
-/// What asks for something new; all else goes on with, or ends, what was begun.
-fn may_be_refused(message: &ClientMessage) -> bool {
-    use ClientMessage as M;
-    matches!(
-        message,
-        M::Submit(_) | M::Subscribe(_) | M::Watch(_) | M::Cancel(_) | M::Join(_) | M::Publish(_) | M::Ping(_)
-    )
 }

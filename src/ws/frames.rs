@@ -33,6 +33,23 @@ pub struct Broken {
     pub reason: &'static str,
 }
 
+/// Whoever takes what arrives.
+pub trait Take<E> {
+    /// Takes something whole.
+    fn take(&mut self, incoming: Incoming<'_>) -> Result<(), E>;
+
+    /// Whether it has enough for now: what is there besides waits.
+    fn has_enough(&self) -> bool {
+        false
+    }
+}
+
+impl<E, F: FnMut(Incoming<'_>) -> Result<(), E>> Take<E> for F {
+    fn take(&mut self, incoming: Incoming<'_>) -> Result<(), E> {
+        self(incoming)
+    }
+}
+
 /// Control frames that a peer may send in a second.
 const CONTROL_PER_SECOND: u32 = 100;
 /// Empty fragments that a message may have.
@@ -99,15 +116,29 @@ impl Assembly {
     /// error, whoever's, nobody knows where the next frame begins: nothing more may be fed.
     pub fn feed<E: From<Broken>>(
         &mut self,
-        mut bytes: &mut [u8],
+        bytes: &mut [u8],
         take: &mut impl FnMut(Incoming<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
+        self.feed_some(bytes, take).map(drop)
+    }
+
+    /// The same, until whoever takes has enough: says how many bytes were taken in. The others are as they
+    /// were, and are to be fed next.
+    pub fn feed_some<E: From<Broken>>(
+        &mut self,
+        mut bytes: &mut [u8],
+        taker: &mut impl Take<E>,
+    ) -> Result<usize, E> {
+        let all = bytes.len();
         loop {
             if self.frame.is_none() {
-                let Some(header) = self.header(&mut bytes)? else { return Ok(()) };
+                if taker.has_enough() {
+                    return Ok(all - bytes.len());
+                }
+                let Some(header) = self.header(&mut bytes)? else { return Ok(all) };
                 self.begin(header)?;
             }
-            let Some(frame) = &mut self.frame else { return Ok(()) };
+            let Some(frame) = &mut self.frame else { return Ok(all) };
             let (body, rest) = bytes.split_at_mut(frame.missing.min(bytes.len()));
             bytes = rest;
             unmask(body, frame.mask);
@@ -115,12 +146,12 @@ impl Assembly {
             frame.missing -= body.len();
             let ends = frame.missing == 0;
             if is_control(frame.opcode) {
-                self.control_body(body, ends, take)?;
+                self.control_body(body, ends, taker)?;
             } else {
-                self.data_body(body, ends, take)?;
+                self.data_body(body, ends, taker)?;
             }
             if !ends {
-                return Ok(());
+                return Ok(all);
             }
         }
     }
@@ -174,7 +205,13 @@ impl Assembly {
                 _ => {}
             }
             let so_far = self.message.as_ref().map_or(0, |message| message.bytes.len());
-            if length > (self.message_bytes - so_far) as u64 {
+            // What does not compress becomes a little longer by it: by five bytes for a stored block, of which
+            // the smallest that compressors make have 4 KiB.
+            let slack = match self.message.as_ref().map_or(rsv1, |message| message.compressed) {
+                true => self.message_bytes / 512 + 64,
+                false => 0,
+            };
+            if length > (self.message_bytes + slack).saturating_sub(so_far) as u64 {
                 return Err(too_big());
             }
         }
@@ -207,7 +244,7 @@ impl Assembly {
         &mut self,
         body: &[u8],
         ends: bool,
-        take: &mut impl FnMut(Incoming<'_>) -> Result<(), E>,
+        taker: &mut impl Take<E>,
     ) -> Result<(), E> {
         if !ends {
             self.control.extend_from_slice(body);
@@ -215,18 +252,18 @@ impl Assembly {
         }
         let Some(frame) = self.frame.take() else { return Ok(()) };
         if self.control.is_empty() {
-            return take(control(frame.opcode, body)?);
+            return taker.take(control(frame.opcode, body)?);
         }
         let mut whole = std::mem::take(&mut self.control);
         whole.extend_from_slice(body);
-        take(control(frame.opcode, &whole)?)
+        taker.take(control(frame.opcode, &whole)?)
     }
 
     fn data_body<E: From<Broken>>(
         &mut self,
         body: &[u8],
         ends: bool,
-        take: &mut impl FnMut(Incoming<'_>) -> Result<(), E>,
+        taker: &mut impl Take<E>,
     ) -> Result<(), E> {
         let Some(frame) = &self.frame else { return Ok(()) };
         let (opcode, last, compressed) = (frame.opcode, ends && frame.fin, frame.compressed);
@@ -242,7 +279,7 @@ impl Assembly {
                     if encoding == Encoding::Json && std::str::from_utf8(body).is_err() {
                         return Err(not_utf8().into());
                     }
-                    return take(Incoming::Message(encoding, body));
+                    return taker.take(Incoming::Message(encoding, body));
                 }
                 self.message.insert(Partial {
                     encoding,
@@ -260,7 +297,7 @@ impl Assembly {
         }
         let Some(message) = self.message.take() else { return Ok(()) };
         if !message.compressed {
-            return take(Incoming::Message(message.encoding, &message.bytes));
+            return taker.take(Incoming::Message(message.encoding, &message.bytes));
         }
         let whole = match deflate::inflate(&message.bytes, self.message_bytes) {
             Inflated::Whole(whole) => whole,
@@ -273,7 +310,7 @@ impl Assembly {
         if message.encoding == Encoding::Json && std::str::from_utf8(&whole).is_err() {
             return Err(not_utf8().into());
         }
-        take(Incoming::Message(message.encoding, &whole))
+        taker.take(Incoming::Message(message.encoding, &whole))
     }
 }
 

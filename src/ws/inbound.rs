@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, ReadBuf};
 
-use super::frames::{Assembly, Broken, Incoming};
+use super::frames::{Assembly, Broken, Take};
 
 /// What one read takes at most; as much is handed over to the broker at once.
 const READ_BYTES: usize = 64 << 10;
@@ -25,80 +25,59 @@ thread_local! {
 pub struct Inbound<R> {
     read: R,
     assembly: Assembly,
+    /// What has been read and not been taken on.
+    rest: Vec<u8>,
 }
 
 /// What one read gave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Arrived {
-    /// So many bytes.
+    /// So many bytes were taken on.
     Bytes(usize),
     /// The peer has ended the connection.
     End,
 }
 
 impl<R: AsyncRead + Unpin> Inbound<R> {
-    /// Over a socket whose handshake is done.
-    pub fn new(read: R, assembly: Assembly) -> Inbound<R> {
-        Inbound { read, assembly }
+    /// Over a socket whose handshake is done. `early` is what came before that was answered.
+    pub fn new(read: R, assembly: Assembly, early: &[u8]) -> Inbound<R> {
+        Inbound { read, assembly, rest: early.to_vec() }
     }
 
-    /// Takes on bytes that were read before.
-    pub fn feed<E: From<Broken>>(
-        &mut self,
-        bytes: &[u8],
-        take: &mut impl FnMut(Incoming<'_>) -> Result<(), E>,
-    ) -> Result<(), E> {
-        self.assembly.feed(&mut bytes.to_vec(), take)
-    }
-
-    /// Reads once, and gives `take` what that completes. May be dropped while it waits.
+    /// Reads once, and gives `taker` what that completes; what it has no use for yet is given to it first the
+    /// next time, and nothing is read then. May be dropped while it waits.
     pub fn poll_read<E: From<Broken>>(
         &mut self,
         context: &mut Context<'_>,
-        take: &mut impl FnMut(Incoming<'_>) -> Result<(), E>,
+        taker: &mut impl Take<E>,
     ) -> Poll<Result<Arrived, E>> {
+        if !self.rest.is_empty() {
+            let mut rest = std::mem::take(&mut self.rest);
+            let used = self.assembly.feed_some(&mut rest, taker)?;
+            if used < rest.len() {
+                rest.drain(..used);
+                self.rest = rest;
+            }
+            return Poll::Ready(Ok(Arrived::Bytes(used)));
+        }
         ARRIVED.with_borrow_mut(|arrived| {
             let mut buffer = ReadBuf::new(arrived);
             if ready!(Pin::new(&mut self.read).poll_read(context, &mut buffer)).is_err() {
                 return Poll::Ready(Ok(Arrived::End));
             }
-            if buffer.filled().is_empty() {
+            let bytes = buffer.filled_mut();
+            if bytes.is_empty() {
                 return Poll::Ready(Ok(Arrived::End));
             }
-            let count = buffer.filled().len();
-            Poll::Ready(self.assembly.feed(buffer.filled_mut(), take).map(|()| Arrived::Bytes(count)))
+            let used = self.assembly.feed_some(bytes, taker)?;
+            self.rest.extend_from_slice(&bytes[used..]);
+            Poll::Ready(Ok(Arrived::Bytes(used)))
         })
     }
 
     /// As [`Inbound::poll_read`], for whoever waits for nothing else.
-    pub async fn read<E: From<Broken>>(
-        &mut self,
-        mut take: impl FnMut(Incoming<'_>) -> Result<(), E>,
-    ) -> Result<Arrived, E> {
-        poll_fn(|context| self.poll_read(context, &mut take)).await
-    }
-
-    /// Takes nothing on for a while. What arrives, up to about one read, waits with us, so that the peer's end
-    /// is seen: gives it, and whether that was the end.
-    pub async fn pause(&mut self, time: Duration) -> (Vec<u8>, bool) {
-        let mut waits = Vec::new();
-        let read = poll_fn(|context| {
-            while waits.len() < READ_BYTES {
-                let more = ARRIVED.with_borrow_mut(|arrived| {
-                    let mut buffer = ReadBuf::new(arrived);
-                    let read: io::Result<()> =
-                        ready!(Pin::new(&mut self.read).poll_read(context, &mut buffer));
-                    waits.extend_from_slice(buffer.filled());
-                    Poll::Ready(read.is_ok() && !buffer.filled().is_empty())
-                });
-                if !ready!(more) {
-                    return Poll::Ready(());
-                }
-            }
-            Poll::Pending
-        });
-        let ended = tokio::time::timeout(time, read).await.is_ok();
-        (waits, ended)
+    pub async fn read<E: From<Broken>>(&mut self, mut taker: impl Take<E>) -> Result<Arrived, E> {
+        poll_fn(|context| self.poll_read(context, &mut taker)).await
     }
 
     /// Reads and forgets, to the peer's end or for a while: bytes left unread would turn our goodbye

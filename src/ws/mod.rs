@@ -94,7 +94,7 @@ pub async fn serve<R, W>(
     mut write: W,
     early: Bytes,
     opening: Opening,
-    caller: Caller,
+    mut caller: Caller,
     context: Arc<Context>,
 ) where
     R: AsyncRead + Unpin,
@@ -108,6 +108,7 @@ pub async fn serve<R, W>(
     let registered = Registered::new(broker, outbox.clone());
     let session = registered.session;
     let compression = opening.compression;
+    caller.count_deliveries_of(outbox.clone());
     let mut reader = reader::Reader::new(session, outbox.clone(), context.clone(), opening, caller);
     let mut reader = pin!(reader.run(read, early));
     let mut writer = pin!(writer::run(&mut write, session, &outbox, &context, compression));

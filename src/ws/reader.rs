@@ -16,12 +16,12 @@ use tokio::io::AsyncRead;
 use tokio::time::Sleep;
 
 use super::Context;
-use super::caller::{Admission, Caller};
-use super::frames::{Assembly, Broken, Incoming};
+use super::caller::{Admission, Caller, Kind, ending};
+use super::frames::{Assembly, Broken, Incoming, Take};
 use super::handshake::{Implied, Opening};
 use super::inbound::{Arrived, Inbound};
 use super::text;
-use crate::auth::{Denied, Standing};
+use crate::auth::Denied;
 use crate::broker::{Gone, Item, submit_command};
 use crate::core::{Command, Origin, SessionId};
 use crate::metrics::Refused;
@@ -29,6 +29,10 @@ use crate::outbox::{Closing, Outbox};
 
 /// Frames that are not JSON or MessagePack, or too deep, that a socket may send in a minute.
 const UNDECODABLE_PER_MINUTE: u32 = 10;
+/// So much of what came at once is handed over before the rest is looked at: a few bytes on the wire can be
+/// many messages, and compressed ones long.
+const GATHER_ITEMS: usize = 1024;
+const GATHER_BYTES: usize = 256 << 10;
 /// How long a peer may take to answer our close frame, and to end the connection.
 pub(super) const CLOSE_ANSWER: Duration = Duration::from_secs(2);
 
@@ -51,6 +55,26 @@ pub struct Reader {
     heard: Instant,
     /// When it was pinged; none: it was heard since.
     pinged: Option<Instant>,
+}
+
+impl Take<End> for Reader {
+    fn take(&mut self, incoming: Incoming<'_>) -> Result<(), End> {
+        match incoming {
+            Incoming::Message(encoding, message) => self.message(encoding, message),
+            Incoming::Ping(body) => {
+                self.outbox.pong(body);
+                Ok(())
+            }
+            Incoming::Pong => Ok(()),
+            Incoming::Close(code) => {
+                Err(End::Say(Closing { code: code.map(CloseCode), reason: String::new() }))
+            }
+        }
+    }
+
+    fn has_enough(&self) -> bool {
+        self.items.len() >= GATHER_ITEMS || self.bytes >= GATHER_BYTES
+    }
 }
 
 /// Why a socket is no longer read.
@@ -97,22 +121,15 @@ impl Reader {
     /// Reads until the socket ends. `early` is what came before the upgrade was answered.
     pub async fn run<R: AsyncRead + Unpin>(&mut self, read: R, early: Bytes) {
         let assembly = Assembly::new(self.context.settings.message_bytes, self.opening.compression.is_some());
-        let mut inbound = Inbound::new(read, assembly);
+        let mut inbound = Inbound::new(read, assembly, &early);
+        drop(early);
         if let Some(implied) = self.opening.implied.take() {
             let Implied { hello, subscribe } = *implied;
             self.wordy = true;
             self.introduce(Box::new(hello), None, subscribe);
         }
         self.note_identity();
-        let end = match inbound.feed(&early, &mut |incoming| self.incoming(incoming)) {
-            Ok(()) => {
-                // Far fewer than may come before it is known who it is.
-                self.caller.came(early.len());
-                drop(early);
-                self.read_all(&mut inbound).await
-            }
-            Err(end) => end,
-        };
+        let end = self.read_all(&mut inbound).await;
         // What came before the end counts.
         let _ = self.hand_over().await;
         if let End::Say(closing) = end {
@@ -129,8 +146,7 @@ impl Reader {
                 return End::Quiet;
             }
             let read = poll_fn(|context| {
-                if let Poll::Ready(read) = inbound.poll_read(context, &mut |incoming| self.incoming(incoming))
-                {
+                if let Poll::Ready(read) = inbound.poll_read(context, self) {
                     return Poll::Ready(Some(read));
                 }
                 alarm.as_mut().poll(context).map(|()| None)
@@ -140,9 +156,6 @@ impl Reader {
                     self.was_heard();
                     if !self.caller.came(count) {
                         return too_much();
-                    }
-                    if let Err(end) = self.pay(inbound).await {
-                        return end;
                     }
                 }
                 Some(Ok(Arrived::End)) => return End::Quiet,
@@ -155,26 +168,6 @@ impl Reader {
                         return end;
                     }
                 }
-            }
-        }
-    }
-
-    /// Waits for as long as the account owes; what came meanwhile is taken on then, and may owe more.
-    async fn pay<R: AsyncRead + Unpin>(&mut self, inbound: &mut Inbound<R>) -> Result<(), End> {
-        loop {
-            let owed = self.caller.take_owed();
-            if owed.is_zero() {
-                return Ok(());
-            }
-            let _ = self.hand_over().await;
-            // Boxed, since every socket holds room for this future, and few ever owe.
-            let (waited, ended) = Box::pin(inbound.pause(owed)).await;
-            if !waited.is_empty() {
-                self.was_heard();
-                inbound.feed(&waited, &mut |incoming| self.incoming(incoming))?;
-            }
-            if ended {
-                return Err(End::Quiet);
             }
         }
     }
@@ -228,20 +221,6 @@ impl Reader {
         Ok(())
     }
 
-    fn incoming(&mut self, incoming: Incoming<'_>) -> Result<(), End> {
-        match incoming {
-            Incoming::Message(encoding, message) => self.message(encoding, message),
-            Incoming::Ping(body) => {
-                self.outbox.pong(body);
-                Ok(())
-            }
-            Incoming::Pong => Ok(()),
-            Incoming::Close(code) => {
-                Err(End::Say(Closing { code: code.map(CloseCode), reason: String::new() }))
-            }
-        }
-    }
-
     async fn hand_over(&mut self) -> Result<(), Gone> {
         let bytes = std::mem::take(&mut self.bytes);
         self.context.broker.send(&mut self.items, bytes).await
@@ -266,11 +245,13 @@ impl Reader {
             && encoding == Encoding::Json
             && let Some(command) = text::command(self.session, message)
         {
-            self.caller.admit(None);
-            self.items.push(Item::Command(command));
+            match self.caller.admit(Kind::Settle) {
+                Admission::Taken => self.items.push(Item::Command(command)),
+                refused => self.refuse(None, refused)?,
+            }
             return Ok(());
         }
-        if !self.caller.may_say(message.len()) {
+        if !self.caller.said(message.len()) {
             return Err(too_much());
         }
         self.bytes += message.len();
@@ -302,21 +283,24 @@ impl Reader {
                 if self.caller.identity().is_some() {
                     self.imply_hello();
                 }
-                self.caller.admit(None);
-                self.relay(id, error);
-                return Ok(());
+                return match self.caller.admit(Kind::Other) {
+                    Admission::Taken => {
+                        self.relay(id, error);
+                        Ok(())
+                    }
+                    refused => self.refuse(id, refused),
+                };
             }
         };
-        match self.caller.admit(Some(&message)) {
+        // Refused, it would have no session, or another than it asked for.
+        let first = !self.introduced && matches!(message, ClientMessage::Hello(_));
+        match if first { Admission::Taken } else { self.caller.admit(Kind::of(&message)) } {
             Admission::Taken => {}
-            Admission::Refused(error) => {
-                self.context.metrics.refused(Refused::Messages);
-                self.imply_hello();
-                self.relay(id, error);
-                return Ok(());
-            }
-            Admission::Flood => {
-                return Err(say(CloseCode::RATE, "1000 messages in a minute were too many"));
+            refused => {
+                if self.caller.identity().is_some() {
+                    self.imply_hello();
+                }
+                return self.refuse(id, refused);
             }
         }
         match message {
@@ -350,6 +334,21 @@ impl Reader {
             }
         }
         Ok(())
+    }
+
+    /// Answers what is one too many, or ends a socket that does not listen.
+    fn refuse(&mut self, id: Option<RequestId>, admission: Admission) -> Result<(), End> {
+        match admission {
+            Admission::Taken => Ok(()),
+            Admission::Refused(error) => {
+                self.context.metrics.refused(Refused::Messages);
+                self.relay(id, error);
+                Ok(())
+            }
+            Admission::Flood => {
+                Err(say(CloseCode::RATE, "a thousand messages in a minute were sent beyond the rate"))
+            }
+        }
     }
 
     /// Whoever is not known yet must show a token now.
@@ -401,8 +400,9 @@ impl Reader {
         let Some(identity) = self.caller.identity() else { return };
         self.context.broker.connections().identify(self.session, identity.clone());
         // It may have ended since it was checked: from here on that is seen by whoever looks after all.
-        if self.context.authority.standing(identity, crate::clock::wall()) != Standing::Same {
-            self.outbox.close(CloseCode::TOKEN_EXPIRED, "the token has changed: connect again");
+        let standing = self.context.authority.standing(identity, crate::clock::wall());
+        if let Some((code, reason)) = ending(standing) {
+            self.outbox.close(code, reason);
         }
     }
 
