@@ -1,11 +1,13 @@
 //! The broker under measurement: a process of its own, with a directory of its own.
 
+use std::ffi::OsString;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::Failed;
+use crate::certificate::Certificate;
 
 /// A broker process. Killed when dropped, and its directory removed.
 pub(crate) struct Broker {
@@ -21,19 +23,56 @@ pub(crate) struct Usage {
     pub(crate) peak_mib: f64,
 }
 
+/// The broker's program: it is beside this one.
+fn program() -> Result<PathBuf, Failed> {
+    let program = std::env::current_exe()?.with_file_name("taskyard");
+    if !program.exists() {
+        let text = format!("{} is not there: run `cargo build --release` first", program.display());
+        return Err(text.into());
+    }
+    Ok(program)
+}
+
+fn directory(engine: &str, parent: &Path) -> PathBuf {
+    parent.join(format!("taskyard-bench-{}-{engine}", std::process::id()))
+}
+
 impl Broker {
     /// Starts `taskyard serve` beside this program, on a free port.
     pub(crate) fn start(engine: &str, parent: &Path) -> Result<Broker, Failed> {
-        let program = std::env::current_exe()?.with_file_name("taskyard");
-        if !program.exists() {
-            let text = format!("{} is not there: run `cargo build --release` first", program.display());
-            return Err(text.into());
+        Self::launch(engine, directory(engine, parent), &[])
+    }
+
+    /// Starts a broker that asks for a token, which is made before, and perhaps for TLS. It does not
+    /// ping: whoever is silent is left alone while it is measured.
+    pub(crate) fn with_token(parent: &Path, tls: Option<&Certificate>) -> Result<(Broker, String), Failed> {
+        let directory = directory("memory", parent);
+        let output = Command::new(program()?)
+            .args(["token", "create", "bench", "--allow", "submit:bench", "--allow", "consume:bench"])
+            .arg("--data-dir")
+            .arg(&directory)
+            .env_remove("TASKYARD_TOKENS_FILE")
+            .output()?;
+        if !output.status.success() {
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            return Err(format!("no token was made: {}", text.trim()).into());
         }
-        let directory = parent.join(format!("taskyard-bench-{}-{engine}", std::process::id()));
-        let mut child = Command::new(program)
+        let token = String::from_utf8(output.stdout)?.trim().to_owned();
+        let mut flags: Vec<OsString> = vec!["--ping-ms".into(), "86400000".into()];
+        if let Some(certificate) = tls {
+            flags.extend(["--tls-cert-file".into(), certificate.cert_file.clone().into()]);
+            flags.extend(["--tls-key-file".into(), certificate.key_file.clone().into()]);
+        }
+        Ok((Self::launch("memory", directory, &flags)?, token))
+    }
+
+    fn launch(engine: &str, directory: PathBuf, flags: &[OsString]) -> Result<Broker, Failed> {
+        let mut child = Command::new(program()?)
             .args(["serve", "--listen", "127.0.0.1:0", "--engine", engine, "--data-dir"])
             .arg(&directory)
+            .args(flags)
             .env_remove("TASKYARD_CONFIG")
+            .env_remove("TASKYARD_TOKENS_FILE")
             .stderr(Stdio::piped())
             .spawn()?;
         let log = BufReader::new(child.stderr.take().ok_or("the broker's log was not piped")?);
@@ -41,9 +80,10 @@ impl Broker {
         let url = loop {
             let Some(line) = lines.next() else { return Err("the broker ended before it listened".into()) };
             let line = line?;
-            if let Some((_, rest)) = line.split_once("http://") {
+            // `http://…` or `https://…`
+            if let Some((_, rest)) = line.split_once("listening on ") {
                 let end = rest.find([' ', '"']).unwrap_or(rest.len());
-                break format!("http://{}", &rest[..end]);
+                break rest[..end].to_owned();
             }
         };
         // Whatever else it says must not fill the pipe.
@@ -53,6 +93,10 @@ impl Broker {
 
     pub(crate) fn usage(&self) -> Result<Usage, Failed> {
         usage(self.child.id())
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 }
 
@@ -74,9 +118,31 @@ pub(crate) fn usage(pid: u32) -> Result<Usage, Failed> {
     // utime and stime, in ticks of 1/100 s on every Linux that Rust runs on.
     let cpu_s = (ticks(11) + ticks(12)) / 100.0;
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or("0");
-    let peak_kib: f64 = peak.split_whitespace().next().unwrap_or("0").parse()?;
-    Ok(Usage { cpu_s, peak_mib: peak_kib / 1024.0 })
+    Ok(Usage { cpu_s, peak_mib: status_kib(&status, "VmHWM:")? / 1024.0 })
+}
+
+/// What a process has in memory now, in KiB: all, and without what is of files.
+pub(crate) fn resident(pid: u32) -> Result<(f64, f64), Failed> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    Ok((status_kib(&status, "VmRSS:")?, status_kib(&status, "RssAnon:")?))
+}
+
+fn status_kib(status: &str, name: &str) -> Result<f64, Failed> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or("0");
+    Ok(line.split_whitespace().next().unwrap_or("0").parse()?)
+}
+
+/// What all cores together have done since the machine started, whoever asked for it, in seconds: work,
+/// and all the time there was.
+pub(crate) fn machine() -> Result<(f64, f64), Failed> {
+    let stat = std::fs::read_to_string("/proc/stat")?;
+    let line = stat.lines().next().unwrap_or_default();
+    // user, nice, system, idle, iowait, irq, softirq, steal; what follows is counted in the first two.
+    let ticks: Vec<f64> =
+        line.split_whitespace().skip(1).take(8).map(|field| field.parse().unwrap_or(0.0)).collect();
+    let all: f64 = ticks.iter().sum();
+    let idle: f64 = ticks.iter().skip(3).take(2).sum();
+    Ok(((all - idle) / 100.0, all / 100.0))
 }
 
 /// Waits until something answers at an address.

@@ -1,8 +1,15 @@
 //! A load generator over the real protocol. `bench/README.md` says what the figures mean.
 
+mod bare;
 mod broker;
+mod certificate;
+mod descriptors;
 mod floor;
+mod handshakes;
+mod idle;
 mod latency;
+mod peers;
+mod socket;
 mod throughput;
 
 use std::process::ExitCode;
@@ -24,6 +31,13 @@ enum Command {
     Throughput(throughput::Args),
     /// Open loop: how long from the intended submit to the worker, at a fixed rate
     Latency(latency::Args),
+    /// Memory: how many KiB an idle, authenticated socket takes, beside a bare server and Node's ws
+    Idle(idle::Args),
+    /// Upgrades a second, and the server's CPU time for them, beside a bare server
+    Handshakes(handshakes::Args),
+    /// The bare WebSocket server that idle and handshakes are compared with: upgrades and echoes
+    #[command(hide = true)]
+    BareServer,
     /// The bare server that latency is compared with: appends, syncs, forwards, nothing else
     #[command(hide = true)]
     FloorServer,
@@ -56,6 +70,9 @@ type Failed = Box<dyn std::error::Error + Send + Sync>;
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::BareServer => bare::serve(),
+        Command::Idle(args) => on_runtime(idle::run(args)),
+        Command::Handshakes(args) => on_runtime(handshakes::run(args)),
         Command::FloorServer => floor::serve(),
         Command::Throughput(args) => on_runtime(throughput::run(args)),
         Command::Latency(args) => on_runtime(latency::run(args)),
