@@ -480,6 +480,21 @@ fn every_wrong_token_gets_the_same_answer() {
     }
 }
 
+/// Whoever was not let in could fill the disk with the paths that were asked for.
+#[test]
+fn the_log_tells_little_of_those_who_are_not_let_in() {
+    let tokens = Tokens::new();
+    let mut broker = tokens.broker(&[]);
+    let path = format!("/v1/queues/{}", "x".repeat(10_000));
+    for _ in 0..200 {
+        broker.by("wrong").get(&path).is_error(401, "unauthorized");
+    }
+    broker.stop();
+    let log = broker.whole_log();
+    assert!(log.contains("was not let in"), "{log}");
+    assert!(log.len() < 64 << 10, "{} bytes", log.len());
+}
+
 #[test]
 fn every_refusal_for_want_of_a_token_is_counted() {
     let tokens = Tokens::new();

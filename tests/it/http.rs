@@ -127,6 +127,19 @@ fn a_task_can_be_waited_for_by_its_id() {
     assert_eq!((answer.status, &answer.json()["state"]), (200, &json!("done")), "{answer:?}");
 }
 
+/// A megabyte of short lines was answered by fifty megabytes of errors.
+#[test]
+fn lines_are_as_many_as_an_array_may_have_items() {
+    let broker = Broker::in_memory();
+    let send = |lines: usize| {
+        let body = "{\"queue\":\"q\"}\n".repeat(lines);
+        http::post(broker.address, "/v1/tasks", "application/x-ndjson", body.as_bytes())
+    };
+    assert_eq!(send(1024).status, 200);
+    send(1025).is_error(400, "bad_request");
+    assert_eq!(broker.count("q", "queued"), 1024);
+}
+
 #[test]
 fn many_submits_are_answered_each() {
     let broker = Broker::start();
