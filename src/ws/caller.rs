@@ -20,7 +20,7 @@ pub struct Caller {
     who: Who,
     /// Messages that were refused since the minute began.
     refused: (Instant, u32),
-    /// Settles that were taken.
+    /// Settles that were taken beyond the rate.
     settles: u64,
     /// Where deliveries are counted.
     outbox: Option<Arc<Outbox>>,
@@ -127,21 +127,19 @@ impl Caller {
     /// Counts a message against the account's rate.
     pub(super) fn admit(&mut self, kind: Kind) -> Admission {
         let Who::Known { identity, .. } = &self.who else { return Admission::Taken };
+        let Err(wait) = identity.meter.message() else { return Admission::Taken };
         match kind {
             Kind::Settle => {
-                // Refused, a settle would make its task run twice: what deliveries call for is taken, whatever
-                // the rate, and counts against it all the same.
+                // Refused, a settle would make its task run twice: what deliveries call for is taken.
                 let delivered = self.outbox.as_ref().map_or(0, |outbox| outbox.delivered());
                 if self.settles < SETTLES_PER_DELIVERY * delivered {
                     self.settles += 1;
-                    let _ = identity.meter.message();
                     return Admission::Taken;
                 }
             }
             Kind::End => return Admission::Taken,
             Kind::Other => {}
         }
-        let Err(wait) = identity.meter.message() else { return Admission::Taken };
         if self.refused.0.elapsed() > Duration::from_secs(60) {
             self.refused = (Instant::now(), 0);
         }
