@@ -45,8 +45,8 @@ impl Default for Live {
 impl Live {
     /// Whether a page of `origin` may use the broker that it calls `host`, as both headers have it.
     pub fn admits(&self, origin: &str, host: &str, auth_on: bool) -> bool {
-        // What a page from a file says, and one in a sandbox of anybody's. Without authentication it may,
-        // as any program on this machine may.
+        // What a page from a file says, and one in a sandbox of anybody's: see SECURITY.md. The protocol lets it
+        // pass on loopback, so that a first page from a file works; the first token ends that.
         if origin == "null" {
             return self.loopback && !auth_on;
         }

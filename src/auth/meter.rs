@@ -128,13 +128,6 @@ impl Meter {
             .map_err(|not_until| not_until.earliest_possible().duration_since(rate.clock.now()).into())
     }
 
-    /// Counts one message, waiting until there may be one. Dropped meanwhile, it has counted none.
-    pub async fn next_message(&self) {
-        while let Err(wait) = self.message() {
-            tokio::time::sleep(wait).await;
-        }
-    }
-
     /// Sets how many messages a second there may be, if that is not what is set.
     pub(super) fn set_rate(&self, per_s: Option<u32>) {
         // Limits are 1 or more. Should one be 0 all the same, it must not mean that there is none.
@@ -256,7 +249,9 @@ mod tests {
 
         let began = Instant::now();
         for _ in 0..50 {
-            meter.next_message().await;
+            while let Err(wait) = meter.message() {
+                tokio::time::advance(wait).await;
+            }
         }
         let took = began.elapsed();
         assert!(took > Duration::from_millis(4_900) && took < Duration::from_millis(5_200), "{took:?}");

@@ -93,23 +93,6 @@ impl TrustedProxies {
         }
         client
     }
-
-    /// Whether a trusted proxy says that the client reached it over HTTPS. Of several values the last
-    /// counts: it is the nearest proxy's, and those before it may be the client's own.
-    pub fn forwarded_proto_is_https<V: AsRef<[u8]>>(
-        &self,
-        peer: IpAddr,
-        x_forwarded_proto: impl DoubleEndedIterator<Item = V>,
-    ) -> bool {
-        if !self.contains(peer) {
-            return false;
-        }
-        let mut headers = x_forwarded_proto;
-        headers.next_back().is_some_and(|header| {
-            let last = header.as_ref().rsplit(|byte| *byte == b',').next().unwrap_or_default();
-            last.trim_ascii().eq_ignore_ascii_case(b"https")
-        })
-    }
 }
 
 /// A network of mapped IPv4 addresses is the IPv4 network.
@@ -235,17 +218,5 @@ mod tests {
         assert_eq!(client("10.0.0.1", &[&long(FORWARDED_ENTRIES_MAX)]), "10.0.0.2");
         let many = vec!["10.0.0.2"; 10_000];
         assert_eq!(client("10.0.0.1", &many), "10.0.0.2");
-    }
-
-    #[test]
-    fn the_scheme_is_what_the_nearest_trusted_proxy_says() {
-        let https = |peer: &str, headers: &[&str]| {
-            trusted().forwarded_proto_is_https(peer.parse().unwrap(), headers.iter())
-        };
-        assert!(https("10.0.0.1", &["https"]) && https("10.0.0.1", &["http, HTTPS "]));
-        assert!(https("10.0.0.1", &["http", "https"]));
-        assert!(!https("10.0.0.1", &[]) && !https("10.0.0.1", &["http"]) && !https("10.0.0.1", &["wss"]));
-        assert!(!https("203.0.113.5", &["https"]), "anybody can write that");
-        assert!(!https("10.0.0.1", &["https, http"]), "the client wrote the first");
     }
 }
