@@ -4,12 +4,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use taskyard_proto::{ClientMessage, Error, ErrorCode, Response, ServerMessage, Submit, TaskId};
+use taskyard_proto::{
+    ClientMessage, Error, ErrorCode, GroupName, Publish, QueueName, Response, ServerMessage, Submit, Task,
+    TaskId, WorkerName,
+};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::clock::Clock;
 use crate::connections::Connections;
-use crate::core::{Access, CallId, Command, Origin, SessionId, Shard, Time};
+use crate::core::view::{Cursor, TaskView};
+use crate::core::{
+    Access, CallId, Command, Manage, Origin, Pull, Report, SessionId, Shard, TaskFilter, Time,
+};
 use crate::engine::{Capabilities, Footprint};
 
 /// Batches that may wait for the dispatcher; each holds what one socket sent at once.
@@ -22,6 +28,8 @@ const ITEM_BYTES: usize = 400;
 pub const INSPECTIONS: usize = 64;
 /// Messages that may wait for an HTTP request: `accepted` and `finished`, with room to spare.
 const CALL_MESSAGES: usize = 4;
+/// Events that may wait for an HTTP request that follows a task; one that falls further behind begins anew.
+const FOLLOW_MESSAGES: usize = 256;
 
 /// One input for the dispatcher.
 #[derive(Debug)]
@@ -36,9 +44,27 @@ pub enum Item {
 #[derive(Debug)]
 pub struct Waiting {
     /// Where its answers go.
-    pub answers: mpsc::Sender<ServerMessage>,
-    /// Whether `accepted` is not the last of them.
-    pub for_the_end: bool,
+    pub answers: mpsc::Sender<Reply>,
+    /// Which of them is the last.
+    pub until: Until,
+}
+
+/// An answer to an HTTP request.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Reply {
+    /// A message of the protocol.
+    Message(ServerMessage),
+    /// What came of something that has none.
+    Report(Report),
+}
+
+/// Which answer is the last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Until {
+    /// The first.
+    First,
+    /// The end of a task, or an error.
+    End,
 }
 
 /// What one socket or request hands over at once.
@@ -105,15 +131,56 @@ impl Gone {
 /// An HTTP request's wait for answers.
 pub struct Call {
     id: CallId,
-    answers: mpsc::Receiver<ServerMessage>,
+    answers: mpsc::Receiver<Reply>,
     /// Dropped before the end of this task, it says so: a client that goes must leave nothing behind.
     watched: Option<(Broker, TaskId)>,
+    /// Dropped before a pull is answered, it says so.
+    pulling: Option<Broker>,
+}
+
+/// What a pull is for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Wanted {
+    /// From where.
+    pub queue: QueueName,
+    /// How many at most, from 1.
+    pub credit: u32,
+    /// Who works; made up if absent.
+    pub worker: Option<WorkerName>,
+    /// The groups that the worker is in.
+    pub groups: Vec<GroupName>,
+}
+
+/// The name of a worker that gave none.
+pub fn made_up_name(session: SessionId) -> WorkerName {
+    WorkerName::parse(&format!("worker-{:x}", session.0)).expect("letters, digits and a hyphen are a name")
 }
 
 impl Call {
     /// The next answer.
     pub async fn answer(&mut self) -> Result<ServerMessage, Gone> {
-        self.answers.recv().await.ok_or(Gone)
+        match self.answers.recv().await.ok_or(Gone)? {
+            Reply::Message(message) => Ok(message),
+            Reply::Report(Report::Refused(error)) => Ok(error.into()),
+            Reply::Report(report) => {
+                tracing::error!(?report, "an answer that does not answer the request");
+                let text = "the broker gave an answer that does not fit: report this";
+                Ok(Error::new(ErrorCode::Internal, text).into())
+            }
+        }
+    }
+
+    /// What came of something that has no answer among the protocol's messages.
+    pub async fn report(&mut self) -> Result<Report, Gone> {
+        match self.answers.recv().await.ok_or(Gone)? {
+            Reply::Report(report) => Ok(report),
+            Reply::Message(ServerMessage::Error(error)) => Ok(Report::Refused(error)),
+            Reply::Message(message) => {
+                tracing::error!(kind = message.type_text(), "an answer that does not answer the request");
+                let text = "the broker gave an answer that does not fit: report this";
+                Ok(Report::Refused(Error::new(ErrorCode::Internal, text)))
+            }
+        }
     }
 
     /// The end of a task, or an error, if it comes in time.
@@ -136,8 +203,13 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        let Some((broker, task)) = self.watched.take() else { return };
-        let mut items = vec![Item::Command(Command::HangUp { call: self.id, task })];
+        let call = self.id;
+        let (broker, command) = match (self.watched.take(), self.pulling.take()) {
+            (Some((broker, task)), _) => (broker, Command::HangUp { call, task }),
+            (None, Some(broker)) => (broker, Command::PullOver { call }),
+            (None, None) => return,
+        };
+        let mut items = vec![Item::Command(command)];
         // Outside of the runtime the process is ending, and so is everything that waits.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
@@ -230,10 +302,121 @@ impl Broker {
         .await
     }
 
-    fn new_call(&self, for_the_end: bool) -> ((CallId, Waiting), Call) {
+    fn new_call(&self, until: Until, messages: usize) -> ((CallId, Waiting), Call) {
         let id = CallId(self.inner.next_call.fetch_add(1, Ordering::Relaxed));
-        let (answers, receiver) = mpsc::channel(CALL_MESSAGES);
-        ((id, Waiting { answers, for_the_end }), Call { id, answers: receiver, watched: None })
+        let (answers, receiver) = mpsc::channel(messages);
+        ((id, Waiting { answers, until }), Call { id, answers: receiver, watched: None, pulling: None })
+    }
+
+    /// Hands one command over for an HTTP request, which waits for one answer.
+    async fn command(&self, bytes: usize, command: impl FnOnce(CallId) -> Command) -> Result<Call, Gone> {
+        let (wait, call) = self.new_call(Until::First, CALL_MESSAGES);
+        let items = vec![Item::Command(command(wait.0))];
+        self.hand_over(items, bytes, vec![wait]).await?;
+        Ok(call)
+    }
+
+    /// Does what an operator asks for. The answer comes when it is durable.
+    pub async fn manage(&self, manage: Manage, access: Option<Arc<Access>>) -> Result<Report, Gone> {
+        let bytes = match &manage {
+            Manage::PutSchedule { submit, .. } => submit.payload.bytes().len(),
+            _ => 0,
+        };
+        self.command(bytes, |call| Command::Manage { call, access, manage }).await?.report().await
+    }
+
+    /// Says something in a room. What a room hears is not stored: the answer comes at once.
+    pub async fn publish(&self, publish: Publish, from: WorkerName) -> Result<ServerMessage, Gone> {
+        let bytes = publish.payload.bytes().len();
+        let publish = Box::new(publish);
+        self.command(bytes, |call| Command::Publish { call, from, publish }).await?.answer().await
+    }
+
+    /// Says something of a lease that a pull brought: `settled`, `ok` or an error comes back.
+    pub async fn settle(
+        &self,
+        message: ClientMessage,
+        access: Option<Arc<Access>>,
+    ) -> Result<ServerMessage, Gone> {
+        self.command(0, |call| Command::Settle { call, access, message }).await?.answer().await
+    }
+
+    /// Follows a task: `event` after `event`, the last word is `finished` or an error. A follower that falls too
+    /// far behind is let go of ([`Gone`]) and can begin again where it was.
+    pub async fn follow(&self, task: TaskId, from_seq: u64) -> Result<Call, Gone> {
+        let (wait, mut call) = self.new_call(Until::End, FOLLOW_MESSAGES);
+        call.watched = Some((self.clone(), task));
+        let items = vec![Item::Command(Command::Follow { call: wait.0, task, from_seq })];
+        self.hand_over(items, 0, vec![wait]).await?;
+        Ok(call)
+    }
+
+    /// Takes tasks from a queue, as far as there are any: waits for the first until `limit` is over. Their leases
+    /// are settled with [`Broker::settle`]. A worker without a name gets one.
+    pub async fn pull(
+        &self,
+        wanted: Wanted,
+        access: Option<Arc<Access>>,
+        limit: Duration,
+    ) -> Result<Result<Vec<Task>, Error>, Gone> {
+        let session = self.inner.connections.number();
+        let worker = wanted.worker.unwrap_or_else(|| made_up_name(session));
+        let (wait, mut call) = self.new_call(Until::First, CALL_MESSAGES);
+        let pull = Box::new(Pull {
+            call: wait.0,
+            session,
+            access,
+            queue: wanted.queue,
+            credit: wanted.credit,
+            worker,
+            groups: wanted.groups,
+        });
+        call.pulling = Some(self.clone());
+        self.hand_over(vec![Item::Command(Command::Pull(pull))], 0, vec![wait]).await?;
+        let report = match tokio::time::timeout(limit, call.report()).await {
+            Ok(report) => report?,
+            Err(_) => {
+                // It is answered exactly once: a task may have come at the last moment.
+                self.send(&mut vec![Item::Command(Command::PullOver { call: call.id })], 0).await?;
+                call.report().await?
+            }
+        };
+        call.pulling = None;
+        Ok(match report {
+            Report::Pulled(tasks) => Ok(tasks),
+            Report::Refused(error) => Err(error),
+            _ => Err(Error::new(
+                ErrorCode::Internal,
+                "the broker gave an answer that does not fit: report this",
+            )),
+        })
+    }
+
+    /// A queue's tasks that a filter lets through, finished ones that are kept included, in order of their ids, which
+    /// is that of their making; at most `limit` of those behind `after`. None: there is no such queue.
+    ///
+    /// Looks at the state in slices, so that a long queue does not hold up those who work.
+    pub async fn list_tasks(
+        &self,
+        queue: QueueName,
+        filter: TaskFilter,
+        after: Option<TaskId>,
+        limit: usize,
+    ) -> Result<Option<Vec<TaskView>>, Gone> {
+        let (filter, mut found, mut cursor) = (Arc::new(filter), Vec::new(), Cursor::default());
+        loop {
+            let (queue, filter, from) = (queue.clone(), filter.clone(), cursor);
+            let look = move |seen: Seen<'_>| seen.shard.scan(&queue, &filter, after, limit, from, seen.now);
+            let Some((mut some, next)) = self.inspect(look).await? else { return Ok(None) };
+            found.append(&mut some);
+            found.sort_by_key(|view: &TaskView| view.task);
+            found.dedup_by_key(|view| view.task);
+            found.truncate(limit);
+            match next {
+                Some(next) => cursor = next,
+                None => return Ok(Some(found)),
+            }
+        }
     }
 
     /// Submits for an HTTP request: `accepted` or an error is the first answer, and with `watch`
@@ -260,7 +443,8 @@ impl Broker {
             let watch = submit.as_ref().is_ok_and(|submit| submit.watch);
             calls.push(submit.and_then(|submit| submit_command(submit, access.clone(), self.clock())).map(
                 |(task, command)| {
-                    let (wait, mut call) = self.new_call(watch);
+                    let (wait, mut call) =
+                        self.new_call(if watch { Until::End } else { Until::First }, CALL_MESSAGES);
                     call.watched = watch.then(|| (self.clone(), task));
                     items.push(Item::Command(command(Origin::Call(wait.0))));
                     waits.push(wait);
@@ -275,7 +459,7 @@ impl Broker {
     /// Says something else for an HTTP request.
     pub async fn ask(&self, message: impl Into<ClientMessage>) -> Result<Call, Gone> {
         let message = message.into();
-        let (wait, call) = self.new_call(true);
+        let (wait, call) = self.new_call(Until::End, CALL_MESSAGES);
         let items = vec![Item::Command(Command::Message { origin: Origin::Call(wait.0), message })];
         self.hand_over(items, 0, vec![wait]).await?;
         Ok(call)

@@ -30,9 +30,14 @@ pub struct Connections {
 impl Connections {
     /// Adds a socket under a session number that was never given before.
     pub fn register(&self, outbox: Arc<Outbox>) -> SessionId {
-        let id = SessionId(self.next.fetch_add(1, Ordering::Relaxed) + 1);
+        let id = self.number();
         self.map.insert(id, Connection { outbox, identity: None });
         id
+    }
+
+    /// A session number that was never given before.
+    pub fn number(&self) -> SessionId {
+        SessionId(self.next.fetch_add(1, Ordering::Relaxed) + 1)
     }
 
     /// Notes whose a socket is.

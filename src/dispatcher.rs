@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use taskyard_proto::{CloseCode, Response, ServerMessage};
 use tokio::sync::{mpsc, watch};
 
-use crate::broker::{Batch, Deliver, Inspection, Item, Seen, Waiting};
+use crate::broker::{Batch, Deliver, Inspection, Item, Reply, Seen, Until, Waiting};
 use crate::clock::Clock;
 use crate::connections::Connections;
 use crate::core::{CallId, Command, Effects, Output, SessionId, Shard, Time};
@@ -285,10 +285,17 @@ impl<E: Engine> Dispatcher<E> {
     fn sort_outputs(&mut self) {
         for output in self.fx.outputs.drain(..) {
             match output {
-                Output::Send { session, reference, on_write, message } => {
+                Output::Send { session, reference, on_write, barrier: _, message } => {
                     self.mail.add(session, Outbound { response: Response { reference, message }, on_write });
                 }
-                Output::Answer { call, message } => answer(&mut self.calls, call, message),
+                Output::Answer { call, message } => answer(&mut self.calls, call, Reply::Message(message)),
+                Output::Report { call, report } => answer(&mut self.calls, call, Reply::Report(report)),
+                Output::Publish { members, message } => {
+                    for session in members {
+                        let response = Response { reference: None, message: message.clone().into() };
+                        self.mail.add(session, Outbound { response, on_write: None });
+                    }
+                }
                 Output::Close { session, code, reason } => {
                     // After what was said to it before.
                     self.mail.deliver(&self.connections);
@@ -346,10 +353,14 @@ enum Wake {
     Phase(Phase),
 }
 
-fn answer(calls: &mut HashMap<CallId, Waiting>, call: CallId, message: ServerMessage) {
+fn answer(calls: &mut HashMap<CallId, Waiting>, call: CallId, reply: Reply) {
     let Some(waiting) = calls.get(&call) else { return };
-    let more = waiting.for_the_end && matches!(message, ServerMessage::Accepted(_));
-    let gone = waiting.answers.try_send(message).is_err();
+    let more = match waiting.until {
+        Until::First => false,
+        Until::End => matches!(reply, Reply::Message(ServerMessage::Accepted(_) | ServerMessage::Event(_))),
+    };
+    // One that reads too slowly to keep up loses its place: it can ask again for what it missed.
+    let gone = waiting.answers.try_send(reply).is_err();
     if gone || !more {
         calls.remove(&call);
     }

@@ -203,7 +203,9 @@ mod tests {
                 hello: Box::new(hello),
                 reference: None,
                 made_up_name: WorkerName::parse("made-up").unwrap(),
+                resume_key: 0,
                 subscribe: None,
+                join: None,
             })
         }
 

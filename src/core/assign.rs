@@ -162,6 +162,7 @@ impl Shard {
             session: session_id,
             reference: None,
             on_write: auto.then_some(lease),
+            barrier: false,
             message: taskyard_proto::Task {
                 task: spec.id,
                 lease: (!auto).then_some(lease),

@@ -2,9 +2,13 @@
 
 use std::sync::Arc;
 
-use taskyard_proto::{ClientMessage, Hello, RequestId, Submit, Subscribe, TaskId, WorkerName};
+use taskyard_proto::{
+    ClientMessage, GroupName, Hello, Publish, QueueName, RequestId, RoomName, Submit, Subscribe, TaskId,
+    WorkerName,
+};
 
 use super::access::Access;
+use super::manage::Manage;
 use super::time::Time;
 
 /// A logical connection: a number that is never used twice by one process.
@@ -26,6 +30,25 @@ pub enum Origin {
     Call(CallId),
 }
 
+/// An HTTP request's wish for tasks.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pull {
+    /// The request.
+    pub call: CallId,
+    /// The session that will hold the leases, made up for it.
+    pub session: SessionId,
+    /// Whose permissions count; none: authentication is off.
+    pub access: Option<Arc<Access>>,
+    /// From where.
+    pub queue: QueueName,
+    /// How many at most.
+    pub credit: u32,
+    /// Who asks; a made-up name if nobody said.
+    pub worker: WorkerName,
+    /// The groups that it is in.
+    pub groups: Vec<GroupName>,
+}
+
 /// One input. Identifiers and times that need a clock or randomness were made at the door.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Command {
@@ -41,8 +64,12 @@ pub enum Command {
         reference: Option<RequestId>,
         /// The name it gets if it gave none.
         made_up_name: WorkerName,
+        /// What a new resume token says, drawn at the door.
+        resume_key: u128,
         /// The subscription that its URL asks for.
         subscribe: Option<Subscribe>,
+        /// The room that its URL asks for.
+        join: Option<RoomName>,
     },
     /// A session's socket ended, and no `bye` came.
     End {
@@ -87,6 +114,49 @@ pub enum Command {
         call: CallId,
         /// What it waited for.
         task: TaskId,
+    },
+    /// An operator asks for something.
+    Manage {
+        /// Who asks, and hears a [`super::manage::Report`].
+        call: CallId,
+        /// Whose permissions count; none: authentication is off.
+        access: Option<Arc<Access>>,
+        /// What.
+        manage: Manage,
+    },
+    /// An HTTP request asks for tasks to work on; it hears one [`super::manage::Report::Pulled`].
+    Pull(Box<Pull>),
+    /// A pull has waited long enough: it is answered with what there is, which may be nothing.
+    PullOver {
+        /// The request.
+        call: CallId,
+    },
+    /// An HTTP request wants a task's events until its end.
+    Follow {
+        /// The request.
+        call: CallId,
+        /// The task.
+        task: TaskId,
+        /// Only events with a greater number.
+        from_seq: u64,
+    },
+    /// An HTTP request says something in a room.
+    Publish {
+        /// The request.
+        call: CallId,
+        /// Who says it.
+        from: WorkerName,
+        /// What.
+        publish: Box<Publish>,
+    },
+    /// An HTTP request says something of a lease that a pull brought.
+    Settle {
+        /// The request.
+        call: CallId,
+        /// Whose permissions count; none: authentication is off.
+        access: Option<Arc<Access>>,
+        /// `ack`, `nack`, `release`, `extend`, `progress`, `start` or `cancelled`, of one lease.
+        message: ClientMessage,
     },
     /// The store holds all operations up to this one, whatever becomes of this process.
     Stored {

@@ -1,8 +1,9 @@
 //! What the state machine wants done.
 
-use taskyard_proto::{CloseCode, LeaseId, RequestId, ServerMessage};
+use taskyard_proto::{CloseCode, LeaseId, RequestId, RoomMessage, ServerMessage};
 
 use super::command::{CallId, Origin, SessionId};
+use super::manage::Report;
 use super::record::StoreOp;
 
 /// One thing to tell somebody.
@@ -16,6 +17,9 @@ pub enum Output {
         reference: Option<RequestId>,
         /// The lease to acknowledge once this is written to the socket (mode auto).
         on_write: Option<LeaseId>,
+        /// Whether no delivery that was sent before may follow this: an answer to `credit`, `unsubscribe` or
+        /// `drain`.
+        barrier: bool,
         /// What.
         message: ServerMessage,
     },
@@ -25,6 +29,20 @@ pub enum Output {
         call: CallId,
         /// What.
         message: ServerMessage,
+    },
+    /// What came of something that has no answer among the protocol's messages.
+    Report {
+        /// To whom.
+        call: CallId,
+        /// What.
+        report: Report,
+    },
+    /// A message for all in a room; one message, however many they are.
+    Publish {
+        /// To whom, in order of joining.
+        members: Vec<SessionId>,
+        /// What.
+        message: RoomMessage,
     },
     /// The end of a session's socket.
     Close {
@@ -74,7 +92,13 @@ impl Effects {
     }
 
     pub(super) fn send(&mut self, session: SessionId, message: impl Into<ServerMessage>) {
-        self.outputs.push(Output::Send { session, reference: None, on_write: None, message: message.into() });
+        self.outputs.push(Output::Send {
+            session,
+            reference: None,
+            on_write: None,
+            barrier: false,
+            message: message.into(),
+        });
     }
 
     /// Answers whoever asked; a session that gave no `id` hears only errors.
@@ -89,9 +113,21 @@ impl Effects {
                         session: *session,
                         reference: reference.clone(),
                         on_write: None,
+                        barrier: false,
                         message,
                     });
                 }
+            }
+        }
+    }
+
+    /// Answers as [`Effects::answer`] does; no delivery that went out before comes behind it.
+    pub(super) fn answer_barrier(&mut self, origin: &Origin, message: impl Into<ServerMessage>) {
+        let before = self.outputs.len();
+        self.answer(origin, message);
+        for output in &mut self.outputs[before..] {
+            if let Output::Send { barrier, .. } = output {
+                *barrier = true;
             }
         }
     }

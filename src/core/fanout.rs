@@ -74,6 +74,7 @@ impl Shard {
             history: task.first.history().to_vec(),
             event_seq: task.event_seq,
             totals: [0; 3],
+            dedup: spec.keys.as_ref().and_then(|keys| keys.dedup.clone()),
             fanout,
         };
         let watchers = std::mem::take(&mut task.watchers);
@@ -303,6 +304,8 @@ mod tests {
         for session in 1..=WORKERS {
             let open = Command::Open {
                 access: None,
+                resume_key: 0,
+                join: None,
                 session: SessionId(session),
                 hello: Box::new(Hello::empty()),
                 reference: None,

@@ -3,7 +3,7 @@
 use taskyard_proto::{ErrorText, Finished, TaskId};
 
 use super::effect::Effects;
-use super::record::{FinishRecord, QueueRecord, StoreOp};
+use super::record::{FinishRecord, StoreOp};
 use super::shard::{Place, Shard};
 use super::timers::Timer;
 
@@ -58,8 +58,8 @@ impl Shard {
         found.kept_first += 1;
         if found.kept.is_empty() {
             // The last record that knows the queue's counts goes: they need one of their own.
-            let record = QueueRecord { queue: found.name.clone(), totals: found.totals() };
-            self.store(StoreOp::Queue(record), fx);
+            let record = found.record();
+            self.store(StoreOp::Queue(Box::new(record)), fx);
         }
         self.kept_bytes -= kept.weight();
         self.ids.remove(&kept.0.task);

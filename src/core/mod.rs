@@ -10,6 +10,7 @@
 //! * [`record`]: what must survive; the same operations that are stored are replayed at a start.
 //! * [`grants`] and [`access`]: who may do what, and how much of whose may wait.
 //! * `queue`, `ready`, `ring`: where tasks wait, and whose turn it is.
+//! * [`manage`], [`settings`], [`schedule`]: what operators ask for; `rooms`: who hears what is said.
 //! * `task`, `session`, `retry`, `timers`: the nouns and their small rules.
 
 pub mod access;
@@ -20,14 +21,18 @@ pub mod effect;
 mod fanout;
 pub mod grants;
 mod kept;
+pub mod manage;
 pub mod queue;
 mod ready;
 pub mod record;
 mod restore;
 mod retry;
 mod ring;
+mod rooms;
+pub mod schedule;
 mod session;
 mod sessions;
+pub mod settings;
 mod settle;
 pub mod shard;
 mod submit;
@@ -37,9 +42,10 @@ mod timers;
 pub mod view;
 
 pub use access::{Access, Load, Refusals};
-pub use command::{CallId, Command, Origin, SessionId};
+pub use command::{CallId, Command, Origin, Pull, SessionId};
 pub use effect::{Effects, Hop, Output};
 pub use grants::{Action, Grants, Rule, RuleError};
+pub use manage::{Manage, Report, TaskFilter, Which};
 pub use record::{Amendment, FinishRecord, StoreOp, TaskSpec};
 pub use restore::Replay;
 pub use retry::RetryPolicy;

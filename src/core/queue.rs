@@ -7,9 +7,10 @@ use taskyard_proto::{GroupName, QueueName, TaskState, WorkerName};
 
 use super::kept::Kept;
 use super::ready::{Entry, ReadyList};
-use super::record::Totals;
+use super::record::{QueueRecord, Totals};
 use super::ring::Ring;
 use super::session::SubscriptionKey;
+use super::settings::{Pause, Settings};
 use super::shard::HashMap;
 use super::task::{ShareState, Task};
 use super::time::Time;
@@ -59,6 +60,10 @@ const ENDED: [TaskState; 3] = [TaskState::Done, TaskState::Cancelled, TaskState:
 #[derive(Debug)]
 pub(super) struct Queue {
     pub(super) name: QueueName,
+    /// Somebody declared it.
+    pub(super) declared: bool,
+    pub(super) settings: Settings,
+    pub(super) pause: Option<Pause>,
     /// Tasks to any worker.
     pub(super) any: Lane,
     /// Tasks to one of a group.
@@ -108,6 +113,9 @@ impl Queue {
     pub(super) fn new(name: QueueName) -> Queue {
         Queue {
             name,
+            declared: false,
+            settings: Settings::default(),
+            pause: None,
             any: Lane::default(),
             groups: BTreeMap::new(),
             workers: Slab::new(),
@@ -119,6 +127,17 @@ impl Queue {
             kept: VecDeque::new(),
             kept_first: 0,
             kept_timer: false,
+        }
+    }
+
+    /// What must be known of it beside its tasks.
+    pub(super) fn record(&self) -> QueueRecord {
+        QueueRecord {
+            queue: self.name.clone(),
+            totals: self.totals(),
+            declared: self.declared,
+            settings: self.settings.clone(),
+            pause: self.pause.clone(),
         }
     }
 

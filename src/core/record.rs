@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use smol_str::SmolStr;
 use taskyard_proto::message::{Complete, Target};
-use taskyard_proto::{ErrorText, Headers, Payload, QueueName, TaskId, TaskState, WorkerName};
+use taskyard_proto::{Assign, ErrorText, Headers, Key, Payload, QueueName, TaskId, TaskState, WorkerName};
 
 use super::retry::RetryPolicy;
+pub use super::schedule::{ScheduleName, ScheduleRecord};
+pub use super::settings::{QueueRecord, Totals};
 use super::time::Time;
 
 /// One operation on the store. Replaying a store's operations in order rebuilds the state; an
@@ -19,22 +21,46 @@ pub enum StoreOp {
     Amend(TaskId, Amendment),
     /// A task ended, and is kept to be looked up. Replaces what is known of its id.
     Finish(FinishRecord),
-    /// Nothing needs to be known of a task any longer.
+    /// Nothing needs to be known of a finished task any longer.
     Forget(TaskId),
+    /// A task that has not finished is taken away: a dead letter that nobody wants.
+    Delete(TaskId),
     /// What is known of a queue beside its tasks. Replaces what was known.
-    Queue(QueueRecord),
+    Queue(Box<QueueRecord>),
+    /// A task is no longer kept, but its `dedup_id` is still remembered. Replaces what is known of its id.
+    Dedup(DedupRecord),
+    /// A schedule. Replaces what was known of its name.
+    Schedule(Box<ScheduleRecord>),
+    /// There is no such schedule any longer.
+    Unschedule(ScheduleName),
+    /// A session that may be resumed. Replaces what was known of its key.
+    Session(Box<SessionRecord>),
+    /// The session with this key cannot be resumed any longer.
+    Unsession(u128),
 }
 
-/// How many tasks of a queue ended done, cancelled and expired since it was made.
-pub type Totals = [u64; 3];
-
-/// A queue, so that its counts outlive the tasks that were counted.
+/// A `dedup_id` that is remembered beyond its task.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct QueueRecord {
-    /// Its name.
+pub struct DedupRecord {
+    /// The task.
+    pub task: TaskId,
+    /// Its queue.
     pub queue: QueueName,
-    /// Its counts when this was written.
-    pub totals: Totals,
+    /// The id that its producer gave.
+    pub dedup: Key,
+    /// When the task was accepted: the window begins then.
+    pub accepted: Time,
+}
+
+/// A session that may be resumed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionRecord {
+    /// What its token says: drawn at the door.
+    pub key: u128,
+    /// The worker's name.
+    pub worker: WorkerName,
+    /// Whose it is; none: authentication was off.
+    pub account: Option<SmolStr>,
 }
 
 /// A task as it was accepted; it does not change.
@@ -70,10 +96,27 @@ pub struct TaskSpec {
     pub recipients: Vec<WorkerName>,
     /// The account that submitted it; none: authentication was off.
     pub account: Option<SmolStr>,
+    /// What most tasks do without.
+    pub keys: Option<Box<Keys>>,
     /// The producer's headers.
     pub headers: Headers,
     /// What the worker gets.
     pub payload: Payload,
+}
+
+/// What a task is ordered, spread and told apart by.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Keys {
+    /// How a worker is chosen; none: as the queue says.
+    pub assign: Option<Assign>,
+    /// What `sticky` hashes.
+    pub sticky: Option<Key>,
+    /// Tasks of one key run one at a time, in order.
+    pub order: Option<Key>,
+    /// Keys take turns.
+    pub fair: Option<Key>,
+    /// Tells a submit that is sent again from a new one.
+    pub dedup: Option<Key>,
 }
 
 /// Why an attempt came to nothing.
@@ -169,6 +212,30 @@ pub enum Amendment {
         /// Which recipient.
         recipient: u32,
     },
+    /// It was handed to a session that may be resumed, also by the next process.
+    Leased {
+        /// Which recipient.
+        recipient: u32,
+        /// The lease's number.
+        number: u64,
+        /// The slot that the lease names.
+        slot: u32,
+        /// The session's key.
+        session: u128,
+        /// When the ack timeout ends.
+        deadline: Time,
+        /// Whether its loss before `start` is free.
+        explicit_start: bool,
+    },
+    /// Such a lease ended, and nothing was charged.
+    Returned {
+        /// Which recipient.
+        recipient: u32,
+    },
+    /// Somebody cancelled the task: it may finish, but not run again.
+    Cancelling,
+    /// A dead letter gets new attempts.
+    Redriven,
 }
 
 /// A task that has ended, as far as it is kept.
@@ -200,6 +267,8 @@ pub struct FinishRecord {
     pub event_seq: u64,
     /// The queue's counts, this task included.
     pub totals: Totals,
+    /// Its `dedup_id`, which is remembered for its window.
+    pub dedup: Option<Key>,
     /// What became of the recipients of a task to all.
     pub fanout: Option<FanoutRecord>,
 }

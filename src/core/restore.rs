@@ -46,7 +46,13 @@ impl Replay {
                 let queue = self.shard.queue_or_new(&record.queue);
                 self.shard.queues[queue as usize].raise_totals(record.totals);
             }
-            StoreOp::Forget(id) => {
+            // Of what is remembered beside tasks and queues.
+            StoreOp::Dedup(_)
+            | StoreOp::Schedule(_)
+            | StoreOp::Unschedule(_)
+            | StoreOp::Session(_)
+            | StoreOp::Unsession(_) => {}
+            StoreOp::Forget(id) | StoreOp::Delete(id) => {
                 self.drop_task(id);
                 self.finished.remove(&id);
             }
@@ -68,7 +74,10 @@ impl Replay {
             Amendment::Failed { recipient, .. }
             | Amendment::Deferred { recipient, .. }
             | Amendment::Acked { recipient, .. }
+            | Amendment::Leased { recipient, .. }
+            | Amendment::Returned { recipient }
             | Amendment::Delivered { recipient } => *recipient,
+            Amendment::Cancelling | Amendment::Redriven => return,
         };
         let task = &mut self.shard.tasks[key as usize];
         // Events are counted from 1; those of the process before went with their watchers.
@@ -97,7 +106,11 @@ impl Replay {
                 }
                 Some(ShareState::Over(TaskState::Done))
             }
-            Amendment::Delivered { .. } => None,
+            Amendment::Delivered { .. }
+            | Amendment::Leased { .. }
+            | Amendment::Returned { .. }
+            | Amendment::Cancelling
+            | Amendment::Redriven => None,
         };
         if let Some(fanout) = &mut task.fanout {
             fanout.delivered += u64::from(first_delivery);

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use smallvec::SmallVec;
-use taskyard_proto::{GroupName, Headers, LeaseId, Mode, TaskId, WorkerName};
+use taskyard_proto::{GroupName, Headers, LeaseId, Mode, RoomName, TaskId, WorkerName};
 
 use super::access::Access;
 use super::time::Time;
@@ -59,6 +59,8 @@ pub(super) struct Session {
     /// Submits that wait for their answer.
     pub(super) unconfirmed: u32,
     pub(super) watching: BTreeSet<TaskId>,
+    /// The rooms it is in, and its places there.
+    pub(super) rooms: Vec<(RoomName, u64)>,
     /// It said `drain`, or an operator did.
     pub(super) draining: bool,
     /// A lease of its ran out and nothing was heard since.
@@ -79,6 +81,7 @@ impl Session {
             settled: VecDeque::new(),
             unconfirmed: 0,
             watching: BTreeSet::new(),
+            rooms: Vec::new(),
             draining: false,
             silent: false,
         }

@@ -49,6 +49,7 @@ impl Shard {
                     session: id,
                     reference,
                     on_write: None,
+                    barrier: false,
                     message: error.into(),
                 });
                 fx.outputs.push(Output::Close {
@@ -86,7 +87,13 @@ impl Shard {
                 unconfirmed: UNCONFIRMED_MAX,
             },
         };
-        fx.outputs.push(Output::Send { session: id, reference, on_write: None, message: welcome.into() });
+        fx.outputs.push(Output::Send {
+            session: id,
+            reference,
+            on_write: None,
+            barrier: false,
+            message: welcome.into(),
+        });
     }
 
     /// Ends a session: its tasks go on at once. `clean` (after `bye`) they return free of charge.
@@ -102,6 +109,7 @@ impl Shard {
         for task in watching {
             self.unwatch(task, Watcher::Session(id));
         }
+        self.leave_all(id);
         held.sort_unstable_by_key(|(task, recipient)| (self.tasks[*task as usize].spec.seq, *recipient));
         for (task, recipient) in held {
             self.unlease(task, recipient, fx);
@@ -256,7 +264,7 @@ impl Shard {
                         self.refresh(key);
                     }
                 }
-                fx.answer(&origin, Done::PLAIN);
+                fx.answer_barrier(&origin, Done::PLAIN);
             }
             (ClientMessage::Bye(_), Some(session)) => {
                 self.end(session, true, fx);
@@ -276,6 +284,12 @@ impl Shard {
                     session.watching.remove(&m.task);
                 }
                 fx.answer(&origin, Done::PLAIN);
+            }
+            (ClientMessage::Join(m), Some(session)) => self.join(origin, session, m.room, fx),
+            (ClientMessage::Leave(m), Some(session)) => self.leave(origin, session, &m.room, fx),
+            (ClientMessage::Publish(m), Some(session)) => {
+                let from = self.sessions[&session].worker.clone();
+                self.publish(origin, m, from, fx);
             }
             (ClientMessage::Ping(_), Some(_)) => fx.answer(&origin, taskyard_proto::Pong {}),
             (ClientMessage::Hello(_), Some(_)) => {
@@ -396,7 +410,7 @@ impl Shard {
             return fx.answer(&origin, error.field("queue"));
         };
         let feed = change(self, key, fx);
-        fx.answer(&origin, Done::PLAIN);
+        fx.answer_barrier(&origin, Done::PLAIN);
         if let Some(key) = feed {
             self.feed(key, fx);
         }

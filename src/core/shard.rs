@@ -16,8 +16,10 @@ use super::access::{Access, Load, Refusals};
 use super::command::{Command, Origin, SessionId};
 use super::due::timer_matters;
 use super::effect::{Effects, Hop, Output};
+use super::manage::Report;
 use super::queue::{LaneKey, Queue};
 use super::record::StoreOp;
+use super::rooms::Rooms;
 use super::session::{Session, Subscription};
 use super::task::{ShareState, Task, Watcher};
 use super::time::Time;
@@ -128,6 +130,7 @@ pub struct Shard {
     /// What all tasks together weigh.
     pub(super) weight: u64,
     pub(super) kept_bytes: u64,
+    pub(super) rooms: Rooms,
     pub(super) draining: bool,
     pub(super) storage_full: bool,
 }
@@ -158,6 +161,7 @@ impl Shard {
             leases_out: 0,
             weight: 0,
             kept_bytes: 0,
+            rooms: Rooms::default(),
             draining: false,
             storage_full: false,
         }
@@ -168,10 +172,22 @@ impl Shard {
     pub fn apply(&mut self, now: Time, command: Command, fx: &mut Effects) {
         self.now = self.now.max(now);
         match command {
-            Command::Open { session, access, hello, reference, made_up_name, subscribe } => {
+            Command::Open {
+                session,
+                access,
+                hello,
+                reference,
+                made_up_name,
+                resume_key: _,
+                subscribe,
+                join,
+            } => {
                 self.open(session, access, *hello, reference, made_up_name, fx);
                 if let Some(subscribe) = subscribe {
                     self.subscribe(Origin::Implied(session), session, subscribe, fx);
+                }
+                if let Some(room) = join {
+                    self.join(Origin::Implied(session), session, room, fx);
                 }
             }
             Command::End { session } => self.end(session, false, fx),
@@ -182,6 +198,17 @@ impl Shard {
             Command::Message { origin, message } => self.message(origin, message, fx),
             Command::SettleOldest { session, ack } => self.settle_oldest(session, ack, fx),
             Command::HangUp { call, task } => self.unwatch(task, Watcher::Call(call)),
+            Command::Publish { call, from, publish } => self.publish(Origin::Call(call), *publish, from, fx),
+            Command::Manage { call, .. }
+            | Command::PullOver { call }
+            | Command::Follow { call, .. }
+            | Command::Settle { call, .. } => {
+                let error = Error::new(ErrorCode::BadRequest, "not served by this version of the broker");
+                fx.outputs.push(Output::Report { call, report: Report::Refused(error) });
+            }
+            Command::Pull(pull) => {
+                fx.outputs.push(Output::Report { call: pull.call, report: Report::Pulled(Vec::new()) });
+            }
             Command::Stored { through } => self.stored(through, fx),
             Command::StorageFull(full) => self.storage_full = full,
             Command::Drain { grace_ms } => self.drain_all(grace_ms, fx),

@@ -174,6 +174,7 @@ impl Shard {
             target,
             headers: submit.headers,
             account: admitted.account,
+            keys: None,
             payload: submit.payload,
         });
         let key = self.insert(spec.clone(), queue);

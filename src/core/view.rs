@@ -1,9 +1,12 @@
 //! What can be seen from outside: plain copies, for HTTP, the command line and metrics.
 
-use taskyard_proto::{ErrorText, Payload, QueueName, TaskId, TaskState, WorkerName};
+use taskyard_proto::{ErrorText, GroupName, Payload, QueueName, TaskId, TaskState, WorkerName};
 
+use super::manage::TaskFilter;
 use super::queue::{Queue, Tally};
 use super::record::FailedAttempt;
+use super::schedule::{ScheduleName, ScheduleRecord};
+use super::settings::{Pause, Settings};
 use super::shard::{Place, Shard};
 use super::task::{Share, ShareState};
 use super::time::Time;
@@ -43,6 +46,14 @@ pub struct QueueView {
     pub unsettled: u64,
     /// Credit that is not in use.
     pub credit_free: u64,
+    /// Whether somebody declared it.
+    pub declared: bool,
+    /// What was said of it.
+    pub settings: Settings,
+    /// Whether it delivers.
+    pub pause: Option<Pause>,
+    /// For how long it is paused yet; none: not paused, or until somebody ends it.
+    pub paused_ms: Option<u64>,
 }
 
 /// One connected worker.
@@ -62,7 +73,154 @@ pub struct WorkerView {
     pub subscriptions: Vec<(QueueName, u64, u64)>,
 }
 
+/// Where a look at a queue's tasks goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Cursor {
+    /// The next slot of the tasks that live.
+    live: usize,
+    /// The next of those that are kept.
+    kept: usize,
+}
+
+/// So many slots are looked at in one go, in a few milliseconds at most.
+const SCAN_SLOTS: usize = 20_000;
+
+/// Why a task is not with a worker.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Explanation {
+    /// The task.
+    pub task: TaskId,
+    /// Its state.
+    pub state: TaskState,
+    /// All that holds it up, most telling first; empty: nothing does.
+    pub reasons: Vec<Reason>,
+}
+
+/// One thing that holds a task up.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Reason {
+    /// Nobody is subscribed to its queue.
+    NoWorker,
+    /// All who may take it hold as much as they asked for.
+    NoCredit {
+        /// How many workers.
+        busy: u64,
+    },
+    /// The worker it is for is not subscribed.
+    WorkerAbsent {
+        /// Its name.
+        worker: WorkerName,
+    },
+    /// Nobody of the group it is for is subscribed.
+    GroupEmpty {
+        /// The group.
+        group: GroupName,
+    },
+    /// The queue is paused.
+    Paused {
+        /// For how long yet; none: until somebody ends it.
+        in_ms: Option<u64>,
+        /// Who paused it.
+        by: Option<String>,
+        /// Why.
+        reason: Option<String>,
+    },
+    /// Another task of its order key goes first.
+    OrderBlocked {
+        /// That task.
+        by: TaskId,
+    },
+    /// The queue gives out no more than so many a second.
+    RateLimited {
+        /// When the next one may go.
+        in_ms: u64,
+    },
+    /// An attempt failed, and it waits.
+    Backoff {
+        /// For how long yet.
+        in_ms: u64,
+    },
+    /// Its time has not come.
+    Scheduled {
+        /// For how long yet.
+        in_ms: u64,
+    },
+    /// As many of the queue's tasks are with workers as may be.
+    QueueLimit {
+        /// How many that is.
+        max_leased: u64,
+    },
+    /// Its last worker gave it back a moment ago, and nobody else is free.
+    Released {
+        /// When that worker may get it again.
+        in_ms: u64,
+    },
+    /// The disk does not hold it yet.
+    NotDurable,
+    /// The broker shuts down.
+    Draining,
+}
+
 impl Shard {
+    /// A part of the tasks of a queue that a filter lets through: the first `limit` by id of those behind `after`,
+    /// among the tasks that this part looks at; and where the next part begins. None: there is no such queue.
+    pub fn scan(
+        &self,
+        queue: &QueueName,
+        filter: &TaskFilter,
+        after: Option<TaskId>,
+        limit: usize,
+        from: Cursor,
+        now: Time,
+    ) -> Option<(Vec<TaskView>, Option<Cursor>)> {
+        let key = *self.queue_names.get(queue)?;
+        let mut ids = Vec::new();
+        let wanted = |id: TaskId| after.is_none_or(|after| id > after);
+        let slots = from.live..(from.live + SCAN_SLOTS).min(self.tasks.capacity());
+        for slot in slots.clone() {
+            if let Some(task) = self.tasks.get(slot).filter(|task| task.queue == key && wanted(task.spec.id))
+                && matches!(self.ids.get(&task.spec.id), Some(Place::Live(at)) if *at as usize == slot)
+                && filter.lets_through(task, now)
+            {
+                ids.push(task.spec.id);
+            }
+        }
+        let mut next = Cursor { live: slots.end, kept: from.kept };
+        let mut more = slots.end < self.tasks.capacity();
+        if !more {
+            let kept = &self.queues[key as usize].kept;
+            let part = from.kept..(from.kept + SCAN_SLOTS).min(kept.len());
+            ids.extend(
+                part.clone()
+                    .map(|at| &*kept[at].0)
+                    .filter(|record| wanted(record.task) && filter.lets_through_kept(record, now))
+                    .map(|record| record.task),
+            );
+            next.kept = part.end;
+            more = part.end < kept.len();
+        }
+        ids.sort_unstable();
+        ids.truncate(limit);
+        let views = ids.into_iter().filter_map(|id| self.task_view(id, now)).collect();
+        Some((views, more.then_some(next)))
+    }
+
+    /// Why a task is not with a worker. None: there is no such task.
+    pub fn explain(&self, id: TaskId, now: Time) -> Option<Explanation> {
+        let view = self.task_view(id, now)?;
+        Some(Explanation { task: id, state: view.state, reasons: Vec::new() })
+    }
+
+    /// All schedules, by name.
+    pub fn schedules(&self) -> Vec<ScheduleRecord> {
+        Vec::new()
+    }
+
+    /// One schedule.
+    pub fn schedule(&self, _name: &ScheduleName) -> Option<ScheduleRecord> {
+        None
+    }
+
     /// The task with this id, if it lives or is kept.
     pub fn task_view(&self, id: TaskId, now: Time) -> Option<TaskView> {
         let Place::Live(key) = self.ids.get(&id)? else {
@@ -142,6 +300,10 @@ impl Shard {
             oldest_ms: oldest.map(|accepted| now.ms_since(accepted)),
             rates: queue.rates.per_second(now),
             workers: queue.subscribers.len() as u64,
+            declared: queue.declared,
+            settings: queue.settings.clone(),
+            pause: queue.pause.clone(),
+            paused_ms: queue.pause.as_ref().and_then(|pause| Some(pause.until?.ms_since(now))),
             unsettled: subscriptions().map(|s| u64::from(s.unsettled)).sum(),
             credit_free: subscriptions().map(|s| u64::from(s.credit.saturating_sub(s.unsettled))).sum(),
         }

@@ -14,6 +14,7 @@
 mod embedded;
 mod memory;
 pub mod records;
+mod rows;
 
 use std::fmt;
 use std::future::Future;

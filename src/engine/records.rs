@@ -17,7 +17,10 @@ use taskyard_proto::{
     TaskState, WorkerName,
 };
 
-use crate::core::record::{FailedAttempt, Failure, FanoutRecord, QueueRecord, Totals};
+use super::rows::{
+    DedupRow, KeysRow, QueueRow, ScheduleRow, SessionRow, UnscheduleRow, UnsessionRow, joined, split,
+};
+use crate::core::record::{FailedAttempt, Failure, FanoutRecord, ScheduleName, Totals};
 use crate::core::{Amendment, FinishRecord, RetryPolicy, StoreOp, TaskSpec, Time};
 use crate::log::{Key, RecordBatch, RecordKind};
 
@@ -28,6 +31,16 @@ const DEFERRED: u8 = 4;
 const ACKED: u8 = 5;
 const DELIVERED: u8 = 6;
 const QUEUE: u8 = 7;
+const DEDUP: u8 = 8;
+const SCHEDULE: u8 = 9;
+const UNSCHEDULE: u8 = 10;
+const SESSION: u8 = 11;
+const UNSESSION: u8 = 12;
+const DELETE: u8 = 13;
+const LEASED: u8 = 14;
+const RETURNED: u8 = 15;
+const CANCELLING: u8 = 16;
+const REDRIVEN: u8 = 17;
 
 /// A body whose checksum is right and that still cannot be read: of a newer version, or not ours.
 #[derive(Debug)]
@@ -48,7 +61,8 @@ impl std::fmt::Display for Unreadable {
     }
 }
 
-/// Appends an operation to a batch of the log. `Forget` writes nothing: it is the key to let go of.
+/// Appends an operation to a batch of the log. Gives the key that need not be kept from here on: `Forget` writes
+/// nothing, and what ends something is itself of use only as long as what it ends is still in the log.
 pub fn encode(op: &StoreOp, batch: &mut RecordBatch) -> Option<Key> {
     let mut push = |kind: RecordKind, key: Key, number: u8, row: &dyn Row| {
         batch.push_with(kind, key, |body| {
@@ -61,6 +75,27 @@ pub fn encode(op: &StoreOp, batch: &mut RecordBatch) -> Option<Key> {
         StoreOp::Finish(record) => push(RecordKind::Put, record.task.0, FINISH, &FinishRow::of(record)),
         StoreOp::Queue(record) => {
             push(RecordKind::Put, queue_key(&record.queue), QUEUE, &QueueRow::of(record))
+        }
+        StoreOp::Dedup(record) => push(RecordKind::Put, record.task.0, DEDUP, &DedupRow::of(record)),
+        StoreOp::Schedule(record) => {
+            push(RecordKind::Put, schedule_key(&record.name), SCHEDULE, &ScheduleRow::of(record))
+        }
+        StoreOp::Unschedule(name) => {
+            let key = schedule_key(name);
+            push(RecordKind::Put, key, UNSCHEDULE, &UnscheduleRow { name: name.to_string() });
+            return Some(key);
+        }
+        StoreOp::Session(record) => {
+            push(RecordKind::Put, session_key(record.key), SESSION, &SessionRow::of(record))
+        }
+        StoreOp::Unsession(session) => {
+            let key = session_key(*session);
+            push(RecordKind::Put, key, UNSESSION, &UnsessionRow { key: split(*session) });
+            return Some(key);
+        }
+        StoreOp::Delete(task) => {
+            push(RecordKind::Put, task.0, DELETE, &EmptyRow());
+            return Some(task.0);
         }
         StoreOp::Forget(task) => return Some(task.0),
         StoreOp::Amend(task, amendment) => {
@@ -81,6 +116,20 @@ pub fn encode(op: &StoreOp, batch: &mut RecordBatch) -> Option<Key> {
                     (ACKED, &AckedRow { recipient: *recipient, result: PayloadRow::of(result) })
                 }
                 Amendment::Delivered { recipient } => (DELIVERED, &DeliveredRow { recipient: *recipient }),
+                Amendment::Leased { recipient, number, slot, session, deadline, explicit_start } => (
+                    LEASED,
+                    &LeasedRow {
+                        recipient: *recipient,
+                        number: *number,
+                        slot: *slot,
+                        session: split(*session),
+                        deadline: deadline.0,
+                        explicit_start: *explicit_start,
+                    },
+                ),
+                Amendment::Returned { recipient } => (RETURNED, &DeliveredRow { recipient: *recipient }),
+                Amendment::Cancelling => (CANCELLING, &EmptyRow()),
+                Amendment::Redriven => (REDRIVEN, &EmptyRow()),
             };
             push(RecordKind::Amend, task.0, number, row);
         }
@@ -98,9 +147,32 @@ pub fn decode(key: Key, body: &[u8]) -> Result<StoreOp, Unreadable> {
         Ok(match number {
             ACCEPT => StoreOp::Accept(Arc::new(parse::<AcceptRow>(row)?.into_spec(task)?)),
             FINISH => StoreOp::Finish(parse::<FinishRow>(row)?.into_record(task)?),
-            QUEUE => {
-                let row: QueueRow = parse(row)?;
-                StoreOp::Queue(QueueRecord { queue: name(&row.queue, QueueName::parse)?, totals: row.totals })
+            QUEUE => StoreOp::Queue(Box::new(parse::<QueueRow>(row)?.into_record()?)),
+            DEDUP => StoreOp::Dedup(parse::<DedupRow>(row)?.into_record(task)?),
+            SCHEDULE => StoreOp::Schedule(Box::new(parse::<ScheduleRow>(row)?.into_record()?)),
+            UNSCHEDULE => StoreOp::Unschedule(ScheduleName::parse(&parse::<UnscheduleRow>(row)?.name)?),
+            SESSION => StoreOp::Session(Box::new(parse::<SessionRow>(row)?.into_record()?)),
+            UNSESSION => StoreOp::Unsession(joined(parse::<UnsessionRow>(row)?.key)),
+            DELETE => StoreOp::Delete(task),
+            CANCELLING => StoreOp::Amend(task, Amendment::Cancelling),
+            REDRIVEN => StoreOp::Amend(task, Amendment::Redriven),
+            RETURNED => {
+                let row: DeliveredRow = parse(row)?;
+                StoreOp::Amend(task, Amendment::Returned { recipient: row.recipient })
+            }
+            LEASED => {
+                let row: LeasedRow = parse(row)?;
+                StoreOp::Amend(
+                    task,
+                    Amendment::Leased {
+                        recipient: row.recipient,
+                        number: row.number,
+                        slot: row.slot,
+                        session: joined(row.session),
+                        deadline: Time(row.deadline),
+                        explicit_start: row.explicit_start,
+                    },
+                )
             }
             FAILED => {
                 let row: FailedRow = parse(row)?;
@@ -133,10 +205,25 @@ pub fn decode(key: Key, body: &[u8]) -> Result<StoreOp, Unreadable> {
     read().map_err(|what| Unreadable { number, what })
 }
 
-/// The log's key of a queue: a hash of its name, marked as a UUID of version 8, which no task's id is.
+/// The log's key of a queue: a hash of its name.
 fn queue_key(queue: &QueueName) -> Key {
+    hash_key(queue.as_str().as_bytes())
+}
+
+/// The log's key of a schedule: a hash of its name, with a word in front that no queue's name begins with.
+fn schedule_key(schedule: &ScheduleName) -> Key {
+    hash_key(format!("schedule {schedule}").as_bytes())
+}
+
+/// The log's key of a session: a hash of its own.
+fn session_key(session: u128) -> Key {
+    hash_key(format!("session {session:032x}").as_bytes())
+}
+
+/// A hash, marked as a UUID of version 8, which no task's id is.
+fn hash_key(of: &[u8]) -> Key {
     use sha2::Digest as _;
-    let digest = sha2::Sha256::digest(queue.as_str().as_bytes());
+    let digest = sha2::Sha256::digest(of);
     let hash = u128::from_be_bytes(digest[..16].try_into().expect("a digest has 32 bytes"));
     hash & !(0xf << 76) | (0x8 << 76)
 }
@@ -145,8 +232,15 @@ fn parse<'a, T: Deserialize<'a>>(row: &'a [u8]) -> Result<T, String> {
     rmp_serde::from_slice(row).map_err(|error| error.to_string())
 }
 
-fn name<T, E: ToString>(text: &str, parse: impl FnOnce(&str) -> Result<T, E>) -> Result<T, String> {
+pub(super) fn name<T, E: ToString>(
+    text: &str,
+    parse: impl FnOnce(&str) -> Result<T, E>,
+) -> Result<T, String> {
     parse(text).map_err(|error| error.to_string())
+}
+
+pub(super) fn parsed_key(text: &str) -> Result<taskyard_proto::Key, String> {
+    taskyard_proto::Key::parse(text).ok_or_else(|| "a key has no length of 1 to 256 bytes".into())
 }
 
 trait Row {
@@ -205,6 +299,8 @@ struct OptionsRow {
     headers: Vec<(String, String)>,
     #[serde(default)]
     account: Option<String>,
+    #[serde(default)]
+    keys: Option<Box<KeysRow>>,
 }
 
 #[derive(Serialize, Deserialize, PartialEq)]
@@ -244,6 +340,7 @@ impl OptionsRow {
             recipients: spec.recipients.iter().map(ToString::to_string).collect(),
             headers: spec.headers.iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
             account: spec.account.as_ref().map(ToString::to_string),
+            keys: spec.keys.as_ref().map(|keys| Box::new(KeysRow::of(keys))),
         }
     }
 
@@ -261,6 +358,7 @@ impl OptionsRow {
             && spec.complete == Complete::All
             && spec.headers.is_empty()
             && spec.account.is_none()
+            && spec.keys.is_none()
     }
 }
 
@@ -277,6 +375,7 @@ const PLAIN: OptionsRow = OptionsRow {
     recipients: Vec::new(),
     headers: Vec::new(),
     account: None,
+    keys: None,
 };
 
 impl<'a> AcceptRow<PayloadRef<'a>> {
@@ -331,6 +430,7 @@ impl AcceptRow {
                 .map(|text| name(text, WorkerName::parse))
                 .collect::<Result<_, _>>()?,
             account: options.account.map(SmolStr::from),
+            keys: options.keys.map(|row| row.into_keys().map(Box::new)).transpose()?,
             headers: Headers::from_pairs(options.headers.iter().map(|(k, v)| (&**k, &**v)))?,
             payload: self.payload.into_payload()?,
         })
@@ -391,16 +491,18 @@ struct DeliveredRow {
 }
 
 #[derive(Serialize, Deserialize)]
-struct QueueRow {
-    queue: String,
-    totals: Totals,
+struct LeasedRow {
+    recipient: u32,
+    number: u64,
+    slot: u32,
+    session: (u64, u64),
+    deadline: u64,
+    explicit_start: bool,
 }
 
-impl QueueRow {
-    fn of(record: &QueueRecord) -> QueueRow {
-        QueueRow { queue: record.queue.to_string(), totals: record.totals }
-    }
-}
+/// What has no fields.
+#[derive(Serialize, Deserialize)]
+struct EmptyRow();
 
 #[derive(Serialize, Deserialize)]
 struct FinishRow {
@@ -417,6 +519,8 @@ struct FinishRow {
     error: Option<String>,
     history: Vec<AttemptRow>,
     fanout: Option<Box<FanoutRow>>,
+    #[serde(default)]
+    dedup: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -455,6 +559,7 @@ impl FinishRow {
             result: (!record.result.is_null()).then(|| PayloadRow::of(&record.result)),
             error: record.error.as_ref().map(|error| error.as_str().to_owned()),
             history: record.history.iter().map(AttemptRow::of).collect(),
+            dedup: record.dedup.as_ref().map(|key| key.as_str().to_owned()),
             fanout: record.fanout.as_ref().map(|fanout| {
                 Box::new(FanoutRow {
                     delivered: fanout.delivered,
@@ -508,6 +613,7 @@ impl FinishRow {
             history: self.history.into_iter().map(AttemptRow::into_attempt).collect::<Result<_, _>>()?,
             event_seq: self.event_seq,
             totals: self.totals,
+            dedup: self.dedup.map(|text| parsed_key(&text)).transpose()?,
             fanout: self.fanout.map(|row| fanout(*row)).transpose()?,
         })
     }

@@ -435,7 +435,16 @@ impl Reader {
             WorkerName::parse(&format!("w-{:08x}{:08x}", self.session.0, rand::random::<u32>()))
                 .expect("hexadecimal digits behind a letter are a name");
         let access = self.caller.access();
-        let open = Command::Open { session: self.session, access, hello, reference, made_up_name, subscribe };
+        let open = Command::Open {
+            session: self.session,
+            access,
+            hello,
+            reference,
+            made_up_name,
+            resume_key: rand::random(),
+            subscribe,
+            join: None,
+        };
         self.items.push(Item::Command(open));
     }
 }

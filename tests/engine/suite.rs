@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use taskyard::core::record::{FailedAttempt, Failure, QueueRecord};
+use taskyard::core::settings::{Pause, Settings};
 use taskyard::core::{Amendment, FinishRecord, RetryPolicy, StoreOp, TaskSpec, Time};
 use taskyard::engine::{Engine, Event};
 use taskyard_proto::{
@@ -42,6 +43,7 @@ fn accept_with(number: u64, payload: Payload) -> StoreOp {
         complete: Complete::All,
         recipients: Vec::new(),
         account: number.is_multiple_of(2).then(|| "ci".into()),
+        keys: None,
         headers: Headers::from_pairs([("trace", "a1")]).unwrap(),
         payload,
     }))
@@ -76,6 +78,7 @@ fn finish(number: u64) -> StoreOp {
         history: Vec::new(),
         event_seq: 3,
         totals: [number, 0, 0],
+        dedup: None,
         fanout: None,
     })
 }
@@ -106,7 +109,13 @@ fn task_of(op: &StoreOp) -> Option<TaskId> {
         StoreOp::Accept(spec) => Some(spec.id),
         StoreOp::Amend(task, _) | StoreOp::Forget(task) => Some(*task),
         StoreOp::Finish(record) => Some(record.task),
-        StoreOp::Queue(_) => None,
+        StoreOp::Delete(task) => Some(*task),
+        StoreOp::Dedup(record) => Some(record.task),
+        StoreOp::Queue(_)
+        | StoreOp::Schedule(_)
+        | StoreOp::Unschedule(_)
+        | StoreOp::Session(_)
+        | StoreOp::Unsession(_) => None,
     }
 }
 
@@ -181,7 +190,13 @@ pub async fn a_replay_gives_back_each_task_s_operations_in_order<R: Rig>(rig: R)
     let (mut engine, ..) = rig.open();
     let durable = engine.capabilities().durable;
     let mut told = 0;
-    let record = QueueRecord { queue: queue(), totals: [1, 2, 3] };
+    let record = Box::new(QueueRecord {
+        queue: queue(),
+        totals: [1, 2, 3],
+        declared: true,
+        settings: Settings { max_leased: Some(7), rate_per_s: Some(0.5), ..Settings::default() },
+        pause: Some(Pause { by: Some("ops".into()), reason: None, until: Some(Time(5)) }),
+    });
     store(&mut engine, &mut told, vec![StoreOp::Queue(record.clone())]).await;
     store(&mut engine, &mut told, (1..=30).map(accept).collect()).await;
     for attempt in 1..=3 {

@@ -150,6 +150,14 @@ impl Stage {
                     }
                 }
                 Output::Answer { message, .. } => self.tell("call", &message),
+                Output::Report { report, .. } => self.heard.push(format!("call: {report:?}")),
+                Output::Publish { members, message } => {
+                    for name in
+                        members.iter().filter_map(|session| self.name_of(session.0)).collect::<Vec<_>>()
+                    {
+                        self.tell(&name, &message.clone().into());
+                    }
+                }
                 Output::Close { session, code, .. } => {
                     if let Some(name) = self.name_of(session.0) {
                         self.heard.push(format!("{name}: closed {}", code.0));
@@ -314,6 +322,8 @@ impl Stage {
         let name = WorkerName::parse(who).unwrap();
         let hello = Hello { groups: self.groups.get(who).cloned().unwrap_or_default(), ..Hello::empty() };
         self.arrive(Command::Open {
+            resume_key: 0,
+            join: None,
             access: None,
             session,
             hello: Box::new(hello),

@@ -547,6 +547,8 @@ impl World {
                     let id = call.0;
                     Client::called(self, id, message);
                 }
+                // The clients here ask for neither yet.
+                Output::Report { .. } | Output::Publish { .. } => {}
                 Output::Close { session, .. } => {
                     self.send_down(session.0, Down::Close);
                     if let Some(connection) = self.connections.get_mut(&session.0) {
@@ -639,10 +641,19 @@ impl World {
         };
         let made_up_name = WorkerName::parse(&format!("anonymous-{id}")).expect("a name");
         let command = match frame {
-            Up::Hello(hello, reference) => {
-                Command::Open { session, access: None, hello, reference, made_up_name, subscribe: None }
-            }
+            Up::Hello(hello, reference) => Command::Open {
+                session,
+                access: None,
+                hello,
+                reference,
+                made_up_name,
+                resume_key: 0,
+                subscribe: None,
+                join: None,
+            },
             Up::Url(hello, subscribe) => Command::Open {
+                resume_key: 0,
+                join: None,
                 session,
                 access: None,
                 hello,

@@ -29,7 +29,7 @@ impl Oracle {
 
     pub(super) fn take_in(&mut self, arrived: u64, command: &Command) -> Judged {
         match command {
-            Command::Open { session, access: _, hello, reference, made_up_name, subscribe } => {
+            Command::Open { session, access: _, hello, reference, made_up_name, subscribe, .. } => {
                 let worker = hello.worker.clone().unwrap_or_else(|| made_up_name.clone());
                 self.note(None, || format!("{session:?} says hello as {worker}, groups {:?}", hello.groups));
                 let other = self.sessions.iter().find(|(_, s)| s.worker == worker).map(|(id, _)| *id);
@@ -75,6 +75,12 @@ impl Oracle {
             Command::HangUp { call, .. } => {
                 self.calls.remove(call);
             }
+            Command::Manage { .. }
+            | Command::Pull(_)
+            | Command::PullOver { .. }
+            | Command::Follow { .. }
+            | Command::Publish { .. }
+            | Command::Settle { .. } => {}
             Command::Stored { .. } => {
                 let (turn, input) = (self.durable_turn, self.input);
                 for task in self.tasks.values_mut().filter(|t| !t.gone && !t.active && t.submit_turn <= turn)

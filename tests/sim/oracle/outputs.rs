@@ -5,10 +5,11 @@ use super::*;
 impl Oracle {
     pub(crate) fn output(&mut self, output: &Output) {
         let judged = match output {
-            Output::Send { session, reference, on_write, message } => {
+            Output::Send { session, reference, on_write, message, .. } => {
                 self.sent(*session, reference.as_ref(), *on_write, message)
             }
             Output::Answer { call, message } => self.answered_call(*call, message),
+            Output::Report { .. } | Output::Publish { .. } => return,
             Output::Close { session, code, reason } => {
                 self.note(None, || format!("{session:?} is closed: {} {reason}", code.0));
                 self.require(
