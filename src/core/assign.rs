@@ -1,10 +1,13 @@
 //! Giving tasks to workers: whose turn it is, what goes first, and what a delivery does.
 
-use taskyard_proto::{LeaseId, Mode};
+use std::hash::{BuildHasher as _, Hasher as _};
+
+use taskyard_proto::{Assign, Key, LeaseId, Mode, WorkerName};
 
 use super::effect::{Effects, Hop, Output};
 use super::queue::{LaneKey, Rate, Tally};
-use super::ready::{Entry, Verdict};
+use super::ready::{Entry, Rank, Ranking, Verdict};
+use super::record::{Amendment, StoreOp};
 use super::session::SubscriptionKey;
 use super::shard::Shard;
 use super::task::{Lease, Share, ShareState};
@@ -13,32 +16,65 @@ use super::timers::Timer;
 impl Shard {
     /// Makes a share ready: hands it to whoever's turn it is, or lets it wait.
     pub(super) fn offer(&mut self, task: u32, recipient: u32, fx: &mut Effects) {
+        if !self.may_go(task) {
+            return;
+        }
         let lane = self.lane_of(task, recipient);
-        match self.pick(task, recipient, &lane) {
+        let queue = self.tasks[task as usize].queue;
+        // Where there are limits, what waits goes first, and all by one way.
+        let limited = self.queues[queue as usize].limited;
+        match if limited { None } else { self.pick(task, recipient, &lane) } {
             Some(subscription) => self.deliver(subscription, task, recipient, fx),
             None => {
-                let found = &self.tasks[task as usize];
-                let entry = Entry { task, recipient, seq: found.spec.seq };
-                let priority = found.spec.priority;
-                let queue = found.queue;
-                let to_all = found.fanout.is_some();
-                self.queues[queue as usize].ready_mut(&lane).push(priority, entry);
+                let to_all = self.tasks[task as usize].fanout.is_some();
+                self.put_in_lane(task, recipient, &lane);
                 if to_all && let LaneKey::Worker(lane) = lane {
                     self.watch_absence(queue, lane);
+                }
+                if limited {
+                    self.pump_later(queue);
                 }
             }
         }
     }
 
+    pub(super) fn put_in_lane(&mut self, task: u32, recipient: u32, lane: &LaneKey) {
+        let Shard { tasks, queues, .. } = self;
+        let found = &tasks[task as usize];
+        let entry = Entry { task, recipient, seq: found.spec.seq };
+        let fair = found.spec.keys.as_ref().and_then(|keys| keys.fair.as_ref());
+        queues[found.queue as usize].ready_mut(lane).push(found.spec.priority, entry, fair);
+    }
+
     pub(super) fn pick(&mut self, task: u32, recipient: u32, lane: &LaneKey) -> Option<SubscriptionKey> {
-        let Shard { queues, tasks, subscriptions, now, .. } = self;
+        let Shard { queues, tasks, subscriptions, sessions, now, .. } = self;
         let found = &tasks[task as usize];
         let share = found.share(recipient)?;
         let may = |key: SubscriptionKey| !share.avoids(subscriptions[key.0 as usize].session, *now);
         let queue = &mut queues[found.queue as usize];
+        let keys = found.spec.keys.as_deref();
+        let assign = keys.and_then(|keys| keys.assign).or(queue.settings.assign);
+        let ring = match lane {
+            LaneKey::Any => Some(&mut queue.any.ring),
+            LaneKey::Group(group) => Some(&mut queue.groups.get_mut(group)?.ring),
+            LaneKey::Worker(_) => None,
+        };
+        if let Some(ring) = ring {
+            let sticky = keys.and_then(|keys| keys.sticky.as_ref());
+            return match (assign, sticky) {
+                (Some(Assign::LeastLoaded), _) => ring.pick_least(may, |key| {
+                    let subscription = &subscriptions[key.0 as usize];
+                    (subscription.unsettled, subscription.credit)
+                }),
+                (Some(Assign::Sticky), Some(sticky)) => ring.pick_most(may, |key| {
+                    let session = sessions.get(&subscriptions[key.0 as usize].session);
+                    session.map_or(0, |session| affinity(sticky, &session.worker))
+                }),
+                _ => ring.pick(may),
+            };
+        }
         match lane {
-            LaneKey::Any => queue.any.ring.pick(may),
-            LaneKey::Group(group) => queue.groups.get_mut(group)?.ring.pick(may),
+            LaneKey::Any | LaneKey::Group(_) => None,
             LaneKey::Worker(lane) => queue.workers[*lane as usize]
                 .subscription
                 .filter(|key| subscriptions[key.0 as usize].open && may(*key)),
@@ -48,16 +84,23 @@ impl Shard {
     /// Gives a subscription what it may take, as far as its credit goes.
     pub(super) fn feed(&mut self, key: SubscriptionKey, fx: &mut Effects) {
         self.refresh(key);
+        if let Some(subscription) = self.subscriptions.get(key.0 as usize)
+            && self.queues[subscription.queue as usize].limited
+        {
+            // Whose turn it is counts there, not who asks first.
+            return self.pump_later(subscription.queue);
+        }
         while self.subscriptions.get(key.0 as usize).is_some_and(|subscription| subscription.open) {
             let Some((lane, priority, entry)) = self.best_for(key) else { return };
             let subscription = &self.subscriptions[key.0 as usize];
-            let queue = &mut self.queues[subscription.queue as usize];
-            queue.ready_mut(&lane).remove(priority, entry);
+            let (place, of) = (subscription.place, subscription.queue);
+            self.take_from(of, &lane, priority, entry);
+            let queue = &mut self.queues[of as usize];
             match &lane {
-                LaneKey::Any => queue.any.ring.picked(subscription.place),
+                LaneKey::Any => queue.any.ring.picked(place),
                 LaneKey::Group(group) => {
                     if let Some(lane) = queue.groups.get_mut(group) {
-                        lane.ring.picked(subscription.place);
+                        lane.ring.picked(place);
                     }
                 }
                 LaneKey::Worker(_) => {}
@@ -84,27 +127,25 @@ impl Shard {
             },
             _ => Verdict::Stale,
         };
-        let mut best: Option<(LaneKey, u8, Entry)> = None;
-        let mut consider = |lane: LaneKey, found: Option<(u8, Entry)>| {
-            if let Some((priority, entry)) = found {
-                let sooner = best
-                    .as_ref()
-                    .is_none_or(|(_, p, e)| (u8::MAX - priority, entry.seq) < (u8::MAX - p, e.seq));
-                if sooner {
-                    best = Some((lane, priority, entry));
-                }
+        let ranking = Ranking::of(queue.settings.order, tasks);
+        let mut best: Option<(LaneKey, u8, Entry, Rank)> = None;
+        let mut consider = |lane: LaneKey, found: Option<(u8, Entry, Rank)>| {
+            if let Some((priority, entry, rank)) = found
+                && best.as_ref().is_none_or(|(.., other)| rank < *other)
+            {
+                best = Some((lane, priority, entry, rank));
             }
         };
-        consider(LaneKey::Any, queue.any.ready.first(judge));
+        consider(LaneKey::Any, queue.any.ready.first(ranking, judge));
         for group in &session.groups {
             if let Some(lane) = queue.groups.get_mut(group) {
-                consider(LaneKey::Group(group.clone()), lane.ready.first(judge));
+                consider(LaneKey::Group(group.clone()), lane.ready.first(ranking, judge));
             }
         }
         if let Some(lane) = queue.worker_names.get(&session.worker) {
-            consider(LaneKey::Worker(*lane), queue.workers[*lane as usize].ready.first(judge));
+            consider(LaneKey::Worker(*lane), queue.workers[*lane as usize].ready.first(ranking, judge));
         }
-        best
+        best.map(|(lane, priority, entry, _)| (lane, priority, entry))
     }
 
     pub(super) fn deliver(&mut self, key: SubscriptionKey, task: u32, recipient: u32, fx: &mut Effects) {
@@ -121,8 +162,10 @@ impl Shard {
         session.held.push((task, recipient));
         let found = &self.tasks[task as usize];
         let deadline = self.now.plus_ms(u64::from(found.spec.ack_timeout_ms));
+        let resume_key = session.resume_key.filter(|_| !auto);
         let lease = Lease {
             number,
+            slot: task,
             session: session_id,
             held_at,
             since: self.now,
@@ -147,37 +190,60 @@ impl Shard {
         let redelivered = share.delivered;
         let attempt = u64::from(share.charged) + 1;
         share.delivered = true;
+        share.lease_stored = resume_key.is_some();
+        share.delivered_stored |= share.lease_stored;
         let counted = std::mem::replace(&mut share.counted, true);
         if !counted && let Some(fanout) = &mut found.fanout {
             fanout.delivered += 1;
         }
-        let queue = &mut self.queues[found.queue as usize];
+        let of = found.queue;
+        if let Some(session) = resume_key {
+            let leased = Amendment::Leased {
+                recipient,
+                number,
+                slot: task,
+                session,
+                deadline,
+                explicit_start: unstarted,
+            };
+            self.store(StoreOp::Amend(spec.id, leased), fx);
+        }
+        let queue = &mut self.queues[of as usize];
+        queue.passed(self.now);
         queue.tally(Tally::Delivered);
         if redelivered {
             queue.tally(Tally::Redelivered);
         }
         queue.rates.count(self.now, Rate::Delivered);
         let lease = LeaseId { number, slot: task, recipient };
-        fx.outputs.push(Output::Send {
-            session: session_id,
-            reference: None,
-            on_write: auto.then_some(lease),
-            barrier: false,
-            message: taskyard_proto::Task {
-                task: spec.id,
-                lease: (!auto).then_some(lease),
-                queue: spec.queue.clone(),
-                attempt,
-                max_attempts: u64::from(spec.max_attempts),
-                redelivered,
-                ack_timeout_ms: u64::from(spec.ack_timeout_ms),
-                age_ms: self.now.ms_since(spec.accepted),
-                priority: u64::from(spec.priority),
-                headers: spec.headers.clone(),
-                payload: spec.payload.clone(),
+        let message = taskyard_proto::Task {
+            task: spec.id,
+            lease: (!auto).then_some(lease),
+            queue: spec.queue.clone(),
+            attempt,
+            max_attempts: u64::from(spec.max_attempts),
+            redelivered,
+            ack_timeout_ms: u64::from(spec.ack_timeout_ms),
+            age_ms: self.now.ms_since(spec.accepted),
+            priority: u64::from(spec.priority),
+            headers: spec.headers.clone(),
+            payload: spec.payload.clone(),
+        };
+        match self.sessions.get_mut(&session_id).and_then(|session| session.pull.as_mut()) {
+            Some(pull) => {
+                pull.tasks.push(message);
+                if !self.to_answer.contains(&session_id) {
+                    self.to_answer.push(session_id);
+                }
             }
-            .into(),
-        });
+            None => fx.outputs.push(Output::Send {
+                session: session_id,
+                reference: None,
+                on_write: auto.then_some(lease),
+                barrier: false,
+                message: message.into(),
+            }),
+        }
         self.event(task, recipient, taskyard_proto::Payload::NULL, fx);
     }
 
@@ -191,11 +257,13 @@ impl Shard {
         let (queue, priority, seq) = (found.queue, found.spec.priority, found.spec.seq);
         let entry = Entry { task, recipient, seq };
         let lane = self.lane_of(task, recipient);
-        let queue = &mut self.queues[queue as usize];
-        queue.ready_mut(&lane).remove(priority, entry);
+        let Shard { queues, tasks, .. } = self;
+        let fair = tasks[task as usize].spec.keys.as_ref().and_then(|keys| keys.fair.as_ref());
+        let queue = &mut queues[queue as usize];
+        queue.ready_mut(&lane).remove(priority, entry, fair);
         if let LaneKey::Worker(lane) = lane {
             // It may have come to anybody while its worker was absent.
-            queue.any.ready.remove(priority, entry);
+            queue.any.ready.remove(priority, entry, fair);
             queue.drop_worker_lane_if_empty(lane);
         }
     }
@@ -237,8 +305,16 @@ impl Shard {
         let queue = found.queue;
         let lease = found.share(recipient)?.lease()?;
         let (session_id, held_at) = (lease.session, lease.held_at as usize);
+        if lease.slot != task {
+            self.aliases.remove(&lease.number);
+        }
         fx.hops.push((Hop::DeliveredToSettled, self.now.micros_since(lease.since)));
         self.leases_out -= 1;
+        let of = &mut self.queues[queue as usize];
+        of.leased -= 1;
+        if of.limited {
+            self.pump_later(queue);
+        }
         let session = self.sessions.get_mut(&session_id)?;
         session.held.swap_remove(held_at);
         if let Some((moved_task, moved_recipient)) = session.held.get(held_at) {
@@ -246,9 +322,22 @@ impl Shard {
             moved.and_then(Share::lease_mut).expect("what a session holds is leased").held_at =
                 held_at as u32;
         }
-        let key = session.subscription(queue)?;
-        let subscription = &mut self.subscriptions[key.0 as usize];
+        let key = session.subscription(queue);
+        if session.pull.is_some() {
+            self.drop_pull_if_empty(session_id);
+        }
+        let subscription = &mut self.subscriptions[key?.0 as usize];
         subscription.unsettled = subscription.unsettled.saturating_sub(1);
-        Some(key)
+        key
     }
+}
+
+/// How well a worker goes with a key: rendezvous hashing, in which the worker with the highest number gets the key,
+/// and a worker that comes or goes moves no key but its own.
+fn affinity(key: &Key, worker: &WorkerName) -> u64 {
+    let mut hasher = foldhash::quality::FixedState::with_seed(0).build_hasher();
+    hasher.write(key.as_str().as_bytes());
+    hasher.write_u8(0xff);
+    hasher.write(worker.as_str().as_bytes());
+    hasher.finish()
 }

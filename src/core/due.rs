@@ -1,7 +1,7 @@
 //! What happens when its time has come.
 
 use slab::Slab;
-use taskyard_proto::{LeaseId, RevokeReason, TaskState};
+use taskyard_proto::{RevokeReason, TaskState};
 
 use super::effect::{Effects, Output};
 use super::fanout::Fate;
@@ -42,11 +42,14 @@ impl Shard {
         self.revoke(task, recipient, RevokeReason::AckTimeout, fx);
         // Nothing more for it until it is heard: a frozen worker would eat attempt after attempt.
         if let Some(found) = self.sessions.get_mut(&session) {
-            found.silent = true;
+            let connected = found.pull.is_none() && found.away_until.is_none();
+            found.silent = connected;
             for (_, key) in found.subscriptions.clone() {
                 self.refresh(key);
             }
-            fx.outputs.push(Output::Ping { session });
+            if connected {
+                fx.outputs.push(Output::Ping { session });
+            }
         }
         self.lost(task, recipient, Failure::AckTimeout, fx);
     }
@@ -71,7 +74,7 @@ impl Shard {
         fx: &mut Effects,
     ) -> Option<SubscriptionKey> {
         let lease = self.tasks[task as usize].share(recipient)?.lease()?;
-        let id = LeaseId { number: lease.number, slot: task, recipient };
+        let id = lease.id(recipient);
         fx.send(lease.session, taskyard_proto::Revoked { lease: id, reason });
         self.unlease(task, recipient, fx)
     }
@@ -147,7 +150,10 @@ impl Shard {
         for (priority, entry) in found.ready.take_all() {
             match self.tasks.get(entry.task as usize).filter(|task| task.spec.seq == entry.seq) {
                 Some(task) if task.fanout.is_some() => failed.push(entry),
-                Some(_) => found.ready.push(priority, entry),
+                Some(task) => {
+                    let fair = task.spec.keys.as_ref().and_then(|keys| keys.fair.as_ref());
+                    found.ready.push(priority, entry, fair);
+                }
                 None => {}
             }
         }
@@ -162,13 +168,21 @@ impl Shard {
 pub(super) fn timer_matters(tasks: &Slab<Task>, timer: &Timer) -> bool {
     let task = |key: u32| tasks.get(key as usize);
     match *timer {
-        Timer::Lease { task: key, recipient, number } | Timer::RunLimit { task: key, recipient, number } => {
+        Timer::Lease { task: key, recipient, number }
+        | Timer::RunLimit { task: key, recipient, number }
+        | Timer::Stop { task: key, recipient, number } => {
             let lease = task(key).and_then(|t| t.share(recipient)).and_then(Share::lease);
             lease.is_some_and(|lease| lease.number == number)
         }
         Timer::Due { task: key, seq, .. }
         | Timer::Expires { task: key, seq }
         | Timer::Offer { task: key, seq, .. } => task(key).is_some_and(|t| t.spec.seq == seq),
-        Timer::Absent { .. } | Timer::Kept { .. } => true,
+        Timer::Absent { .. }
+        | Timer::Kept { .. }
+        | Timer::Rate { .. }
+        | Timer::Dedup { .. }
+        | Timer::Unpause { .. }
+        | Timer::Resume { .. }
+        | Timer::Job { .. } => true,
     }
 }

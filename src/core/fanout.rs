@@ -30,6 +30,10 @@ impl Fate {
         Fate { state: TaskState::Expired, worker: None, result: Payload::NULL, error }
     }
 
+    pub(super) fn cancelled(error: Option<ErrorText>) -> Fate {
+        Fate { state: TaskState::Cancelled, worker: None, result: Payload::NULL, error }
+    }
+
     fn dead() -> Fate {
         Fate { state: TaskState::Dead, worker: None, result: Payload::NULL, error: None }
     }
@@ -85,7 +89,10 @@ impl Shard {
         counts[fate.state as usize] += 1;
         record.totals = self.queues[queue as usize].totals();
         self.weight -= Task::weight(&spec);
-        self.unload(spec.account.as_ref(), spec.payload.bytes().len() as u64);
+        let bytes = spec.payload.bytes().len() as u64;
+        self.unload(spec.account.as_ref(), bytes);
+        self.queues[queue as usize].bytes -= bytes;
+        let events = self.tasks[key as usize].events.take();
         if self.drop_undelivered(key) {
             self.tasks[key as usize].decided = true;
         } else {
@@ -93,7 +100,10 @@ impl Shard {
         }
         let message = (!watchers.is_empty()).then(|| finished_message(&record));
         self.store(StoreOp::Finish(record.clone()), fx);
-        self.keep(queue, record, fx);
+        self.keep(queue, record, events, fx);
+        if let Some(order) = spec.keys.as_ref().and_then(|keys| keys.order.as_ref()) {
+            self.free_key(queue, order, key, spec.seq, fx);
+        }
         if let Some(message) = message {
             self.tell_finished_when_durable(watchers, message, fx);
         }
@@ -103,7 +113,11 @@ impl Shard {
     fn die(&mut self, key: u32, fx: &mut Effects) {
         let task = &self.tasks[key as usize];
         let (queue, before, to_all) = (task.queue, task.state(), task.fanout.is_some());
-        self.queues[queue as usize].tally(Tally::Dead);
+        let (seq, bytes) = (task.spec.seq, task.spec.payload.bytes().len() as u64);
+        let counted = &mut self.queues[queue as usize];
+        counted.tally(Tally::Dead);
+        counted.bytes -= bytes;
+        counted.dead.insert(seq, key);
         if before != TaskState::Dead {
             let counts = self.state_counts(queue);
             counts[before as usize] -= 1;
@@ -118,6 +132,7 @@ impl Shard {
         if let Some(message) = self.dead_message(key) {
             self.tell_finished_when_durable(watchers, message, fx);
         }
+        self.free_key_of(key, fx);
     }
 
     /// Shares that nobody holds are dropped; whether some are held.
@@ -232,6 +247,12 @@ impl Shard {
             Complete::Any => 1,
             Complete::Quorum(count) => count,
         };
+        if task.cancelling {
+            // What acks suffice for is done all the same.
+            if acked < needed {
+                return self.decide_cancelled(key, fx);
+            }
+        }
         let over = acked + failed == all;
         match task.spec.complete {
             // Every recipient is heard, also after one has failed.

@@ -3,24 +3,36 @@
 use taskyard_proto::{ErrorText, Finished, TaskId};
 
 use super::effect::Effects;
+use super::events::History;
 use super::record::{FinishRecord, StoreOp};
 use super::shard::{Place, Shard};
+use super::time::Time;
 use super::timers::Timer;
 
 /// A task that ended. Boxed: a hundred thousand of them may be kept for a queue, and they are
 /// looked at seldom.
 #[derive(Debug)]
-pub(super) struct Kept(pub(super) Box<FinishRecord>);
+pub(super) struct Kept {
+    pub(super) record: Box<FinishRecord>,
+    /// What those who watched were told, for those who come back; lost at a restart.
+    pub(super) events: Option<Box<History>>,
+}
 
 impl Kept {
     fn weight(&self) -> u64 {
-        let record = &self.0;
+        let record = &self.record;
+        let events = self.events.as_ref().map_or(0, |events| events.weight());
         let text = |error: &Option<ErrorText>| error.as_ref().map_or(0, |error| error.as_str().len() as u64);
         let outcomes = record.fanout.iter().flat_map(|fanout| &fanout.recipients);
         let outcomes: u64 =
             outcomes.map(|o| OUTCOME_BYTES + o.result.bytes().len() as u64 + text(&o.error)).sum();
         let history: u64 = record.history.iter().map(|attempt| OUTCOME_BYTES + text(&attempt.error)).sum();
-        KEPT_OVERHEAD_BYTES + record.result.bytes().len() as u64 + text(&record.error) + outcomes + history
+        KEPT_OVERHEAD_BYTES
+            + events
+            + record.result.bytes().len() as u64
+            + text(&record.error)
+            + outcomes
+            + history
     }
 }
 
@@ -32,16 +44,23 @@ const OUTCOME_BYTES: u64 = 128;
 
 impl Shard {
     /// Keeps the end of a task for as long and as far as the protocol says.
-    pub(super) fn keep(&mut self, queue: u32, record: FinishRecord, fx: &mut Effects) {
+    pub(super) fn keep(
+        &mut self,
+        queue: u32,
+        record: FinishRecord,
+        events: Option<Box<History>>,
+        fx: &mut Effects,
+    ) {
         let task = record.task;
         let found = &mut self.queues[queue as usize];
         let serial = found.kept_first + found.kept.len() as u64;
-        let kept = Kept(Box::new(record));
+        let kept = Kept { record: Box::new(record), events };
         self.kept_bytes += kept.weight();
-        let until = kept.0.finished.plus_ms(self.config.keep_ms);
+        let keep_ms = found.settings.keep_result_ms.unwrap_or(self.config.keep_ms);
+        let until = kept.record.finished.plus_ms(keep_ms);
         found.kept.push_back(kept);
-        if !found.kept_timer {
-            found.kept_timer = true;
+        if found.kept_timer.is_none() {
+            found.kept_timer = Some(until);
             self.timers.set(until, Timer::Kept { queue });
         }
         self.ids.insert(task, Place::Kept { queue, serial });
@@ -62,28 +81,36 @@ impl Shard {
             self.store(StoreOp::Queue(Box::new(record)), fx);
         }
         self.kept_bytes -= kept.weight();
-        self.ids.remove(&kept.0.task);
-        self.store(StoreOp::Forget(kept.0.task), fx);
+        let (task, accepted) = (kept.record.task, kept.record.accepted);
+        self.ids.remove(&task);
+        let dedup = kept.record.dedup.map(|key| (key, accepted));
+        self.forget_but_dedup(queue, task, dedup, StoreOp::Forget(task), fx);
     }
 
-    pub(super) fn forget_expired(&mut self, queue: u32, fx: &mut Effects) {
-        let keep_ms = self.config.keep_ms;
+    /// `at` is what the timer was set to: a later one may have taken its place.
+    pub(super) fn forget_expired(&mut self, queue: u32, at: Time, fx: &mut Effects) {
+        if self.queues[queue as usize].kept_timer != Some(at) {
+            return;
+        }
+        let settings = &self.queues[queue as usize].settings;
+        let keep_ms = settings.keep_result_ms.unwrap_or(self.config.keep_ms);
         while let Some(kept) = self.queues[queue as usize].kept.front() {
-            let until = kept.0.finished.plus_ms(keep_ms);
+            let until = kept.record.finished.plus_ms(keep_ms);
             if until > self.now {
+                self.queues[queue as usize].kept_timer = Some(until);
                 self.timers.set(until, Timer::Kept { queue });
                 return;
             }
             self.forget_oldest(queue, fx);
         }
-        self.queues[queue as usize].kept_timer = false;
+        self.queues[queue as usize].kept_timer = None;
     }
 
     pub(super) fn kept(&self, task: TaskId) -> Option<&FinishRecord> {
         match self.ids.get(&task)? {
             Place::Kept { queue, serial } => {
                 let queue = &self.queues[*queue as usize];
-                queue.kept.get((serial - queue.kept_first) as usize).map(|kept| &*kept.0)
+                queue.kept.get((serial - queue.kept_first) as usize).map(|kept| &*kept.record)
             }
             Place::Live(_) => None,
         }
@@ -96,7 +123,7 @@ impl Shard {
         for record in records {
             let queue = self.queue_or_new(&record.queue);
             self.queues[queue as usize].raise_totals(record.totals);
-            self.keep(queue, record, fx);
+            self.keep(queue, record, None, fx);
         }
     }
 }

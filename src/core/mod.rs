@@ -15,17 +15,27 @@
 
 pub mod access;
 mod assign;
+mod cancel;
 pub mod command;
+mod dead;
+mod dedup;
 mod due;
 pub mod effect;
+mod events;
+mod explain;
 mod fanout;
+mod flow;
 pub mod grants;
 mod kept;
 pub mod manage;
+mod operate;
+mod order;
+mod pull;
 pub mod queue;
 mod ready;
 pub mod record;
 mod restore;
+mod resume;
 mod retry;
 mod ring;
 mod rooms;

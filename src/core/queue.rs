@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use slab::Slab;
-use taskyard_proto::{GroupName, QueueName, TaskState, WorkerName};
+use taskyard_proto::{GroupName, Key, QueueName, TaskState, WorkerName};
 
+use super::dedup::Dedup;
 use super::kept::Kept;
+use super::order::Chain;
 use super::ready::{Entry, ReadyList};
 use super::record::{QueueRecord, Totals};
 use super::ring::Ring;
@@ -56,6 +58,10 @@ impl Tally {
 /// The states that [`Totals`] count, in their order.
 const ENDED: [TaskState; 3] = [TaskState::Done, TaskState::Cancelled, TaskState::Expired];
 
+/// The states of tasks that go on.
+const UNFINISHED: [TaskState; 4] =
+    [TaskState::Scheduled, TaskState::Queued, TaskState::Leased, TaskState::Retrying];
+
 /// A queue: where its tasks wait, who takes them, and what became of them.
 #[derive(Debug)]
 pub(super) struct Queue {
@@ -64,6 +70,23 @@ pub(super) struct Queue {
     pub(super) declared: bool,
     pub(super) settings: Settings,
     pub(super) pause: Option<Pause>,
+    /// Whether anything of that limits what goes to workers: where nothing does, nothing is asked.
+    pub(super) limited: bool,
+    /// How many leases are out on its tasks.
+    pub(super) leased: u64,
+    /// The bytes of the payloads of its unfinished tasks; dead letters are not counted.
+    pub(super) bytes: u64,
+    /// When the rate is used up to.
+    pub(super) rate_until: Time,
+    /// Whether a timer stands for the rate.
+    pub(super) rate_timer: bool,
+    /// Tasks that have an order key, by the key.
+    pub(super) chains: HashMap<Key, Chain>,
+    /// Those of them that wait behind another of their key, by their place in order of acceptance.
+    pub(super) blocked: BTreeMap<u64, u32>,
+    /// Dead letters by their place in order of acceptance.
+    pub(super) dead: BTreeMap<u64, u32>,
+    pub(super) dedup: Dedup,
     /// Tasks to any worker.
     pub(super) any: Lane,
     /// Tasks to one of a group.
@@ -80,8 +103,8 @@ pub(super) struct Queue {
     /// Tasks that ended, oldest first, and the serial number of the first of them.
     pub(super) kept: VecDeque<Kept>,
     pub(super) kept_first: u64,
-    /// Whether a timer stands for the oldest of them.
-    pub(super) kept_timer: bool,
+    /// When the timer for the oldest of them goes off.
+    pub(super) kept_timer: Option<Time>,
 }
 
 /// A list of tasks and those who take turns at it.
@@ -116,6 +139,15 @@ impl Queue {
             declared: false,
             settings: Settings::default(),
             pause: None,
+            limited: false,
+            leased: 0,
+            bytes: 0,
+            rate_until: Time(0),
+            rate_timer: false,
+            chains: HashMap::default(),
+            blocked: BTreeMap::new(),
+            dead: BTreeMap::new(),
+            dedup: Dedup::default(),
             any: Lane::default(),
             groups: BTreeMap::new(),
             workers: Slab::new(),
@@ -126,7 +158,7 @@ impl Queue {
             rates: Rates::default(),
             kept: VecDeque::new(),
             kept_first: 0,
-            kept_timer: false,
+            kept_timer: None,
         }
     }
 
@@ -152,6 +184,11 @@ impl Queue {
             let count = &mut self.counts[state as usize];
             *count = (*count).max(total);
         }
+    }
+
+    /// How many tasks have not ended; dead letters are not counted.
+    pub(super) fn unfinished(&self) -> u64 {
+        UNFINISHED.iter().map(|state| self.counts[*state as usize]).sum()
     }
 
     pub(super) fn tally(&mut self, what: Tally) {
@@ -200,7 +237,9 @@ impl Queue {
             let queued = matches!(task.share(entry.recipient)?.state, ShareState::Queued { .. });
             queued.then_some(task.spec.accepted)
         };
-        std::iter::once(&self.any.ready).chain(lanes).filter_map(|list| list.oldest(waits)).min()
+        let blocked = self.blocked.values().find_map(|task| Some(tasks.get(*task as usize)?.spec.accepted));
+        let ready = std::iter::once(&self.any.ready).chain(lanes).filter_map(|list| list.oldest(waits)).min();
+        [ready, blocked].into_iter().flatten().min()
     }
 
     pub(super) fn ready_mut(&mut self, lane: &LaneKey) -> &mut ReadyList {

@@ -1,9 +1,13 @@
 //! A start: the store's operations are replayed, then everything goes on as if nothing had been.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::command::SessionId;
 use super::effect::Effects;
-use super::record::{Amendment, Failure, FinishRecord, StoreOp};
+use super::record::{Amendment, DedupRecord, Failure, FinishRecord, SessionRecord, StoreOp};
+use super::session::Session;
 use super::shard::{Place, Shard};
-use super::task::ShareState;
+use super::task::{Lease, ShareState, Task};
 use super::time::Time;
 use taskyard_proto::{TaskId, TaskState};
 
@@ -14,12 +18,35 @@ pub struct Replay {
     /// The ends of tasks, which are put in order of their time at the end.
     finished: super::shard::HashMap<TaskId, FinishRecord>,
     order: Vec<TaskId>,
+    /// Leases of sessions that may be taken up again, by task.
+    leases: super::shard::HashMap<TaskId, Vec<(u32, GivenBefore)>>,
+    /// Those sessions.
+    sessions: BTreeMap<u128, SessionRecord>,
+    /// What is remembered of `dedup_id`s, in no order yet.
+    dedups: Vec<DedupRecord>,
+}
+
+/// A lease that an earlier process gave.
+#[derive(Debug, Clone, Copy)]
+struct GivenBefore {
+    number: u64,
+    slot: u32,
+    session: u128,
+    deadline: Time,
+    explicit_start: bool,
 }
 
 impl Replay {
     /// Begins with nothing.
     pub fn new(shard: Shard) -> Replay {
-        Replay { shard, finished: super::shard::HashMap::default(), order: Vec::new() }
+        Replay {
+            shard,
+            finished: super::shard::HashMap::default(),
+            order: Vec::new(),
+            leases: super::shard::HashMap::default(),
+            sessions: BTreeMap::new(),
+            dedups: Vec::new(),
+        }
     }
 
     /// Takes the next operation in.
@@ -29,6 +56,10 @@ impl Replay {
                 self.drop_task(spec.id);
                 self.finished.remove(&spec.id);
                 let queue = self.shard.queue_or_new(&spec.queue);
+                if let Some(dedup) = spec.keys.as_ref().and_then(|keys| keys.dedup.clone()) {
+                    let (task, queue, accepted) = (spec.id, spec.queue.clone(), spec.accepted);
+                    self.dedups.push(DedupRecord { task, queue, dedup, accepted });
+                }
                 self.shard.next_seq = self.shard.next_seq.max(spec.seq + 1);
                 let key = self.shard.insert(spec, queue);
                 self.shard.tasks[key as usize].durable = true;
@@ -36,6 +67,10 @@ impl Replay {
             StoreOp::Amend(id, amendment) => self.amend(id, amendment),
             StoreOp::Finish(record) => {
                 self.drop_task(record.task);
+                if let Some(dedup) = record.dedup.clone() {
+                    let (task, queue, accepted) = (record.task, record.queue.clone(), record.accepted);
+                    self.dedups.push(DedupRecord { task, queue, dedup, accepted });
+                }
                 // A record that was moved in the store comes a second time; it is still one task.
                 let task = record.task;
                 if self.finished.insert(task, record).is_none() {
@@ -44,14 +79,21 @@ impl Replay {
             }
             StoreOp::Queue(record) => {
                 let queue = self.shard.queue_or_new(&record.queue);
-                self.shard.queues[queue as usize].raise_totals(record.totals);
+                let queue = &mut self.shard.queues[queue as usize];
+                queue.raise_totals(record.totals);
+                queue.declared = record.declared;
+                queue.settings = record.settings;
+                queue.pause = record.pause;
+                queue.recheck();
             }
-            // Of what is remembered beside tasks and queues.
-            StoreOp::Dedup(_)
-            | StoreOp::Schedule(_)
-            | StoreOp::Unschedule(_)
-            | StoreOp::Session(_)
-            | StoreOp::Unsession(_) => {}
+            StoreOp::Dedup(record) => {
+                self.drop_task(record.task);
+                self.finished.remove(&record.task);
+                self.dedups.push(record);
+            }
+            StoreOp::Session(record) => drop(self.sessions.insert(record.key, *record)),
+            StoreOp::Unsession(key) => drop(self.sessions.remove(&key)),
+            StoreOp::Schedule(_) | StoreOp::Unschedule(_) => {}
             StoreOp::Forget(id) | StoreOp::Delete(id) => {
                 self.drop_task(id);
                 self.finished.remove(&id);
@@ -60,10 +102,15 @@ impl Replay {
     }
 
     fn drop_task(&mut self, id: TaskId) {
+        self.leases.remove(&id);
         if let Some(Place::Live(key)) = self.shard.ids.remove(&id) {
             let task = self.shard.tasks.remove(key as usize);
             self.shard.state_counts(task.queue)[task.state() as usize] -= 1;
             self.shard.weight -= super::task::Task::weight(&task.spec);
+            let queue = &mut self.shard.queues[task.queue as usize];
+            if queue.dead.remove(&task.spec.seq).is_none() {
+                queue.bytes -= task.spec.payload.bytes().len() as u64;
+            }
             self.shard.unload(task.spec.account.as_ref(), task.spec.payload.bytes().len() as u64);
         }
     }
@@ -77,8 +124,19 @@ impl Replay {
             | Amendment::Leased { recipient, .. }
             | Amendment::Returned { recipient }
             | Amendment::Delivered { recipient } => *recipient,
-            Amendment::Cancelling | Amendment::Redriven => return,
+            Amendment::Cancelling => {
+                self.shard.tasks[key as usize].cancelling = true;
+                return;
+            }
+            Amendment::Redriven => return self.redriven(key),
         };
+        let leases = self.leases.entry(id).or_default();
+        leases.retain(|(of, _)| *of != recipient);
+        if let Amendment::Leased { number, slot, session, deadline, explicit_start, .. } = amendment {
+            leases.push((recipient, GivenBefore { number, slot, session, deadline, explicit_start }));
+        } else if leases.is_empty() {
+            self.leases.remove(&id);
+        }
         let task = &mut self.shard.tasks[key as usize];
         // Events are counted from 1; those of the process before went with their watchers.
         task.event_seq += 1;
@@ -106,11 +164,11 @@ impl Replay {
                 }
                 Some(ShareState::Over(TaskState::Done))
             }
-            Amendment::Delivered { .. }
-            | Amendment::Leased { .. }
-            | Amendment::Returned { .. }
-            | Amendment::Cancelling
-            | Amendment::Redriven => None,
+            // A task that was deferred has been queued since, if it was handed out again.
+            Amendment::Leased { .. } | Amendment::Returned { .. } => {
+                Some(ShareState::Queued { since: task.spec.accepted })
+            }
+            Amendment::Delivered { .. } | Amendment::Cancelling | Amendment::Redriven => None,
         };
         if let Some(fanout) = &mut task.fanout {
             fanout.delivered += u64::from(first_delivery);
@@ -122,7 +180,36 @@ impl Replay {
         }
         if let Some(state) = next {
             self.shard.shift(key, recipient, state);
+            self.bury_if_dead(key);
         }
+    }
+
+    /// Dead letters are found by their place.
+    fn bury_if_dead(&mut self, key: u32) {
+        let task = &self.shard.tasks[key as usize];
+        // A task to all is judged when all is read.
+        if task.fanout.is_none() && task.state() == TaskState::Dead {
+            let queue = &mut self.shard.queues[task.queue as usize];
+            if queue.dead.insert(task.spec.seq, key).is_none() {
+                queue.bytes -= task.spec.payload.bytes().len() as u64;
+            }
+        }
+    }
+
+    fn redriven(&mut self, key: u32) {
+        let task = &self.shard.tasks[key as usize];
+        let (queue, seq, bytes) = (task.queue, task.spec.seq, task.spec.payload.bytes().len() as u64);
+        // A task to all was a dead letter then, and is none yet: nobody has judged it.
+        let found = &mut self.shard.queues[queue as usize];
+        if found.dead.insert(seq, key).is_none() {
+            found.bytes -= bytes;
+        }
+        let before = self.shard.tasks[key as usize].state();
+        let counts = self.shard.state_counts(queue);
+        counts[before as usize] -= 1;
+        counts[TaskState::Dead as usize] += 1;
+        self.shard.tasks[key as usize].decided = true;
+        self.shard.revive(key);
     }
 
     /// Ends the replay: the shard is ready for commands.
@@ -137,6 +224,8 @@ impl Replay {
         let mut finished = std::mem::take(&mut self.finished);
         let records = self.order.iter().filter_map(|id| finished.remove(id)).collect();
         self.shard.restore_kept(records, fx);
+        self.restore_dedups(fx);
+        let leased = self.restore_sessions(fx);
         let mut keys: Vec<(u64, u32)> =
             self.shard.tasks.iter().map(|(key, task)| (task.spec.seq, key as u32)).collect();
         keys.sort_unstable();
@@ -146,16 +235,141 @@ impl Replay {
                 let share = task.share_mut(recipient).expect("the recipients were counted");
                 share.delivered |= !clean;
             }
+            // Numbers of events that this process has given to nobody, and no earlier one can have.
+            task.event_seq = task.event_seq.max(u64::from(start) << EVENT_SEQ_BITS);
             if task.state() == TaskState::Dead && task.fanout.is_none() {
                 continue;
             }
+            if leased.contains(&key) {
+                self.shard.claim_key(key);
+            }
+            if task_is_cancelled(&self.shard.tasks[key as usize]) {
+                self.shard.cancel_task(key, 0, fx);
+                continue;
+            }
             self.shard.activate(key, fx);
+        }
+        for (queue, until) in self.shard.pauses() {
+            self.shard.timers.set(until, super::timers::Timer::Unpause { queue });
         }
         self.shard
     }
 }
 
+/// How many events a task may have in one life of the process before their numbers meet those of the next.
+const EVENT_SEQ_BITS: u32 = 24;
+
+/// Whether nobody may have a task any longer: its end waited for its worker, and that is gone.
+fn task_is_cancelled(task: &Task) -> bool {
+    task.cancelling && !task.state().is_final()
+}
+
+impl Replay {
+    fn restore_dedups(&mut self, fx: &mut Effects) {
+        let mut dedups = std::mem::take(&mut self.dedups);
+        dedups.sort_by(|a, b| (a.accepted, &a.dedup, a.task).cmp(&(b.accepted, &b.dedup, b.task)));
+        for DedupRecord { task, queue, dedup, accepted } in dedups {
+            if accepted.plus_ms(super::dedup::WINDOW_MS) > self.shard.now {
+                let queue = self.shard.queue_or_new(&queue);
+                self.shard.remember_dedup(queue, dedup, task, accepted);
+            } else if !self.shard.ids.contains_key(&task) {
+                self.shard.store(StoreOp::Forget(task), fx);
+            }
+        }
+    }
+
+    /// Sessions that may be taken up again hold what they held; their windows begin now. Gives the tasks that are
+    /// leased.
+    fn restore_sessions(&mut self, fx: &mut Effects) -> BTreeSet<u32> {
+        let window = self.shard.config.resume_window_ms;
+        let sessions = std::mem::take(&mut self.sessions);
+        let mut ids = BTreeMap::new();
+        for (nth, (key, record)) in sessions.into_iter().enumerate() {
+            if window == 0 {
+                self.shard.store(StoreOp::Unsession(key), fx);
+                continue;
+            }
+            // Numbers that no socket gets: theirs are counted from 1.
+            let id = SessionId(u64::MAX - nth as u64);
+            let mut session = Session::new(record.worker.clone(), Vec::new(), self.shard.now);
+            session.resume_key = Some(key);
+            session.restored_account = record.account.clone();
+            self.shard.sessions.insert(id, session);
+            self.shard.resume_keys.insert(key, id);
+            self.shard.workers.insert((record.account, record.worker), id);
+            ids.insert(key, id);
+        }
+        let mut leased = BTreeSet::new();
+        let mut given: Vec<(u64, u32, u32, GivenBefore)> = Vec::new();
+        let live: Vec<(u32, TaskId)> =
+            self.shard.tasks.iter().map(|(key, task)| (key as u32, task.spec.id)).collect();
+        for (key, id) in live {
+            for (recipient, lease) in self.leases.remove(&id).unwrap_or_default() {
+                given.push((lease.number, key, recipient, lease));
+            }
+        }
+        given.sort_unstable_by_key(|(number, ..)| *number);
+        for (number, key, recipient, lease) in given {
+            if let Some(id) = ids.get(&lease.session)
+                && !self.shard.tasks[key as usize].cancelling
+            {
+                self.lease_again(*id, key, recipient, number, lease);
+                leased.insert(key);
+            }
+        }
+        for id in ids.into_values() {
+            self.shard.wait_for_return(id);
+        }
+        leased
+    }
+
+    fn lease_again(&mut self, session: SessionId, key: u32, recipient: u32, number: u64, lease: GivenBefore) {
+        let shard = &mut self.shard;
+        let state = shard.tasks[key as usize].share(recipient).map(|share| &share.state);
+        if !matches!(state, Some(ShareState::Queued { .. })) {
+            return;
+        }
+        let holder = shard.sessions.get_mut(&session).expect("it was just restored");
+        let held_at = holder.held.len() as u32;
+        holder.held.push((key, recipient));
+        // Whoever comes back within the window must find it.
+        let deadline = lease.deadline.max(shard.now.plus_ms(shard.config.resume_window_ms));
+        let again = Lease {
+            number,
+            slot: lease.slot,
+            session,
+            held_at,
+            since: shard.now,
+            deadline,
+            timer: deadline,
+            started: false,
+            unstarted: lease.explicit_start,
+        };
+        shard.timers.set(deadline, super::timers::Timer::Lease { task: key, recipient, number });
+        if lease.slot != key {
+            shard.aliases.insert(number, key);
+        }
+        shard.leases_out += 1;
+        let queue = shard.tasks[key as usize].queue;
+        shard.queues[queue as usize].leased += 1;
+        if let Some(limit) = shard.tasks[key as usize].spec.run_limit_ms {
+            let at = shard.now.plus_ms(u64::from(limit));
+            shard.timers.set(at, super::timers::Timer::RunLimit { task: key, recipient, number });
+        }
+        shard.shift(key, recipient, ShareState::Leased(again));
+        if let Some(share) = shard.tasks[key as usize].share_mut(recipient) {
+            share.lease_stored = true;
+        }
+    }
+}
+
 impl Shard {
+    /// When pauses end, by queue.
+    fn pauses(&self) -> Vec<(u32, Time)> {
+        let until = |queue: &super::queue::Queue| queue.pause.as_ref()?.until;
+        self.queues.iter().filter_map(|(key, queue)| Some((key as u32, until(queue)?))).collect()
+    }
+
     /// What the store must still learn before an orderly stop, so that the next process knows which
     /// deliveries are not the first.
     pub fn last_words(&mut self, fx: &mut Effects) {

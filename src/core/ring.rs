@@ -39,6 +39,55 @@ impl Ring {
         Some(subscription)
     }
 
+    /// Those that are open, the next in turn first.
+    fn in_turn(&self) -> impl Iterator<Item = (u64, SubscriptionKey)> {
+        let turns = self.open.range(self.last + 1..).chain(self.open.range(..=self.last));
+        turns.map(|(place, subscription)| (*place, *subscription))
+    }
+
+    /// Whether somebody who is open `may` take it.
+    pub(super) fn any(&self, mut may: impl FnMut(SubscriptionKey) -> bool) -> bool {
+        self.open.values().any(|subscription| may(*subscription))
+    }
+
+    /// The one with the smallest share of its credit in use, `load` being unsettled and credit; of several the
+    /// next in turn.
+    pub(super) fn pick_least(
+        &mut self,
+        mut may: impl FnMut(SubscriptionKey) -> bool,
+        load: impl Fn(SubscriptionKey) -> (u32, u32),
+    ) -> Option<SubscriptionKey> {
+        let mut least: Option<(u64, SubscriptionKey, (u32, u32))> = None;
+        for (place, subscription) in self.in_turn() {
+            if !may(subscription) {
+                continue;
+            }
+            let (unsettled, credit) = load(subscription);
+            let less = least.is_none_or(|(_, _, (least, of))| {
+                u64::from(unsettled) * u64::from(of) < u64::from(least) * u64::from(credit)
+            });
+            if less {
+                least = Some((place, subscription, (unsettled, credit)));
+            }
+            if unsettled == 0 {
+                break;
+            }
+        }
+        let (place, subscription, _) = least?;
+        self.last = place;
+        Some(subscription)
+    }
+
+    /// The one with the highest `affinity`. The turn stays where it is.
+    pub(super) fn pick_most(
+        &mut self,
+        mut may: impl FnMut(SubscriptionKey) -> bool,
+        affinity: impl Fn(SubscriptionKey) -> u64,
+    ) -> Option<SubscriptionKey> {
+        let able = self.open.values().copied().filter(|subscription| may(*subscription));
+        able.max_by_key(|subscription| affinity(*subscription))
+    }
+
     /// Says that the subscription at `place` took a task on its own.
     pub(super) fn picked(&mut self, place: u64) {
         self.last = place;

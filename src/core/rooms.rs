@@ -103,11 +103,11 @@ impl Shard {
         if let Err(error) = self.check_room(access.as_deref(), Action::Submit, &message.room) {
             return fx.answer(&origin, error);
         }
-        self.say(message.room, from, message.payload, session.filter(|_| message.exclude_self), fx);
+        self.tell_room(message.room, from, message.payload, session.filter(|_| message.exclude_self), fx);
         fx.answer(&origin, Done::PLAIN);
     }
 
-    fn say(
+    fn tell_room(
         &mut self,
         name: RoomName,
         from: WorkerName,

@@ -4,9 +4,11 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use smallvec::SmallVec;
-use taskyard_proto::{GroupName, Headers, LeaseId, Mode, RoomName, TaskId, WorkerName};
+use smol_str::SmolStr;
+use taskyard_proto::{GroupName, Headers, LeaseId, Mode, RoomName, Task, TaskId, WorkerName};
 
 use super::access::Access;
+use super::command::CallId;
 use super::time::Time;
 
 /// Where a subscription is kept.
@@ -39,6 +41,16 @@ pub(super) enum Verb {
     Ack,
     Nack,
     Release,
+    Cancelled,
+}
+
+/// A request for tasks, and the holder of what it brought.
+#[derive(Debug)]
+pub(super) struct Pulling {
+    pub(super) call: CallId,
+    /// What it will be answered with.
+    pub(super) tasks: Vec<Task>,
+    pub(super) answered: bool,
 }
 
 /// A logical connection.
@@ -55,7 +67,7 @@ pub(super) struct Session {
     /// The leases it holds: task and recipient. A lease knows its index here.
     pub(super) held: Vec<(u32, u32)>,
     /// The latest settles, newest last.
-    settled: VecDeque<(u64, Verb)>,
+    pub(super) settled: VecDeque<(u64, Verb)>,
     /// Submits that wait for their answer.
     pub(super) unconfirmed: u32,
     pub(super) watching: BTreeSet<TaskId>,
@@ -63,6 +75,14 @@ pub(super) struct Session {
     pub(super) rooms: Vec<(RoomName, u64)>,
     /// It said `drain`, or an operator did.
     pub(super) draining: bool,
+    /// What its resume token says, if it may be resumed.
+    pub(super) resume_key: Option<u128>,
+    /// Whose it was before a restart.
+    pub(super) restored_account: Option<SmolStr>,
+    /// Its socket has ended, and it waits to be taken up again until then.
+    pub(super) away_until: Option<Time>,
+    /// It is no socket, but holds what a pull brought.
+    pub(super) pull: Option<Box<Pulling>>,
     /// A lease of its ran out and nothing was heard since.
     pub(super) silent: bool,
 }
@@ -83,6 +103,10 @@ impl Session {
             watching: BTreeSet::new(),
             rooms: Vec::new(),
             draining: false,
+            resume_key: None,
+            restored_account: None,
+            away_until: None,
+            pull: None,
             silent: false,
         }
     }

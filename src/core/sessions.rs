@@ -5,7 +5,7 @@ use std::sync::Arc;
 use taskyard_proto::message::{CREDIT_MAX, UNCONFIRMED_MAX, lease_text, session_text};
 use taskyard_proto::{
     AwayReason, ClientMessage, CloseCode, Done, Error, ErrorCode, GivenLease, GoingAway, Hello, Limits, Mode,
-    QueueName, RequestId, Subscribe, Subscribed, Text, Welcome, WorkerName,
+    QueueName, RequestId, Resume, Subscribe, Subscribed, Text, Welcome, WorkerName,
 };
 
 use super::access::Access;
@@ -13,6 +13,7 @@ use super::command::{Origin, SessionId};
 use super::effect::{Effects, Output};
 use super::grants::Action;
 use super::record::Failure;
+use super::resume::{Resumed, token};
 use super::session::{Session, Subscription, SubscriptionKey};
 use super::shard::{ABSENT_MS, ACK_TIMEOUT_MS, RECONNECT_SPREAD_MS, Shard};
 use super::task::Watcher;
@@ -23,15 +24,22 @@ impl Shard {
         &mut self,
         id: SessionId,
         access: Option<Arc<Access>>,
-        hello: Hello,
+        mut hello: Hello,
         reference: Option<RequestId>,
         made_up_name: WorkerName,
+        resume_key: u128,
         fx: &mut Effects,
     ) {
-        let worker = hello.worker.unwrap_or(made_up_name);
+        if let Some(old) = self.resumable(access.as_ref(), hello.resume.as_ref()) {
+            let resumed = self.take_up(old, id, access, &mut hello, fx);
+            return self.welcome(id, reference, hello, resumed, fx);
+        }
+        let worker = hello.worker.take().unwrap_or(made_up_name);
         let account = access.as_ref().map(|access| access.account.clone());
         if let Some(other) = self.workers.get(&(account.clone(), worker.clone())).copied() {
-            if self.config.replace_worker {
+            // One that is away has no socket to defend its name.
+            let away = self.sessions.get(&other).is_some_and(|session| session.away_until.is_some());
+            if self.config.replace_worker || away {
                 fx.outputs.push(Output::Close {
                     session: other,
                     code: CloseCode::REPLACED,
@@ -60,26 +68,42 @@ impl Shard {
                 return;
             }
         }
+        let mut session = Session::new(worker.clone(), std::mem::take(&mut hello.groups), self.now);
+        session.access = access;
+        self.sessions.insert(id, session);
+        self.workers.insert((account, worker), id);
+        let asked = matches!(hello.resume, Some(Resume::Wanted(true) | Resume::Token(_)));
+        if asked && self.config.resume_window_ms > 0 {
+            self.make_resumable(id, resume_key, fx);
+        }
+        // A token of no session that is known: its leases went on.
         let lost = hello.in_flight.iter().map(lease_text).collect();
-        let mut session = Session::new(worker.clone(), hello.groups, self.now);
+        self.welcome(id, reference, hello, Resumed { lost, ..Resumed::default() }, fx);
+    }
+
+    fn welcome(
+        &mut self,
+        id: SessionId,
+        reference: Option<RequestId>,
+        hello: Hello,
+        resumed: Resumed,
+        fx: &mut Effects,
+    ) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
         // Named twice, a group would be served twice.
         session.groups.sort_unstable();
         session.groups.dedup();
         session.labels = hello.labels;
         session.client = hello.client.map(|client| client.as_str().to_owned());
-        session.access = access;
-        self.sessions.insert(id, session);
-        self.workers.insert((account, worker.clone()), id);
         let welcome = Welcome {
             session: session_text(id.0),
-            worker,
+            worker: session.worker.clone(),
             version: taskyard_proto::VERSION,
             server: Text::cut(&self.config.server),
-            // No session is resumable yet: a token is of an unknown session, whose leases are lost.
-            resume: None,
-            resumed: false,
-            kept: Vec::new(),
-            lost,
+            resume: session.resume_key.map(token),
+            resumed: resumed.resumed,
+            kept: resumed.kept,
+            lost: resumed.lost,
             ping_ms: self.config.ping_ms,
             limits: Limits {
                 message_bytes: self.config.message_bytes,
@@ -94,22 +118,17 @@ impl Shard {
             barrier: false,
             message: welcome.into(),
         });
+        self.return_dropped(resumed.dropped, fx);
     }
 
     /// Ends a session: its tasks go on at once. `clean` (after `bye`) they return free of charge.
     pub(super) fn end(&mut self, id: SessionId, clean: bool, fx: &mut Effects) {
-        let Some(session) = self.sessions.get_mut(&id) else { return };
-        // First nobody can be offered its own tasks again.
-        let subscriptions = std::mem::take(&mut session.subscriptions);
+        let Some(session) = self.sessions.get(&id) else { return };
         let mut held = session.held.clone();
-        let watching = std::mem::take(&mut session.watching);
-        for (_, key) in subscriptions {
-            self.remove_subscription(key, fx);
-        }
-        for task in watching {
-            self.unwatch(task, Watcher::Session(id));
-        }
-        self.leave_all(id);
+        let resume_key = session.resume_key;
+        // First nobody can be offered its own tasks again.
+        self.let_go(id, fx);
+        self.forget_resume_key(resume_key, fx);
         held.sort_unstable_by_key(|(task, recipient)| (self.tasks[*task as usize].spec.seq, *recipient));
         for (task, recipient) in held {
             self.unlease(task, recipient, fx);
@@ -120,7 +139,8 @@ impl Shard {
             }
         }
         if let Some(session) = self.sessions.remove(&id) {
-            let name = (session.access.map(|access| access.account.clone()), session.worker);
+            let account = session.access.map(|access| access.account.clone()).or(session.restored_account);
+            let name = (account, session.worker);
             if self.workers.get(&name) == Some(&id) {
                 self.workers.remove(&name);
             }
@@ -153,6 +173,9 @@ impl Shard {
             }
         }
         let Some(lane) = queue.worker_names.get(&session.worker).copied() else { return };
+        if queue.workers[lane as usize].subscription != Some(key) {
+            return;
+        }
         queue.workers[lane as usize].subscription = None;
         queue.workers[lane as usize].absent_since = self.now;
         self.worker_left(subscription.queue, lane, fx);
@@ -173,7 +196,8 @@ impl Shard {
                 free.push(entry);
             } else {
                 to_all |= task.fanout.is_some();
-                self.queues[queue as usize].workers[lane as usize].ready.push(priority, entry);
+                let fair = task.spec.keys.as_ref().and_then(|keys| keys.fair.as_ref());
+                self.queues[queue as usize].workers[lane as usize].ready.push(priority, entry, fair);
             }
         }
         if to_all {
@@ -226,6 +250,7 @@ impl Shard {
 
     pub(super) fn drain_all(&mut self, grace_ms: u64, fx: &mut Effects) {
         self.stop_deliveries();
+        self.answer_all_pulls(fx);
         for id in self.session_ids() {
             // Spread by the session's number, so that not all come back at once.
             let reconnect_after_ms = id.0.wrapping_mul(2_654_435_761) % RECONNECT_SPREAD_MS;
@@ -278,6 +303,7 @@ impl Shard {
             (ClientMessage::Progress(m), Some(session)) => self.progress(origin, session, m, fx),
             (ClientMessage::Cancelled(m), Some(session)) => self.cancelled(origin, session, m, fx),
             (ClientMessage::Watch(m), _) => self.watch(origin, m, fx),
+            (ClientMessage::Cancel(m), _) => self.cancel(origin, m, fx),
             (ClientMessage::Unwatch(m), Some(session)) => {
                 self.unwatch(m.task, Watcher::Session(session));
                 if let Some(session) = self.sessions.get_mut(&session) {
@@ -316,10 +342,11 @@ impl Shard {
     /// Two accounts that consume from one queue may use the same worker name, but not there: tasks to a
     /// worker go by it.
     fn name_taken_on(&self, id: SessionId, queue: u32) -> Option<Error> {
-        let session = self.sessions.get(&id)?;
+        let session = self.sessions.get(&id).filter(|session| session.pull.is_none())?;
         let holder = self.queues[queue as usize].worker_subscription(&session.worker)?;
         let holder = self.subscriptions.get(holder.0 as usize)?;
-        (holder.session != id).then(|| {
+        let a_pull = self.sessions.get(&holder.session).is_some_and(|session| session.pull.is_some());
+        (holder.session != id && !a_pull).then(|| {
             let text = format!(
                 "worker name {} is taken on queue {} by a worker of another account: choose another name",
                 session.worker, self.queues[queue as usize].name
@@ -371,7 +398,11 @@ impl Shard {
                 let found = &mut self.queues[queue as usize];
                 found.subscribers.insert(place, key);
                 let lane = found.worker_lane(&session.worker, self.now);
-                found.workers[lane as usize].subscription = Some(key);
+                // Several pulls may be of one worker; tasks to it go to the first that waits.
+                let slot = &mut found.workers[lane as usize].subscription;
+                if session.pull.is_none() || slot.is_none() {
+                    *slot = Some(key);
+                }
                 key
             }
         };
@@ -385,7 +416,9 @@ impl Shard {
             Subscribed {
                 queue: message.queue,
                 credit: u64::from(credit),
-                ack_timeout_ms: u64::from(ACK_TIMEOUT_MS),
+                ack_timeout_ms: u64::from(
+                    self.queues[queue as usize].settings.defaults.ack_timeout_ms.unwrap_or(ACK_TIMEOUT_MS),
+                ),
             },
         );
         self.feed(key, fx);
@@ -419,7 +452,11 @@ impl Shard {
     /// The task and recipient of a session's own, current lease.
     pub(super) fn find_lease(&self, session: SessionId, lease: &GivenLease) -> Option<(u32, u32)> {
         let id = lease.id()?;
-        let found = self.tasks.get(id.slot as usize)?.share(id.recipient)?.lease()?;
-        (found.number == id.number && found.session == session).then_some((id.slot, id.recipient))
+        let slot = match self.aliases.is_empty() {
+            true => id.slot,
+            false => self.aliases.get(&id.number).copied().unwrap_or(id.slot),
+        };
+        let found = self.tasks.get(slot as usize)?.share(id.recipient)?.lease()?;
+        (found.number == id.number && found.session == session).then_some((slot, id.recipient))
     }
 }

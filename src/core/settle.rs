@@ -3,19 +3,18 @@
 use smallvec::SmallVec;
 use taskyard_proto::message::lease_text;
 use taskyard_proto::{
-    Ack, Applies, Cancelled, Done, Error, ErrorCode, ErrorText, Extend, GivenLease, LeaseList, Nack, Payload,
-    Progress, Release, ServerMessage, SettleOutcome, SettleResult, Settled, TaskId, Watch,
+    Ack, Applies, Done, Error, ErrorCode, ErrorText, Extend, GivenLease, LeaseList, Nack, Payload, Progress,
+    Release, SettleOutcome, SettleResult, Settled,
 };
 
 use super::command::{Origin, SessionId};
 use super::effect::Effects;
 use super::fanout::Fate;
-use super::kept::finished_message;
 use super::queue::{Rate, Tally};
 use super::record::{Amendment, FailedAttempt, Failure, StoreOp};
 use super::session::{SubscriptionKey, Verb};
-use super::shard::{AVOID_MS, Place, Shard};
-use super::task::{FREE_RETURNS_MAX, ShareState, Watcher};
+use super::shard::{AVOID_MS, Shard};
+use super::task::{FREE_RETURNS_MAX, ShareState};
 use super::timers::Timer;
 
 /// Subscriptions that got credit back and wait to be fed.
@@ -82,7 +81,7 @@ impl Shard {
     }
 
     /// Settles each lease that is current, answers for all, then lets tasks flow again.
-    fn settle(
+    pub(super) fn settle(
         &mut self,
         origin: Origin,
         session: SessionId,
@@ -96,16 +95,15 @@ impl Shard {
             if let Some((task, recipient)) = shard.find_lease(session, lease) {
                 let queue = shard.tasks[task as usize].queue;
                 shard.queues[queue as usize].rates.count(shard.now, Rate::Settled);
-                if let (Some(found), Some(id)) = (shard.sessions.get_mut(&session), lease.id()) {
-                    found.remember_settle(id.number, verb);
+                if let Some(id) = lease.id() {
+                    shard.remember_settle(session, id.number, verb);
                 }
                 let key = how(shard, task, recipient, fx);
                 freed.extend(key.filter(|key| freed.last() != Some(key)));
                 return SettleOutcome::Ok;
             }
-            let before = shard.sessions.get(&session);
             match lease.id() {
-                Some(id) if before.is_some_and(|found| found.has_settled(id, verb)) => SettleOutcome::Already,
+                Some(id) if shard.has_settled(session, id, verb) => SettleOutcome::Already,
                 _ => SettleOutcome::LeaseLost,
             }
         };
@@ -216,9 +214,13 @@ impl Shard {
         if found.decided {
             return self.lay_down(task, recipient);
         }
+        if found.cancelling {
+            return self.stopped(task, recipient, error, fx);
+        }
         let spec = found.spec.clone();
         let Some(share) = found.share_mut(recipient) else { return };
         share.charged += 1;
+        share.lease_stored = false;
         share.free_returns = 0;
         let attempt = FailedAttempt { attempt: share.charged, worker, reason: failure, error };
         share.record_failure(attempt.clone());
@@ -258,6 +260,9 @@ impl Shard {
         if found.decided {
             return self.lay_down(task, recipient);
         }
+        if found.cancelling {
+            return self.stopped(task, recipient, None, fx);
+        }
         let (id, seq, queue) = (found.spec.id, found.spec.seq, found.queue);
         let Some(share) = found.share_mut(recipient) else { return };
         share.free_returns += 1;
@@ -269,8 +274,12 @@ impl Shard {
             share.notes_mut().avoid = Some((session, until));
             self.timers.set(until, Timer::Offer { task, recipient, seq });
         }
+        let stored = std::mem::take(&mut share.lease_stored);
         self.queues[queue as usize].tally(Tally::Released);
         if delay_ms == 0 {
+            if stored {
+                self.store(StoreOp::Amend(id, Amendment::Returned { recipient }), fx);
+            }
             return self.queue_up(task, recipient, fx);
         }
         let due = now.plus_ms(delay_ms);
@@ -278,6 +287,10 @@ impl Shard {
         self.shift(task, recipient, ShareState::Scheduled { due });
         self.timers.set(due, Timer::Due { task, recipient, seq });
         self.event(task, recipient, Payload::NULL, fx);
+        // It waits for a time of its own: the next of its key need not.
+        if self.tasks[task as usize].fanout.is_none() {
+            self.free_key_of(task, fx);
+        }
     }
 
     pub(super) fn start(&mut self, origin: Origin, session: SessionId, lease: &GivenLease, fx: &mut Effects) {
@@ -343,122 +356,12 @@ impl Shard {
         fx.answer(&origin, Done::PLAIN);
         self.event(task, recipient, message.data, fx);
     }
-
-    pub(super) fn cancelled(
-        &mut self,
-        origin: Origin,
-        session: SessionId,
-        message: Cancelled,
-        fx: &mut Effects,
-    ) {
-        if self.find_lease(session, &message.lease).is_none() {
-            return fx.answer(&origin, lease_lost(&message.lease));
-        }
-        let error = Error::new(
-            ErrorCode::Conflict,
-            "`cancelled` answers a `stop`, and none was sent for this lease: send `nack` or `release`",
-        );
-        fx.answer(&origin, error.lease(&message.lease));
-    }
-
-    // --- Watching -----------------------------------------------------------------------------
-
-    pub(super) fn watch(&mut self, origin: Origin, message: Watch, fx: &mut Effects) {
-        let task = message.task;
-        if message.from_seq.is_some_and(|seq| seq > 0) {
-            let error = Error::new(
-                ErrorCode::BadRequest,
-                "`watch`, field `from_seq`: not served by this version of the broker, which keeps no history of events: leave it out",
-            );
-            return fx.answer(&origin, error.field("from_seq"));
-        }
-        let acknowledge = |fx: &mut Effects| {
-            if !matches!(origin, Origin::Call(_)) {
-                fx.answer(&origin, Done::PLAIN);
-            }
-        };
-        // A task of a queue that is not theirs is to them as one that never was.
-        if let Origin::Session(session, _) | Origin::Implied(session) = &origin
-            && let Some(access) = self.sessions.get(session).and_then(|session| session.access.as_ref())
-            && self.queue_of(task).is_some_and(|queue| !access.may_see(queue))
-        {
-            return fx.answer(&origin, task_not_found(task));
-        }
-        let finished = match self.ids.get(&task) {
-            None => return fx.answer(&origin, task_not_found(task)),
-            Some(Place::Live(key)) => {
-                let key = *key;
-                acknowledge(fx);
-                match self.dead_message(key) {
-                    Some(finished) => finished,
-                    None => return self.add_watcher(key, &origin),
-                }
-            }
-            Some(Place::Kept { .. }) => match self.kept(task) {
-                Some(record) => {
-                    acknowledge(fx);
-                    finished_message(record)
-                }
-                None => return fx.answer(&origin, task_not_found(task)),
-            },
-        };
-        let watcher = match origin {
-            Origin::Session(session, _) | Origin::Implied(session) => Watcher::Session(session),
-            Origin::Call(call) => Watcher::Call(call),
-        };
-        self.tell_finished_when_durable(vec![watcher], finished, fx);
-    }
-
-    pub(super) fn unwatch(&mut self, task: TaskId, watcher: Watcher) {
-        if let Some(Place::Live(key)) = self.ids.get(&task) {
-            self.tasks[*key as usize].watchers.retain(|other| *other != watcher);
-        }
-    }
-
-    /// Counts an event of a task, and tells it to those who watch.
-    pub(super) fn event(&mut self, key: u32, recipient: u32, data: Payload, fx: &mut Effects) {
-        let task = &mut self.tasks[key as usize];
-        task.event_seq += 1;
-        let watched = task.watchers.iter().any(|watcher| matches!(watcher, Watcher::Session(_)));
-        if !watched {
-            return;
-        }
-        let task = &self.tasks[key as usize];
-        let Some(share) = task.share(recipient) else { return };
-        let lease = share.lease();
-        let holder = lease.and_then(|lease| self.sessions.get(&lease.session)).map(|s| s.worker.clone());
-        let percent = share.notes.as_ref().and_then(|notes| notes.percent).filter(|_| lease.is_some());
-        let event = taskyard_proto::Event {
-            task: task.spec.id,
-            seq: task.event_seq,
-            state: share.state.task_state(),
-            started: lease.is_some_and(|lease| lease.started),
-            worker: holder.or_else(|| task.recipient_name(recipient).cloned()),
-            attempt: (u64::from(share.charged) + 1).min(u64::from(task.spec.max_attempts)),
-            percent: percent.and_then(taskyard_proto::Number::new),
-            data,
-            error: share.last_error(),
-        };
-        for watcher in &task.watchers {
-            if let Watcher::Session(session) = watcher {
-                fx.send(*session, ServerMessage::Event(event.clone()));
-            }
-        }
-    }
 }
 
-fn lease_lost(lease: &GivenLease) -> Error {
+pub(super) fn lease_lost(lease: &GivenLease) -> Error {
     Error::new(
         ErrorCode::LeaseLost,
         "this lease is not, or no longer, this session's: the task went on without it; drop the work",
     )
     .lease(lease)
-}
-
-pub(super) fn task_not_found(task: TaskId) -> Error {
-    Error::new(
-        ErrorCode::NotFound,
-        "no such task: it never was, or it ended longer ago than finished tasks are kept",
-    )
-    .task(task)
 }

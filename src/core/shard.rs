@@ -4,7 +4,7 @@
 //! it has credit. Each method that makes a task ready, or a subscription open, restores it before it
 //! returns, and may rely on it when it begins.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use slab::Slab;
 use smol_str::SmolStr;
@@ -13,14 +13,15 @@ use taskyard_proto::{
 };
 
 use super::access::{Access, Load, Refusals};
-use super::command::{Command, Origin, SessionId};
+use super::command::{CallId, Command, Origin, SessionId};
 use super::due::timer_matters;
 use super::effect::{Effects, Hop, Output};
 use super::manage::Report;
+use super::operate::Job;
 use super::queue::{LaneKey, Queue};
 use super::record::StoreOp;
 use super::rooms::Rooms;
-use super::session::{Session, Subscription};
+use super::session::{Session, Subscription, Verb};
 use super::task::{ShareState, Task, Watcher};
 use super::time::Time;
 use super::timers::{Timer, Timers};
@@ -47,6 +48,8 @@ pub struct Config {
     pub keep_count: usize,
     /// How much all finished tasks together may weigh, in bytes.
     pub keep_bytes: u64,
+    /// How long a session that may be taken up again waits for that, in milliseconds; 0: none may be.
+    pub resume_window_ms: u64,
     /// Whether a worker's name that is taken replaces the session that has it; else the new one is refused.
     pub replace_worker: bool,
 }
@@ -62,6 +65,7 @@ impl Default for Config {
             keep_ms: 600_000,
             keep_count: 100_000,
             keep_bytes: 512 << 20,
+            resume_window_ms: 5000,
             replace_worker: true,
         }
     }
@@ -80,7 +84,9 @@ pub(super) enum Place {
 #[derive(Debug)]
 enum Pending {
     /// A task may be told accepted, and given to a worker.
-    Accepted { task: u32, origin: Origin, confirm: bool },
+    Accepted { task: u32, id: TaskId, origin: Origin, confirm: bool },
+    /// An operator may be told what came of it.
+    Report { call: CallId, report: Report },
     /// An answer may be given.
     Answer { origin: Origin, message: ServerMessage },
     /// All that a leaving session asked for is answered: it may go.
@@ -131,6 +137,21 @@ pub struct Shard {
     pub(super) weight: u64,
     pub(super) kept_bytes: u64,
     pub(super) rooms: Rooms,
+    /// Sessions that may be taken up again, by what their tokens say.
+    pub(super) resume_keys: HashMap<u128, SessionId>,
+    /// Where the tasks are whose leases were given before a restart, by the number of the lease.
+    pub(super) aliases: HashMap<u64, u32>,
+    /// Pulls that wait.
+    pub(super) pulls: HashMap<CallId, SessionId>,
+    /// The latest settles of what pulls brought, and their order.
+    pub(super) pulled_settles: HashMap<u64, Verb>,
+    pub(super) pulled_order: VecDeque<u64>,
+    /// Long pieces of work.
+    pub(super) jobs: BTreeMap<u64, Job>,
+    pub(super) next_job: u64,
+    /// Queues in which something may go on, and pulls that have got something: looked at when a command is done.
+    pub(super) to_pump: Vec<u32>,
+    pub(super) to_answer: Vec<SessionId>,
     pub(super) draining: bool,
     pub(super) storage_full: bool,
 }
@@ -162,6 +183,15 @@ impl Shard {
             weight: 0,
             kept_bytes: 0,
             rooms: Rooms::default(),
+            resume_keys: HashMap::default(),
+            aliases: HashMap::default(),
+            pulls: HashMap::default(),
+            pulled_settles: HashMap::default(),
+            pulled_order: VecDeque::new(),
+            jobs: BTreeMap::new(),
+            next_job: 1,
+            to_pump: Vec::new(),
+            to_answer: Vec::new(),
             draining: false,
             storage_full: false,
         }
@@ -178,11 +208,11 @@ impl Shard {
                 hello,
                 reference,
                 made_up_name,
-                resume_key: _,
+                resume_key,
                 subscribe,
                 join,
             } => {
-                self.open(session, access, *hello, reference, made_up_name, fx);
+                self.open(session, access, *hello, reference, made_up_name, resume_key, fx);
                 if let Some(subscribe) = subscribe {
                     self.subscribe(Origin::Implied(session), session, subscribe, fx);
                 }
@@ -190,28 +220,39 @@ impl Shard {
                     self.join(Origin::Implied(session), session, room, fx);
                 }
             }
-            Command::End { session } => self.end(session, false, fx),
+            Command::End { session } => self.socket_ended(session, fx),
             Command::Heard { session } => self.heard(session, fx),
             Command::Submit { origin, access, task, run_at, submit } => {
                 self.submit(origin, access.as_deref(), task, run_at, *submit, fx)
             }
             Command::Message { origin, message } => self.message(origin, message, fx),
             Command::SettleOldest { session, ack } => self.settle_oldest(session, ack, fx),
-            Command::HangUp { call, task } => self.unwatch(task, Watcher::Call(call)),
-            Command::Publish { call, from, publish } => self.publish(Origin::Call(call), *publish, from, fx),
-            Command::Manage { call, .. }
-            | Command::PullOver { call }
-            | Command::Follow { call, .. }
-            | Command::Settle { call, .. } => {
-                let error = Error::new(ErrorCode::BadRequest, "not served by this version of the broker");
-                fx.outputs.push(Output::Report { call, report: Report::Refused(error) });
+            Command::HangUp { call, task } => {
+                self.unwatch(task, Watcher::Call(call));
+                self.unwatch(task, Watcher::Follower(call));
             }
-            Command::Pull(pull) => {
-                fx.outputs.push(Output::Report { call: pull.call, report: Report::Pulled(Vec::new()) });
+            Command::Publish { call, from, publish } => self.publish(Origin::Call(call), *publish, from, fx),
+            Command::Manage { call, access, manage } => self.manage(call, access, manage, fx),
+            Command::Pull(pull) => self.pull(*pull, fx),
+            Command::PullOver { call } => self.pull_over(call, fx),
+            Command::Follow { call, task, from_seq } => self.follow(call, task, from_seq, fx),
+            Command::Settle { call, access, message } => {
+                self.settle_pulled(call, access.as_deref(), message, fx)
             }
             Command::Stored { through } => self.stored(through, fx),
             Command::StorageFull(full) => self.storage_full = full,
             Command::Drain { grace_ms } => self.drain_all(grace_ms, fx),
+        }
+        self.go_on(fx);
+    }
+
+    /// What a command has made possible, and is done once it is over.
+    fn go_on(&mut self, fx: &mut Effects) {
+        while let Some(queue) = self.to_pump.pop() {
+            self.pump(queue, fx);
+        }
+        while let Some(session) = self.to_answer.pop() {
+            self.answer_pull(session, fx);
         }
     }
 
@@ -235,8 +276,15 @@ impl Shard {
                 Timer::Expires { task, seq } => self.ttl_due(task, seq, fx),
                 Timer::Offer { task, recipient, seq } => self.offer_again(task, recipient, seq, fx),
                 Timer::Absent { queue, lane } => self.absent_due(queue, lane, at, fx),
-                Timer::Kept { queue } => self.forget_expired(queue, fx),
+                Timer::Kept { queue } => self.forget_expired(queue, at, fx),
+                Timer::Stop { task, recipient, number } => self.stop_due(task, recipient, number, fx),
+                Timer::Rate { queue } => self.rate_due(queue),
+                Timer::Dedup { queue } => self.dedup_due(queue, fx),
+                Timer::Unpause { queue } => self.unpause_due(queue, at, fx),
+                Timer::Resume { session } => self.resume_due(session, fx),
+                Timer::Job { number } => self.work(number, fx),
             }
+            self.go_on(fx);
         }
     }
 
@@ -293,8 +341,19 @@ impl Shard {
         self.after_store(Pending::Leave { origin, session }, fx);
     }
 
-    pub(super) fn accept_when_durable(&mut self, task: u32, origin: Origin, confirm: bool, fx: &mut Effects) {
-        self.after_store(Pending::Accepted { task, origin, confirm }, fx);
+    pub(super) fn report_when_durable(&mut self, call: CallId, report: Report, fx: &mut Effects) {
+        self.after_store(Pending::Report { call, report }, fx);
+    }
+
+    pub(super) fn accept_when_durable(
+        &mut self,
+        task: u32,
+        id: TaskId,
+        origin: Origin,
+        confirm: bool,
+        fx: &mut Effects,
+    ) {
+        self.after_store(Pending::Accepted { task, id, origin, confirm }, fx);
     }
 
     pub(super) fn tell_finished_when_durable(
@@ -332,17 +391,21 @@ impl Shard {
                                 fx.send(session, message.clone());
                             }
                         }
-                        Watcher::Call(call) => {
+                        Watcher::Call(call) | Watcher::Follower(call) => {
                             fx.outputs.push(Output::Answer { call, message: message.clone().into() });
                         }
                     }
                 }
             }
-            Pending::Accepted { task, origin, confirm } => {
-                let found = &mut self.tasks[task as usize];
-                found.durable = true;
-                fx.hops.push((Hop::SubmitToDurable, self.now.micros_since(found.spec.accepted)));
-                let id = found.spec.id;
+            Pending::Report { call, report } => fx.outputs.push(Output::Report { call, report }),
+            Pending::Accepted { task, id, origin, confirm } => {
+                // It may have been cancelled meanwhile, or handed out early and finished.
+                let found = self.tasks.get_mut(task as usize).filter(|found| found.spec.id == id);
+                let mut waits = false;
+                if let Some(found) = found {
+                    waits = !std::mem::replace(&mut found.durable, true) && !found.decided;
+                    fx.hops.push((Hop::SubmitToDurable, self.now.micros_since(found.spec.accepted)));
+                }
                 if let Origin::Session(session, _) = origin
                     && let Some(session) = self.sessions.get_mut(&session)
                 {
@@ -351,7 +414,9 @@ impl Shard {
                 if confirm {
                     fx.answer(&origin, taskyard_proto::Accepted { task: id, duplicate: false });
                 }
-                self.activate(task, fx);
+                if waits {
+                    self.activate(task, fx);
+                }
             }
         }
     }

@@ -11,8 +11,9 @@ use super::effect::Effects;
 use super::fanout::Fate;
 use super::grants::Action;
 use super::queue::{Rate, Tally};
-use super::record::{StoreOp, TaskSpec};
+use super::record::{Keys, StoreOp, TaskSpec};
 use super::retry::RetryPolicy;
+use super::settings::Deliver;
 use super::shard::{ACK_TIMEOUT_MS, Place, Shard};
 use super::task::{Fanout, Share, ShareState, Task, Watcher};
 use super::time::Time;
@@ -23,10 +24,18 @@ const PRIORITY: u8 = 4;
 /// The charged deliveries of a task that asks for no number.
 const MAX_ATTEMPTS: u16 = 5;
 
+/// What becomes of a submit that is not refused.
+enum Admission {
+    /// It makes a task.
+    New(Admitted),
+    /// This task was made by the same submit.
+    Again(TaskId),
+}
+
 /// Where a task that may come in goes, and whose it is.
-struct Admitted {
-    queue: u32,
-    account: Option<SmolStr>,
+pub(super) struct Admitted {
+    pub(super) queue: u32,
+    pub(super) account: Option<SmolStr>,
 }
 
 impl Shard {
@@ -45,7 +54,10 @@ impl Shard {
             return;
         }
         match self.admit(&origin, access, &submit, run_at) {
-            Ok(admitted) => self.accept(origin, admitted, id, run_at, submit, fx),
+            Ok(Admission::Again(first)) => self.accept_again(origin, first, &submit, fx),
+            Ok(Admission::New(admitted)) => {
+                self.accept(origin, admitted, id, run_at, submit, fx);
+            }
             Err(error) => {
                 // What may not be asked is no submit of that queue's.
                 if error.code != ErrorCode::Forbidden
@@ -65,8 +77,11 @@ impl Shard {
         access: Option<&Access>,
         submit: &Submit,
         run_at: Option<Time>,
-    ) -> Result<Admitted, Error> {
+    ) -> Result<Admission, Error> {
         self.check_grant(access, Action::Submit, &submit.queue)?;
+        if let Some(first) = self.duplicate_of(submit) {
+            return Ok(Admission::Again(first));
+        }
         if let Some(error) = self.closed_to_submits() {
             return Err(error);
         }
@@ -84,23 +99,16 @@ impl Shard {
         }
         let refuse =
             |field: &str, message: &str| Err(Error::new(ErrorCode::BadRequest, message).field(field));
-        let unserved = |field: &str| {
-            let text =
-                format!("`submit`, field `{field}`: not served by this version of the broker: leave it out");
-            Err(Error::new(ErrorCode::BadRequest, text).field(field))
-        };
-        if submit.assign.is_some_and(|assign| assign != Assign::RoundRobin) {
-            return unserved("assign");
-        }
-        for (field, given) in [
-            ("sticky_key", submit.sticky_key.is_some()),
-            ("order_key", submit.order_key.is_some()),
-            ("fair_key", submit.fair_key.is_some()),
-            ("dedup_id", submit.dedup_id.is_some()),
-        ] {
-            if given {
-                return unserved(field);
-            }
+        let assign = submit.assign.or_else(|| {
+            let queue = self.queue_names.get(&submit.queue)?;
+            self.queues[*queue as usize].settings.assign
+        });
+        let chosen = matches!(submit.to, None | Some(Target::Any | Target::Group(_)));
+        if chosen && assign == Some(Assign::Sticky) && submit.sticky_key.is_none() {
+            return refuse(
+                "sticky_key",
+                "`submit`, field `sticky_key`: missing, and the worker is chosen by it (assign \"sticky\"): give one",
+            );
         }
         let to_all = matches!(submit.to, Some(Target::All(_)));
         if submit.complete.is_some() && !to_all {
@@ -126,6 +134,10 @@ impl Shard {
             self.check_load(access, weight)?;
         }
         let queue = self.use_queue(access, &submit.queue)?;
+        self.check_depth(queue, weight)?;
+        if submit.dedup_id.is_some() {
+            self.check_dedup_room(queue, &submit.queue)?;
+        }
         if let Some(Target::Worker { worker, if_absent: IfAbsent::Fail }) = &submit.to
             && self.queues[queue as usize].worker_subscription(worker).is_none()
         {
@@ -138,10 +150,50 @@ impl Shard {
             )
             .field("to"));
         }
-        Ok(Admitted { queue, account: access.map(|access| access.account.clone()) })
+        let account = access.map(|access| access.account.clone());
+        Ok(Admission::New(Admitted { queue, account }))
     }
 
-    fn accept(
+    /// Refuses what would be more than a queue may hold.
+    fn check_depth(&self, queue: u32, bytes: u64) -> Result<(), Error> {
+        let queue = &self.queues[queue as usize];
+        let full = |what: String| {
+            let text = format!(
+                "queue {} holds {what}, the most that it may: let workers catch up, then submit again",
+                queue.name
+            );
+            Err(Error::new(ErrorCode::QueueFull, text))
+        };
+        if let Some(max) = queue.settings.max_tasks
+            && queue.unfinished() >= max
+        {
+            return full(format!("{} unfinished tasks of at most {max}", queue.unfinished()));
+        }
+        if let Some(max) = queue.settings.max_bytes
+            && queue.bytes + bytes > max
+        {
+            return full(format!("{} bytes of unfinished tasks of at most {max}", queue.bytes));
+        }
+        Ok(())
+    }
+
+    /// A submit was sent again: the first task's id is the answer, and its end is what is waited for.
+    fn accept_again(&mut self, origin: Origin, first: TaskId, submit: &Submit, fx: &mut Effects) {
+        if let Some(queue) = self.queue_names.get(&submit.queue) {
+            self.queues[*queue as usize].tally(Tally::Duplicate);
+        }
+        let silent = submit.confirm == Some(Confirm::None) && !matches!(origin, Origin::Call(_));
+        if !silent {
+            // The first may not be durable yet, and then this must not be said.
+            let accepted = taskyard_proto::Accepted { task: first, duplicate: true };
+            self.answer_when_durable(origin.clone(), accepted, fx);
+        }
+        if submit.watch {
+            self.follow_first(&origin, first, fx);
+        }
+    }
+
+    pub(super) fn accept(
         &mut self,
         origin: Origin,
         admitted: Admitted,
@@ -149,13 +201,28 @@ impl Shard {
         run_at: Option<Time>,
         submit: Submit,
         fx: &mut Effects,
-    ) {
+    ) -> u32 {
         let (now, queue) = (self.now, admitted.queue);
+        let defaults = &self.queues[queue as usize].settings.defaults;
         let delayed = submit.delay_ms.filter(|delay| delay.get() > 0).map(|delay| now.plus_ms(delay.get()));
         let due = run_at.or(delayed).filter(|due| *due > now);
         let target = submit.to.unwrap_or_default();
         let seq = self.next_seq;
         self.next_seq += 1;
+        let keyed = submit.assign.is_some()
+            || submit.sticky_key.is_some()
+            || submit.order_key.is_some()
+            || submit.fair_key.is_some()
+            || submit.dedup_id.is_some();
+        let keys = keyed.then(|| {
+            Box::new(Keys {
+                assign: submit.assign,
+                sticky: submit.sticky_key,
+                order: submit.order_key,
+                fair: submit.fair_key,
+                dedup: submit.dedup_id,
+            })
+        });
         let ms = |value: u64| u32::try_from(value).expect("the protocol allows a day, which fits");
         let spec = Arc::new(TaskSpec {
             id,
@@ -163,26 +230,38 @@ impl Shard {
             seq,
             accepted: now,
             due,
-            expires: submit.ttl_ms.map(|ttl| now.plus_ms(ttl.get())),
-            priority: submit.priority.map_or(PRIORITY, |p| p.get() as u8),
-            max_attempts: submit.max_attempts.map_or(MAX_ATTEMPTS, |n| n.get() as u16),
-            ack_timeout_ms: submit.ack_timeout_ms.map_or(ACK_TIMEOUT_MS, |t| ms(t.get())),
-            run_limit_ms: submit.timeout_ms.map(|t| ms(t.get())),
-            retry: submit.backoff.as_ref().map_or_else(RetryPolicy::default, RetryPolicy::from),
+            expires: submit.ttl_ms.map(|ttl| ttl.get()).or(defaults.ttl_ms).map(|ttl| now.plus_ms(ttl)),
+            priority: submit.priority.map(|p| p.get() as u8).or(defaults.priority).unwrap_or(PRIORITY),
+            max_attempts: submit
+                .max_attempts
+                .map(|n| n.get() as u16)
+                .or(defaults.max_attempts)
+                .unwrap_or(MAX_ATTEMPTS),
+            ack_timeout_ms: submit
+                .ack_timeout_ms
+                .map(|t| ms(t.get()))
+                .or(defaults.ack_timeout_ms)
+                .unwrap_or(ACK_TIMEOUT_MS),
+            run_limit_ms: submit.timeout_ms.map(|t| ms(t.get())).or(defaults.timeout_ms),
+            retry: submit.backoff.as_ref().map(RetryPolicy::from).or(defaults.backoff).unwrap_or_default(),
             complete: submit.complete.unwrap_or_default(),
             recipients: self.recipients(queue, &target),
             target,
             headers: submit.headers,
             account: admitted.account,
-            keys: None,
+            keys,
             payload: submit.payload,
         });
         let key = self.insert(spec.clone(), queue);
+        if let Some(dedup) = spec.keys.as_ref().and_then(|keys| keys.dedup.clone()) {
+            self.remember_dedup(queue, dedup, id, now);
+        }
         let counted = &mut self.queues[queue as usize];
+        let early = counted.settings.deliver == Deliver::Early;
         counted.tally(Tally::Accepted);
         counted.rates.count(now, Rate::Accepted);
         if submit.watch {
-            self.add_watcher(key, &origin);
+            self.add_watcher(key, Watcher::of(&origin));
         }
         if let Origin::Session(session, _) = &origin
             && let Some(session) = self.sessions.get_mut(session)
@@ -199,7 +278,12 @@ impl Shard {
                 false
             }
         };
-        self.accept_when_durable(key, origin, confirm, fx);
+        self.accept_when_durable(key, id, origin, confirm, fx);
+        if early {
+            self.tasks[key as usize].durable = true;
+            self.activate(key, fx);
+        }
+        key
     }
 
     /// The worker names that a task to all goes to: those subscribed now, in order of subscribing.
@@ -209,6 +293,7 @@ impl Shard {
             .subscribers
             .values()
             .filter_map(|key| self.sessions.get(&self.subscriptions[key.0 as usize].session))
+            .filter(|session| session.pull.is_none())
             .filter(|session| group.as_ref().is_none_or(|group| session.groups.contains(group)))
             .map(|session| session.worker.clone())
             .collect()
@@ -232,14 +317,17 @@ impl Shard {
             Box::new(fanout)
         });
         self.weight += Task::weight(&spec);
+        self.queues[queue as usize].bytes += spec.payload.bytes().len() as u64;
         self.load(spec.account.as_ref(), spec.payload.bytes().len() as u64);
         let task = Task {
             spec,
             queue,
             durable: false,
             decided: false,
+            cancelling: false,
             event_seq: 0,
             watchers: Vec::new(),
+            events: None,
             first,
             fanout,
         };
@@ -274,8 +362,13 @@ impl Shard {
         for recipient in 0..recipients {
             let Some(task) = self.tasks.get(key as usize).filter(|task| task.spec.seq == seq) else { return };
             match task.share(recipient).map(|share| &share.state) {
-                Some(ShareState::Scheduled { due } | ShareState::Retrying { due }) => {
+                Some(ShareState::Scheduled { due }) => {
                     self.timers.set(*due, Timer::Due { task: key, recipient, seq });
+                    self.event(key, recipient, Payload::NULL, fx);
+                }
+                Some(ShareState::Retrying { due }) => {
+                    self.timers.set(*due, Timer::Due { task: key, recipient, seq });
+                    self.claim_key(key);
                     self.event(key, recipient, Payload::NULL, fx);
                 }
                 Some(ShareState::Queued { .. }) => {
@@ -283,24 +376,6 @@ impl Shard {
                 }
                 _ => {}
             }
-        }
-    }
-
-    pub(super) fn add_watcher(&mut self, key: u32, origin: &Origin) {
-        let task = &mut self.tasks[key as usize];
-        let watcher = match origin {
-            Origin::Session(session, _) | Origin::Implied(session) => Watcher::Session(*session),
-            Origin::Call(call) => Watcher::Call(*call),
-        };
-        if task.watchers.contains(&watcher) {
-            return;
-        }
-        task.watchers.push(watcher);
-        let id = task.spec.id;
-        if let Watcher::Session(session) = watcher
-            && let Some(session) = self.sessions.get_mut(&session)
-        {
-            session.watching.insert(id);
         }
     }
 }

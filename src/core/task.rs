@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use taskyard_proto::{ErrorText, Payload, TaskState, WorkerName};
+use taskyard_proto::{ErrorText, LeaseId, Payload, TaskState, WorkerName};
 
 use super::command::{CallId, SessionId};
+use super::events::History;
 use super::record::{FailedAttempt, TaskSpec};
 use super::time::Time;
 
@@ -23,8 +24,12 @@ pub(super) struct Task {
     pub(super) durable: bool,
     /// It has ended, and its end was told; leases that are still out may be settled to no effect.
     pub(super) decided: bool,
+    /// Somebody cancelled it while it was with a worker: an ack finishes it, everything else cancels it.
+    pub(super) cancelling: bool,
     pub(super) event_seq: u64,
     pub(super) watchers: Vec<Watcher>,
+    /// What those who watch were told, for those who come back; none: nobody ever watched.
+    pub(super) events: Option<Box<History>>,
     /// The share of the only recipient, or of the first.
     pub(super) first: Share,
     /// Tasks to all: the shares of the others, and the counts of all.
@@ -38,6 +43,8 @@ pub(super) enum Watcher {
     Session(SessionId),
     /// The end alone.
     Call(CallId),
+    /// Events and the end, for a request.
+    Follower(CallId),
 }
 
 /// A recipient's share of a task.
@@ -55,6 +62,8 @@ pub(super) struct Share {
     /// Whether [`Fanout::delivered`] counts it: certainly handed out, while `delivered` is true after
     /// a crash of whatever may have been.
     pub(super) counted: bool,
+    /// Whether the store knows of the lease that is out: it is of a session that may be resumed.
+    pub(super) lease_stored: bool,
     pub(super) free_returns: u8,
     pub(super) notes: Option<Box<Notes>>,
 }
@@ -77,6 +86,8 @@ pub(super) enum ShareState {
 #[derive(Debug)]
 pub(super) struct Lease {
     pub(super) number: u64,
+    /// The slot that the lease names: the task's, but for one that was given before a restart.
+    pub(super) slot: u32,
     pub(super) session: SessionId,
     /// Its index in the session's list of leases.
     pub(super) held_at: u32,
@@ -112,6 +123,13 @@ pub(super) struct Fanout {
     pub(super) standing: [u32; 4],
 }
 
+impl Lease {
+    /// The lease as its holder knows it.
+    pub(super) fn id(&self, recipient: u32) -> LeaseId {
+        LeaseId { number: self.number, slot: self.slot, recipient }
+    }
+}
+
 impl Share {
     pub(super) fn new(state: ShareState) -> Share {
         Share {
@@ -121,6 +139,7 @@ impl Share {
             delivered: false,
             delivered_stored: false,
             counted: false,
+            lease_stored: false,
             free_returns: 0,
             notes: None,
         }

@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use super::command::SessionId;
 use super::time::Time;
 
 /// A timer knows what it is for; whether that still holds is asked when it goes off.
@@ -22,6 +23,18 @@ pub(super) enum Timer {
     Absent { queue: u32, lane: u32 },
     /// The oldest finished task of a queue may have been kept long enough.
     Kept { queue: u32 },
+    /// A worker that was told to stop may not have.
+    Stop { task: u32, recipient: u32, number: u64 },
+    /// A queue's rate may let the next task through.
+    Rate { queue: u32 },
+    /// The oldest `dedup_id` of a queue may have been remembered long enough.
+    Dedup { queue: u32 },
+    /// A pause may be over.
+    Unpause { queue: u32 },
+    /// A session that went away may not have come back.
+    Resume { session: SessionId },
+    /// A long piece of work for an operator goes on.
+    Job { number: u64 },
 }
 
 /// Below this many timers no cleaning is worth its while.

@@ -69,6 +69,7 @@ pub struct WorkerView {
     pub in_flight: u64,
     pub draining: bool,
     pub silent: bool,
+    pub away: bool,
     /// Queue, credit, unsettled.
     pub subscriptions: Vec<(QueueName, u64, u64)>,
 }
@@ -192,7 +193,7 @@ impl Shard {
             let part = from.kept..(from.kept + SCAN_SLOTS).min(kept.len());
             ids.extend(
                 part.clone()
-                    .map(|at| &*kept[at].0)
+                    .map(|at| &*kept[at].record)
                     .filter(|record| wanted(record.task) && filter.lets_through_kept(record, now))
                     .map(|record| record.task),
             );
@@ -203,12 +204,6 @@ impl Shard {
         ids.truncate(limit);
         let views = ids.into_iter().filter_map(|id| self.task_view(id, now)).collect();
         Some((views, more.then_some(next)))
-    }
-
-    /// Why a task is not with a worker. None: there is no such task.
-    pub fn explain(&self, id: TaskId, now: Time) -> Option<Explanation> {
-        let view = self.task_view(id, now)?;
-        Some(Explanation { task: id, state: view.state, reasons: Vec::new() })
     }
 
     /// All schedules, by name.
@@ -313,6 +308,8 @@ impl Shard {
     pub fn worker_views(&self, now: Time) -> Vec<WorkerView> {
         self.session_ids()
             .into_iter()
+            // What a pull brought is with somebody, but nobody is connected.
+            .filter(|id| self.sessions[id].pull.is_none())
             .map(|id| {
                 let session = &self.sessions[&id];
                 WorkerView {
@@ -325,6 +322,7 @@ impl Shard {
                     in_flight: session.held.len() as u64,
                     draining: session.draining,
                     silent: session.silent,
+                    away: session.away_until.is_some(),
                     subscriptions: session
                         .subscriptions
                         .iter()

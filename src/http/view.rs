@@ -98,6 +98,7 @@ pub(super) fn worker(view: &WorkerView) -> Value {
         "in_flight": view.in_flight,
         "draining": view.draining,
         "silent": view.silent,
+        "away": view.away,
         "subscriptions": subscriptions,
     })
 }

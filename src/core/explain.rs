@@ -1,0 +1,123 @@
+//! Why a task is not with a worker: each thing that holds it up, with its numbers.
+
+use taskyard_proto::{IfAbsent, Target, TaskId};
+
+use super::flow::Shut;
+use super::session::{Subscription, SubscriptionKey};
+use super::shard::{Place, Shard};
+use super::task::{Share, ShareState};
+use super::time::Time;
+use super::view::{Explanation, Reason};
+
+impl Shard {
+    /// Why a task is not with a worker. None: there is no such task.
+    pub fn explain(&self, id: TaskId, now: Time) -> Option<Explanation> {
+        let state = match self.ids.get(&id)? {
+            Place::Live(key) => self.tasks[*key as usize].state(),
+            Place::Kept { .. } => self.kept(id)?.state,
+        };
+        let mut reasons = Vec::new();
+        if let Some(Place::Live(key)) = self.ids.get(&id)
+            && !state.is_final()
+        {
+            let recipients = self.tasks[*key as usize].recipients();
+            for recipient in 0..recipients {
+                for reason in self.reasons(*key, recipient, now) {
+                    if !reasons.contains(&reason) {
+                        reasons.push(reason);
+                    }
+                }
+            }
+        }
+        Some(Explanation { task: id, state, reasons })
+    }
+
+    fn reasons(&self, key: u32, recipient: u32, now: Time) -> Vec<Reason> {
+        let task = &self.tasks[key as usize];
+        let Some(share) = task.share(recipient) else { return Vec::new() };
+        match &share.state {
+            ShareState::Leased(_) | ShareState::Over(_) => Vec::new(),
+            ShareState::Scheduled { due } => vec![Reason::Scheduled { in_ms: due.ms_since(now) }],
+            ShareState::Retrying { due } => vec![Reason::Backoff { in_ms: due.ms_since(now) }],
+            ShareState::Queued { .. } => self.reasons_of_queued(key, recipient, share, now),
+        }
+    }
+
+    fn reasons_of_queued(&self, key: u32, recipient: u32, share: &Share, now: Time) -> Vec<Reason> {
+        let task = &self.tasks[key as usize];
+        let queue = &self.queues[task.queue as usize];
+        let mut reasons = Vec::new();
+        if !task.durable {
+            reasons.push(Reason::NotDurable);
+        }
+        if self.draining {
+            reasons.push(Reason::Draining);
+        }
+        if let Some(pause) = &queue.pause {
+            reasons.push(Reason::Paused {
+                in_ms: pause.until.map(|until| until.ms_since(now)),
+                by: pause.by.as_ref().map(ToString::to_string),
+                reason: pause.reason.clone(),
+            });
+        }
+        if let Some(by) = self.order_blocked_by(key) {
+            reasons.push(Reason::OrderBlocked { by });
+        }
+        match queue.shut(now) {
+            Some(Shut::Rate(at)) => reasons.push(Reason::RateLimited { in_ms: at.ms_since(now).max(1) }),
+            Some(Shut::Leased) => {
+                reasons
+                    .push(Reason::QueueLimit { max_leased: queue.settings.max_leased.unwrap_or_default() });
+            }
+            Some(Shut::Paused) | None => {}
+        }
+        reasons.extend(self.reason_of_workers(key, recipient, share, now));
+        reasons
+    }
+
+    /// What holds it up on the side of those who may take it.
+    fn reason_of_workers(&self, key: u32, recipient: u32, share: &Share, now: Time) -> Option<Reason> {
+        let task = &self.tasks[key as usize];
+        let queue = &self.queues[task.queue as usize];
+        let worker = task.recipient_name(recipient).or(match &task.spec.target {
+            Target::Worker { worker, if_absent } => {
+                let absent = queue.worker_subscription(worker).is_none();
+                (!absent || *if_absent != IfAbsent::Any).then_some(worker)
+            }
+            _ => None,
+        });
+        let group = match &task.spec.target {
+            Target::Group(group) => Some(group),
+            _ => None,
+        };
+        let able = |subscription: &&Subscription| {
+            let Some(session) = self.sessions.get(&subscription.session) else { return false };
+            worker.is_none_or(|worker| session.worker == *worker)
+                && group.is_none_or(|group| session.groups.contains(group))
+        };
+        let of = |key: &SubscriptionKey| self.subscriptions.get(key.0 as usize);
+        let mut takers = queue.subscribers.values().filter_map(of).filter(able).peekable();
+        if takers.peek().is_none() {
+            return Some(match (worker, group) {
+                (Some(worker), _) => Reason::WorkerAbsent { worker: worker.clone() },
+                (None, Some(group)) => Reason::GroupEmpty { group: group.clone() },
+                (None, None) => Reason::NoWorker,
+            });
+        }
+        let mut busy = 0;
+        let mut free = None;
+        for subscription in takers {
+            match subscription.open {
+                true => free = Some(subscription),
+                false => busy += 1,
+            }
+        }
+        match free {
+            None => Some(Reason::NoCredit { busy }),
+            Some(_) => {
+                let (_, until) = share.notes.as_ref()?.avoid.filter(|(_, until)| *until > now)?;
+                Some(Reason::Released { in_ms: until.ms_since(now).max(1) })
+            }
+        }
+    }
+}
