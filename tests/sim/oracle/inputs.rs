@@ -244,7 +244,10 @@ impl Oracle {
         match origin {
             Origin::Session(session, _) | Origin::Implied(session) => {
                 if let Some(session) = self.sessions.get_mut(session) {
-                    session.watching.entry(id).or_default().asked += 1;
+                    let watching = session.watching.entry(id).or_default();
+                    watching.asked += 1;
+                    // Who asks again is told again what was told before.
+                    watching.last_seq = 0;
                 }
             }
             Origin::Call(call) => self.calls.entry(*call).or_default().watching = Some((id, false)),
