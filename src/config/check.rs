@@ -225,6 +225,7 @@ impl Values {
             message_bytes: check.set_number("message_bytes") as usize,
             ping: check.ms("ping_ms"),
             ping_timeout: check.ms("ping_timeout_ms"),
+            resume_window: check.ms("resume_window_ms"),
             drain: check.ms("drain_ms"),
             segment_bytes: check.set_number("segment_bytes"),
             queues_max: check.set_number("queues_max") as usize,
@@ -390,7 +391,7 @@ mod tests {
     fn every_key_reaches_the_config() {
         let all = config(
             "listen = \"127.0.0.1:1\"\ndata_dir = \"d\"\nengine = \"memory\"\nmessage_bytes = 2048\nping_ms = 200\n\
-             ping_timeout_ms = 300\nhello_timeout_ms = 400\ndrain_ms = 5\nsegment_bytes = 65536\n\
+             ping_timeout_ms = 300\nhello_timeout_ms = 400\nresume_window_ms = 6\ndrain_ms = 5\nsegment_bytes = 65536\n\
              worker_name_taken = \"refuse\"\nqueues_max = 77\nconnections_max = 6\nallow_origins = [\"https://a.example\"]\n\
              allow_query_token = true\ntokens_file = \"t\"\nbehind_tls_proxy = true\n\
              trusted_proxies = [\"10.0.0.0/8\"]\nproxy_protocol = true\n\
@@ -405,6 +406,7 @@ mod tests {
         let ms = Duration::from_millis;
         assert_eq!((all.listen.port(), all.engine, all.message_bytes), (1, EngineKind::Memory, 2048));
         assert_eq!((all.ping, all.ping_timeout, all.drain), (ms(200), ms(300), ms(5)));
+        assert_eq!(all.resume_window, ms(6));
         assert_eq!((all.segment_bytes, all.replace_worker, all.queues_max), (65536, false, 77));
         assert_eq!((all.data_dir.as_path(), all.tokens_file.as_path()), (Path::new("d"), Path::new("t")));
         assert!(all.behind_tls_proxy && all.proxy_protocol);

@@ -136,6 +136,7 @@ const URL: Form = Form { expected: "a URL like \"https://id.example.org/jwks.jso
 
 /// A day, in milliseconds.
 const DAY: u64 = 86_400_000;
+const HOUR: u64 = 3_600_000;
 
 const fn number(min: u64, max: u64) -> Kind {
     Kind::Number { min, max, step: 1 }
@@ -246,6 +247,14 @@ pub const KEYS: &[Key] = &[
     .default("10000")
     .flag("hello-timeout-ms", "MS")
     .reload(),
+    Key::new(
+        "resume_window_ms",
+        number(0, HOUR),
+        "How long a session that asked for it waits for its client to come back, with what it holds, in \
+         milliseconds; 0: no session can be resumed.",
+    )
+    .default("5000")
+    .flag("resume-window-ms", "MS"),
     Key::new(
         "drain_ms",
         number(0, DAY),

@@ -51,6 +51,8 @@ pub struct Config {
     pub ping: Duration,
     /// Silence after that, after which it gives up.
     pub ping_timeout: Duration,
+    /// How long a session that may be resumed waits for that.
+    pub resume_window: Duration,
     /// How long a drain may take.
     pub drain: Duration,
     /// Size of the store's segment files.
@@ -184,6 +186,7 @@ impl Config {
             ping_ms: self.ping.as_millis() as u64,
             message_bytes: self.message_bytes as u64,
             queues_max: self.queues_max,
+            resume_window_ms: self.resume_window.as_millis() as u64,
             replace_worker: self.replace_worker,
             ..core::Config::default()
         }

@@ -24,4 +24,5 @@ mod support;
 mod tasks;
 mod tls;
 mod token;
+mod verbs;
 mod zero_library;
