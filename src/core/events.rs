@@ -141,7 +141,7 @@ impl Shard {
     }
 
     /// From here on events are remembered. Those before were told to nobody: where the task stands is the first.
-    fn record_events(&mut self, key: u32) {
+    pub(super) fn record_events(&mut self, key: u32) {
         let task = &self.tasks[key as usize];
         if task.events.is_some() {
             return;

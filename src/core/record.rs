@@ -37,6 +37,17 @@ pub enum StoreOp {
     Session(Box<SessionRecord>),
     /// The session with this key cannot be resumed any longer.
     Unsession(u128),
+    /// The store has said so of a schedule or session, and need not keep that any longer.
+    Ended(Ended),
+}
+
+/// What an earlier process ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// A schedule.
+    Schedule(ScheduleName),
+    /// A session.
+    Session(u128),
 }
 
 /// A `dedup_id` that is remembered beyond its task.

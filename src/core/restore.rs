@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::command::SessionId;
 use super::effect::Effects;
-use super::record::{Amendment, DedupRecord, Failure, FinishRecord, SessionRecord, StoreOp};
+use super::record::{Amendment, DedupRecord, Ended, Failure, FinishRecord, SessionRecord, StoreOp};
 use super::session::Session;
 use super::shard::{Place, Shard};
 use super::task::{Lease, ShareState, Task};
@@ -24,6 +24,8 @@ pub struct Replay {
     sessions: BTreeMap<u128, SessionRecord>,
     /// What is remembered of `dedup_id`s, in no order yet.
     dedups: Vec<DedupRecord>,
+    /// Words on what has ended, each of which the store keeps until it is told that it need not.
+    ended: Vec<StoreOp>,
 }
 
 /// A lease that an earlier process gave.
@@ -46,6 +48,7 @@ impl Replay {
             leases: super::shard::HashMap::default(),
             sessions: BTreeMap::new(),
             dedups: Vec::new(),
+            ended: Vec::new(),
         }
     }
 
@@ -92,9 +95,19 @@ impl Replay {
                 self.dedups.push(record);
             }
             StoreOp::Session(record) => drop(self.sessions.insert(record.key, *record)),
-            StoreOp::Unsession(key) => drop(self.sessions.remove(&key)),
-            StoreOp::Schedule(_) | StoreOp::Unschedule(_) => {}
-            StoreOp::Forget(id) | StoreOp::Delete(id) => {
+            StoreOp::Unsession(key) => {
+                self.sessions.remove(&key);
+                self.ended.push(StoreOp::Ended(Ended::Session(key)));
+            }
+            StoreOp::Schedule(_) => {}
+            StoreOp::Unschedule(name) => self.ended.push(StoreOp::Ended(Ended::Schedule(name))),
+            StoreOp::Delete(id) => {
+                self.drop_task(id);
+                self.ended.push(StoreOp::Forget(id));
+            }
+            // What writes nothing is never read.
+            StoreOp::Ended(_) => {}
+            StoreOp::Forget(id) => {
                 self.drop_task(id);
                 self.finished.remove(&id);
             }
@@ -224,6 +237,9 @@ impl Replay {
         let mut finished = std::mem::take(&mut self.finished);
         let records = self.order.iter().filter_map(|id| finished.remove(id)).collect();
         self.shard.restore_kept(records, fx);
+        for ended in std::mem::take(&mut self.ended) {
+            self.shard.store(ended, fx);
+        }
         self.restore_dedups(fx);
         let leased = self.restore_sessions(fx);
         let mut keys: Vec<(u64, u32)> =

@@ -84,7 +84,7 @@ pub(super) enum Place {
 #[derive(Debug)]
 enum Pending {
     /// A task may be told accepted, and given to a worker.
-    Accepted { task: u32, id: TaskId, origin: Origin, confirm: bool },
+    Accepted { task: u32, id: TaskId, origin: Origin, told: Told },
     /// An operator may be told what came of it.
     Report { call: CallId, report: Report },
     /// An answer may be given.
@@ -93,6 +93,15 @@ enum Pending {
     Leave { origin: Origin, session: SessionId },
     /// The end of a task may be told.
     Finished { watchers: Vec<Watcher>, message: Finished },
+}
+
+/// What a producer hears once its task is durable.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Told {
+    /// That it was accepted.
+    pub(super) confirm: bool,
+    /// And, from then on, what happens to it.
+    pub(super) watch: bool,
 }
 
 /// How long a recipient of a task to all may be absent.
@@ -350,10 +359,10 @@ impl Shard {
         task: u32,
         id: TaskId,
         origin: Origin,
-        confirm: bool,
+        told: Told,
         fx: &mut Effects,
     ) {
-        self.after_store(Pending::Accepted { task, id, origin, confirm }, fx);
+        self.after_store(Pending::Accepted { task, id, origin, told }, fx);
     }
 
     pub(super) fn tell_finished_when_durable(
@@ -398,7 +407,7 @@ impl Shard {
                 }
             }
             Pending::Report { call, report } => fx.outputs.push(Output::Report { call, report }),
-            Pending::Accepted { task, id, origin, confirm } => {
+            Pending::Accepted { task, id, origin, told } => {
                 // It may have been cancelled meanwhile, or handed out early and finished.
                 let found = self.tasks.get_mut(task as usize).filter(|found| found.spec.id == id);
                 let mut waits = false;
@@ -411,8 +420,11 @@ impl Shard {
                 {
                     session.unconfirmed = session.unconfirmed.saturating_sub(1);
                 }
-                if confirm {
+                if told.confirm {
                     fx.answer(&origin, taskyard_proto::Accepted { task: id, duplicate: false });
+                }
+                if told.watch {
+                    self.follow_first(&origin, id, fx);
                 }
                 if waits {
                     self.activate(task, fx);

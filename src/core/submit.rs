@@ -14,7 +14,7 @@ use super::queue::{Rate, Tally};
 use super::record::{Keys, StoreOp, TaskSpec};
 use super::retry::RetryPolicy;
 use super::settings::Deliver;
-use super::shard::{ACK_TIMEOUT_MS, Place, Shard};
+use super::shard::{ACK_TIMEOUT_MS, Place, Shard, Told};
 use super::task::{Fanout, Share, ShareState, Task, Watcher};
 use super::time::Time;
 use super::timers::Timer;
@@ -260,7 +260,11 @@ impl Shard {
         let early = counted.settings.deliver == Deliver::Early;
         counted.tally(Tally::Accepted);
         counted.rates.count(now, Rate::Accepted);
-        if submit.watch {
+        // `accepted` comes before the first event, also where events come before the disk.
+        let watch_later = submit.watch && early && !matches!(origin, Origin::Call(_));
+        if watch_later {
+            self.record_events(key);
+        } else if submit.watch {
             self.add_watcher(key, Watcher::of(&origin));
         }
         if let Origin::Session(session, _) = &origin
@@ -278,7 +282,7 @@ impl Shard {
                 false
             }
         };
-        self.accept_when_durable(key, id, origin, confirm, fx);
+        self.accept_when_durable(key, id, origin, Told { confirm, watch: watch_later }, fx);
         if early {
             self.tasks[key as usize].durable = true;
             self.activate(key, fx);

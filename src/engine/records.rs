@@ -20,7 +20,7 @@ use taskyard_proto::{
 use super::rows::{
     DedupRow, KeysRow, QueueRow, ScheduleRow, SessionRow, UnscheduleRow, UnsessionRow, joined, split,
 };
-use crate::core::record::{FailedAttempt, Failure, FanoutRecord, ScheduleName, Totals};
+use crate::core::record::{Ended, FailedAttempt, Failure, FanoutRecord, ScheduleName, Totals};
 use crate::core::{Amendment, FinishRecord, RetryPolicy, StoreOp, TaskSpec, Time};
 use crate::log::{Key, RecordBatch, RecordKind};
 
@@ -98,6 +98,8 @@ pub fn encode(op: &StoreOp, batch: &mut RecordBatch) -> Option<Key> {
             return Some(task.0);
         }
         StoreOp::Forget(task) => return Some(task.0),
+        StoreOp::Ended(Ended::Schedule(name)) => return Some(schedule_key(name)),
+        StoreOp::Ended(Ended::Session(session)) => return Some(session_key(*session)),
         StoreOp::Amend(task, amendment) => {
             let (number, row): (u8, &dyn Row) = match amendment {
                 Amendment::Failed { recipient, attempt, due, lost } => (

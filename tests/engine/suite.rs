@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use taskyard::core::record::{FailedAttempt, Failure, QueueRecord};
+use taskyard::core::record::{DedupRecord, FailedAttempt, Failure, QueueRecord, SessionRecord};
+use taskyard::core::schedule::{Missed, Rhythm, ScheduleName, ScheduleRecord};
 use taskyard::core::settings::{Pause, Settings};
 use taskyard::core::{Amendment, FinishRecord, RetryPolicy, StoreOp, TaskSpec, Time};
 use taskyard::engine::{Engine, Event};
 use taskyard_proto::{
-    Complete, ErrorText, Headers, Payload, QueueName, Target, TaskId, TaskState, WorkerName,
+    Complete, ErrorText, Headers, Key, Payload, QueueName, Submit, Target, TaskId, TaskState, WorkerName,
 };
 
 use crate::rigs::Rig;
@@ -115,7 +116,8 @@ fn task_of(op: &StoreOp) -> Option<TaskId> {
         | StoreOp::Schedule(_)
         | StoreOp::Unschedule(_)
         | StoreOp::Session(_)
-        | StoreOp::Unsession(_) => None,
+        | StoreOp::Unsession(_)
+        | StoreOp::Ended(_) => None,
     }
 }
 
@@ -205,14 +207,55 @@ pub async fn a_replay_gives_back_each_task_s_operations_in_order<R: Rig>(rig: R)
     let delivered = StoreOp::Amend(id(7), Amendment::Delivered { recipient: 0 });
     let deferred = StoreOp::Amend(id(7), Amendment::Deferred { recipient: 0, due: Time(9) });
     let acked = StoreOp::Amend(id(7), Amendment::Acked { recipient: 0, result: Payload::binary(vec![1, 2]) });
-    let amended = [delivered, deferred, acked];
-    store(&mut engine, &mut told, amended.to_vec()).await;
+    let leased = Amendment::Leased {
+        recipient: 0,
+        number: 1 << 40,
+        slot: 9,
+        session: u128::MAX - 5,
+        deadline: Time(77),
+        explicit_start: true,
+    };
+    let more = [leased, Amendment::Returned { recipient: 0 }, Amendment::Cancelling, Amendment::Redriven];
+    let mut amended = vec![delivered, deferred, acked];
+    amended.extend(more.map(|amendment| StoreOp::Amend(id(7), amendment)));
+    store(&mut engine, &mut told, amended.clone()).await;
+    let session =
+        SessionRecord { key: u128::MAX - 5, worker: WorkerName::parse("w").unwrap(), account: None };
+    let key = |text: &str| Key::parse(text);
+    let dedup =
+        DedupRecord { task: id(99), queue: queue(), dedup: key("order 7 ü").unwrap(), accepted: Time(5) };
+    let mut submit = Submit::new(queue(), Payload::json(&[1.0, 2.5]).unwrap());
+    submit.order_key = key("k");
+    let schedule = ScheduleRecord {
+        name: ScheduleName::parse("nightly").unwrap(),
+        rhythm: Rhythm::Cron { pattern: "0 3 * * *".into(), tz: "Europe/Zurich".into() },
+        missed: Missed::None,
+        submit: Arc::new(submit),
+        account: Some("ops".into()),
+        made: Time(1),
+        next: None,
+        fired: 3,
+        last: Some((Time(2), id(3))),
+    };
+    let mut every = schedule.clone();
+    every.name = ScheduleName::parse("often").unwrap();
+    every.rhythm = Rhythm::Every { ms: 100 };
+    let notes = vec![
+        StoreOp::Session(Box::new(session)),
+        StoreOp::Dedup(dedup),
+        StoreOp::Schedule(Box::new(schedule)),
+        StoreOp::Schedule(Box::new(every)),
+        StoreOp::Unsession(3),
+        StoreOp::Unschedule(ScheduleName::parse("gone").unwrap()),
+        StoreOp::Delete(id(98)),
+    ];
+    store(&mut engine, &mut told, notes.clone()).await;
     engine.stop().await.unwrap();
 
     let (engine, _, ops) = rig.open();
     if durable {
         let tasks = replayed(&ops);
-        assert_eq!(tasks.len(), 30);
+        assert!((1..=30).all(|number| tasks.contains_key(&id(number))), "{tasks:?}");
         for number in 1..=30 {
             let mut expected = vec![accept(number), fail(number, 1), fail(number, 2), fail(number, 3)];
             if number == 7 {
@@ -220,7 +263,9 @@ pub async fn a_replay_gives_back_each_task_s_operations_in_order<R: Rig>(rig: R)
             }
             assert_eq!(tasks[&id(number)], expected.iter().collect::<Vec<_>>());
         }
-        assert!(ops.contains(&StoreOp::Queue(record)));
+        for note in notes.iter().chain([&StoreOp::Queue(record)]) {
+            assert!(ops.contains(note), "{note:?}");
+        }
     } else {
         assert_eq!(ops, Vec::new());
     }
