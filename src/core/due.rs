@@ -183,6 +183,7 @@ pub(super) fn timer_matters(tasks: &Slab<Task>, timer: &Timer) -> bool {
         | Timer::Dedup { .. }
         | Timer::Unpause { .. }
         | Timer::Resume { .. }
+        | Timer::Schedule { .. }
         | Timer::Job { .. } => true,
     }
 }

@@ -69,6 +69,7 @@ impl Shard {
         manage: Manage,
         fx: &mut Effects,
     ) -> Result<Option<Report>, Error> {
+        let owner = access.clone();
         let access = access.as_deref();
         match manage {
             Manage::Declare { queue: name, changes } => {
@@ -145,10 +146,14 @@ impl Shard {
                 }
                 Ok(Some(Report::Done))
             }
-            Manage::PutSchedule { .. } | Manage::DeleteSchedule { .. } => Err(Error::new(
-                ErrorCode::BadRequest,
-                "schedules are not served by this version of the broker",
-            )),
+            Manage::PutSchedule { name, rhythm, missed, submit } => {
+                self.put_schedule(call, owner, name, rhythm, missed, *submit, fx);
+                Ok(None)
+            }
+            Manage::DeleteSchedule { name } => {
+                self.delete_schedule(call, owner, &name, fx);
+                Ok(None)
+            }
         }
     }
 

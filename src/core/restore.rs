@@ -99,8 +99,14 @@ impl Replay {
                 self.sessions.remove(&key);
                 self.ended.push(StoreOp::Ended(Ended::Session(key)));
             }
-            StoreOp::Schedule(_) => {}
-            StoreOp::Unschedule(name) => self.ended.push(StoreOp::Ended(Ended::Schedule(name))),
+            StoreOp::Schedule(record) => {
+                self.ended.retain(|op| *op != StoreOp::Ended(Ended::Schedule(record.name.clone())));
+                self.shard.restore_schedule(*record);
+            }
+            StoreOp::Unschedule(name) => {
+                self.shard.restore_no_schedule(&name);
+                self.ended.push(StoreOp::Ended(Ended::Schedule(name)));
+            }
             StoreOp::Delete(id) => {
                 self.drop_task(id);
                 self.ended.push(StoreOp::Forget(id));
@@ -268,6 +274,7 @@ impl Replay {
         for (queue, until) in self.shard.pauses() {
             self.shard.timers.set(until, super::timers::Timer::Unpause { queue });
         }
+        self.shard.begin_schedules();
         self.shard
     }
 }

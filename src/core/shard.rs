@@ -21,6 +21,7 @@ use super::operate::Job;
 use super::queue::{LaneKey, Queue};
 use super::record::StoreOp;
 use super::rooms::Rooms;
+use super::schedule::Schedules;
 use super::session::{Session, Subscription, Verb};
 use super::task::{ShareState, Task, Watcher};
 use super::time::Time;
@@ -84,11 +85,12 @@ pub(super) enum Place {
 #[derive(Debug)]
 enum Pending {
     /// A task may be told accepted, and given to a worker.
-    Accepted { task: u32, id: TaskId, origin: Origin, told: Told },
-    /// An operator may be told what came of it.
-    Report { call: CallId, report: Report },
+    /// Without an origin nobody asked: it came of a schedule.
+    Accepted { task: u32, id: TaskId, origin: Option<Origin>, told: Told },
     /// An answer may be given.
     Answer { origin: Origin, message: ServerMessage },
+    /// What came of something may be told.
+    Report { call: CallId, report: Report },
     /// All that a leaving session asked for is answered: it may go.
     Leave { origin: Origin, session: SessionId },
     /// The end of a task may be told.
@@ -133,6 +135,7 @@ pub struct Shard {
     pub(super) refusals: Refusals,
     pub(super) subscriptions: Slab<Subscription>,
     pub(super) timers: Timers,
+    pub(super) schedules: Schedules,
     /// What waits for the store, by the number of the operation that it waits for.
     pending: VecDeque<(u64, Pending)>,
     /// How many operations were handed to the store, and how many of them it holds.
@@ -182,6 +185,7 @@ impl Shard {
             refusals: Refusals::default(),
             subscriptions: Slab::new(),
             timers: Timers::default(),
+            schedules: Schedules::default(),
             pending: VecDeque::new(),
             operations: 0,
             operations_durable: 0,
@@ -270,7 +274,10 @@ impl Shard {
         self.now = self.now.max(now);
         if self.timers.wants_cleaning() {
             let (tasks, mut timers) = (&self.tasks, std::mem::take(&mut self.timers));
-            timers.clean(|timer| timer_matters(tasks, timer));
+            timers.clean(|timer| match *timer {
+                Timer::Schedule { schedule, serial } => self.schedules.timer_matters(schedule, serial),
+                _ => timer_matters(tasks, timer),
+            });
             self.timers = timers;
         }
         while let Some((at, timer)) = self.timers.due(now) {
@@ -292,6 +299,7 @@ impl Shard {
                 Timer::Unpause { queue } => self.unpause_due(queue, at, fx),
                 Timer::Resume { session } => self.resume_due(session, fx),
                 Timer::Job { number } => self.work(number, fx),
+                Timer::Schedule { schedule, serial } => self.schedule_due(now, schedule, serial, fx),
             }
             self.go_on(fx);
         }
@@ -350,15 +358,17 @@ impl Shard {
         self.after_store(Pending::Leave { origin, session }, fx);
     }
 
+    /// Tells what came of something once all that was handed to the store so far is durable.
     pub(super) fn report_when_durable(&mut self, call: CallId, report: Report, fx: &mut Effects) {
         self.after_store(Pending::Report { call, report }, fx);
     }
 
+    /// A task that came in may be handed out once it is durable; nobody hears of it without an origin.
     pub(super) fn accept_when_durable(
         &mut self,
         task: u32,
         id: TaskId,
-        origin: Origin,
+        origin: Option<Origin>,
         told: Told,
         fx: &mut Effects,
     ) {
@@ -387,6 +397,7 @@ impl Shard {
     fn release(&mut self, pending: Pending, fx: &mut Effects) {
         match pending {
             Pending::Answer { origin, message } => fx.answer(&origin, message),
+            Pending::Report { call, report } => fx.outputs.push(Output::Report { call, report }),
             Pending::Leave { origin, session } => {
                 fx.answer(&origin, Done::PLAIN);
                 fx.outputs.push(Output::Close { session, code: CloseCode::NORMAL, reason: "bye" });
@@ -406,7 +417,6 @@ impl Shard {
                     }
                 }
             }
-            Pending::Report { call, report } => fx.outputs.push(Output::Report { call, report }),
             Pending::Accepted { task, id, origin, told } => {
                 // It may have been cancelled meanwhile, or handed out early and finished.
                 let found = self.tasks.get_mut(task as usize).filter(|found| found.spec.id == id);
@@ -415,16 +425,16 @@ impl Shard {
                     waits = !std::mem::replace(&mut found.durable, true) && !found.decided;
                     fx.hops.push((Hop::SubmitToDurable, self.now.micros_since(found.spec.accepted)));
                 }
-                if let Origin::Session(session, _) = origin
+                if let Some(Origin::Session(session, _)) = origin
                     && let Some(session) = self.sessions.get_mut(&session)
                 {
                     session.unconfirmed = session.unconfirmed.saturating_sub(1);
                 }
-                if told.confirm {
-                    fx.answer(&origin, taskyard_proto::Accepted { task: id, duplicate: false });
+                if let Some(origin) = origin.as_ref().filter(|_| told.confirm) {
+                    fx.answer(origin, taskyard_proto::Accepted { task: id, duplicate: false });
                 }
-                if told.watch {
-                    self.follow_first(&origin, id, fx);
+                if let Some(origin) = origin.as_ref().filter(|_| told.watch) {
+                    self.follow_first(origin, id, fx);
                 }
                 if waits {
                     self.activate(task, fx);

@@ -38,6 +38,16 @@ pub(super) struct Admitted {
     pub(super) account: Option<SmolStr>,
 }
 
+/// Whose worker is chosen by a key must have one.
+fn check_sticky(submit: &Submit, assign: Option<Assign>) -> Result<(), Error> {
+    let chosen = matches!(submit.to, None | Some(Target::Any | Target::Group(_)));
+    if chosen && assign == Some(Assign::Sticky) && submit.sticky_key.is_none() {
+        let text = "`submit`, field `sticky_key`: missing, and the worker is chosen by it (assign \"sticky\"): give one";
+        return Err(Error::new(ErrorCode::BadRequest, text).field("sticky_key"));
+    }
+    Ok(())
+}
+
 impl Shard {
     pub(super) fn submit(
         &mut self,
@@ -60,14 +70,37 @@ impl Shard {
             }
             Err(error) => {
                 // What may not be asked is no submit of that queue's.
-                if error.code != ErrorCode::Forbidden
-                    && let Some(queue) = self.queue_names.get(&submit.queue)
-                {
-                    self.queues[*queue as usize].tally(Tally::Refused);
+                if error.code != ErrorCode::Forbidden {
+                    self.tally_refused(&submit);
                 }
                 fx.answer(&origin, error);
             }
         }
+    }
+
+    fn tally_refused(&mut self, submit: &Submit) {
+        if let Some(queue) = self.queue_names.get(&submit.queue) {
+            self.queues[*queue as usize].tally(Tally::Refused);
+        }
+    }
+
+    /// Submits for a schedule: nobody hears of it, and whoever put it may.
+    pub(super) fn submit_scheduled(
+        &mut self,
+        access: Option<&Access>,
+        id: TaskId,
+        submit: Submit,
+        fx: &mut Effects,
+    ) -> Result<(), Error> {
+        let admitted = match self.closed_to_submits() {
+            Some(error) => Err(error),
+            None => self.make_room(access, &submit, None),
+        };
+        let admitted = admitted.inspect_err(|_| self.tally_refused(&submit))?;
+        let (key, early) = self.take_in(admitted, id, None, submit, fx);
+        self.accept_when_durable(key, id, None, Told { confirm: false, watch: false }, fx);
+        self.activate_early(key, early, fx);
+        Ok(())
     }
 
     /// The queue, if the task may come in.
@@ -97,19 +130,14 @@ impl Shard {
                 ),
             ));
         }
+        self.make_room(access, submit, run_at).map(Admission::New)
+    }
+
+    /// Refuses what a submit cannot say, whoever says it and whatever there is.
+    pub(super) fn check_terms(submit: &Submit, run_at: Option<Time>) -> Result<(), Error> {
         let refuse =
             |field: &str, message: &str| Err(Error::new(ErrorCode::BadRequest, message).field(field));
-        let assign = submit.assign.or_else(|| {
-            let queue = self.queue_names.get(&submit.queue)?;
-            self.queues[*queue as usize].settings.assign
-        });
-        let chosen = matches!(submit.to, None | Some(Target::Any | Target::Group(_)));
-        if chosen && assign == Some(Assign::Sticky) && submit.sticky_key.is_none() {
-            return refuse(
-                "sticky_key",
-                "`submit`, field `sticky_key`: missing, and the worker is chosen by it (assign \"sticky\"): give one",
-            );
-        }
+        check_sticky(submit, submit.assign)?;
         let to_all = matches!(submit.to, Some(Target::All(_)));
         if submit.complete.is_some() && !to_all {
             return refuse(
@@ -120,6 +148,17 @@ impl Shard {
         if submit.delay_ms.is_some_and(|delay| delay.get() > 0) && run_at.is_some() {
             return refuse("run_at", "`submit`: both `delay_ms` and `run_at` were given: give one of them");
         }
+        Ok(())
+    }
+
+    /// The queue, if the broker and the account have room for the task.
+    fn make_room(
+        &mut self,
+        access: Option<&Access>,
+        submit: &Submit,
+        run_at: Option<Time>,
+    ) -> Result<Admitted, Error> {
+        Self::check_terms(submit, run_at)?;
         let weight = submit.payload.bytes().len() as u64;
         if self.weight + weight > self.config.weight_max {
             return Err(Error::new(
@@ -134,6 +173,7 @@ impl Shard {
             self.check_load(access, weight)?;
         }
         let queue = self.use_queue(access, &submit.queue)?;
+        check_sticky(submit, submit.assign.or(self.queues[queue as usize].settings.assign))?;
         self.check_depth(queue, weight)?;
         if submit.dedup_id.is_some() {
             self.check_dedup_room(queue, &submit.queue)?;
@@ -151,7 +191,7 @@ impl Shard {
             .field("to"));
         }
         let account = access.map(|access| access.account.clone());
-        Ok(Admission::New(Admitted { queue, account }))
+        Ok(Admitted { queue, account })
     }
 
     /// Refuses what would be more than a queue may hold.
@@ -201,7 +241,51 @@ impl Shard {
         run_at: Option<Time>,
         submit: Submit,
         fx: &mut Effects,
-    ) -> u32 {
+    ) {
+        let (watch, confirm) = (submit.watch, submit.confirm.unwrap_or(Confirm::Durable));
+        let (key, early) = self.take_in(admitted, id, run_at, submit, fx);
+        // `accepted` comes before the first event, also where events come before the disk.
+        let watch_later = watch && early && !matches!(origin, Origin::Call(_));
+        if watch_later {
+            self.record_events(key);
+        } else if watch {
+            self.add_watcher(key, Watcher::of(&origin));
+        }
+        if let Origin::Session(session, _) = &origin
+            && let Some(session) = self.sessions.get_mut(session)
+        {
+            session.unconfirmed += 1;
+        }
+        // An HTTP request is always answered: there `none` means as soon as may be.
+        let confirm = match (confirm, &origin) {
+            (Confirm::Durable, _) => true,
+            (Confirm::None, Origin::Session(..) | Origin::Implied(_)) => false,
+            (Confirm::Memory, _) | (Confirm::None, Origin::Call(_)) => {
+                fx.answer(&origin, taskyard_proto::Accepted { task: id, duplicate: false });
+                false
+            }
+        };
+        self.accept_when_durable(key, id, Some(origin), Told { confirm, watch: watch_later }, fx);
+        self.activate_early(key, early, fx);
+    }
+
+    /// Hands a task out before it is durable, where its queue wants that.
+    fn activate_early(&mut self, key: u32, early: bool, fx: &mut Effects) {
+        if early {
+            self.tasks[key as usize].durable = true;
+            self.activate(key, fx);
+        }
+    }
+
+    /// Makes the task, and hands it to the store; whether it is to be handed out before it is durable.
+    fn take_in(
+        &mut self,
+        admitted: Admitted,
+        id: TaskId,
+        run_at: Option<Time>,
+        submit: Submit,
+        fx: &mut Effects,
+    ) -> (u32, bool) {
         let (now, queue) = (self.now, admitted.queue);
         let defaults = &self.queues[queue as usize].settings.defaults;
         let delayed = submit.delay_ms.filter(|delay| delay.get() > 0).map(|delay| now.plus_ms(delay.get()));
@@ -260,34 +344,8 @@ impl Shard {
         let early = counted.settings.deliver == Deliver::Early;
         counted.tally(Tally::Accepted);
         counted.rates.count(now, Rate::Accepted);
-        // `accepted` comes before the first event, also where events come before the disk.
-        let watch_later = submit.watch && early && !matches!(origin, Origin::Call(_));
-        if watch_later {
-            self.record_events(key);
-        } else if submit.watch {
-            self.add_watcher(key, Watcher::of(&origin));
-        }
-        if let Origin::Session(session, _) = &origin
-            && let Some(session) = self.sessions.get_mut(session)
-        {
-            session.unconfirmed += 1;
-        }
         self.store(StoreOp::Accept(spec), fx);
-        // An HTTP request is always answered: there `none` means as soon as may be.
-        let confirm = match (submit.confirm.unwrap_or(Confirm::Durable), &origin) {
-            (Confirm::Durable, _) => true,
-            (Confirm::None, Origin::Session(..) | Origin::Implied(_)) => false,
-            (Confirm::Memory, _) | (Confirm::None, Origin::Call(_)) => {
-                fx.answer(&origin, taskyard_proto::Accepted { task: id, duplicate: false });
-                false
-            }
-        };
-        self.accept_when_durable(key, id, origin, Told { confirm, watch: watch_later }, fx);
-        if early {
-            self.tasks[key as usize].durable = true;
-            self.activate(key, fx);
-        }
-        key
+        (key, early)
     }
 
     /// The worker names that a task to all goes to: those subscribed now, in order of subscribing.

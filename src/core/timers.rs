@@ -35,6 +35,8 @@ pub(super) enum Timer {
     Resume { session: SessionId },
     /// A long piece of work for an operator goes on.
     Job { number: u64 },
+    /// A schedule's time may have come.
+    Schedule { schedule: u32, serial: u64 },
 }
 
 /// Below this many timers no cleaning is worth its while.
@@ -61,6 +63,11 @@ impl Timers {
     /// The next timer that is due at `now`.
     pub(super) fn due(&mut self, now: Time) -> Option<(Time, Timer)> {
         (self.next()? <= now).then(|| self.heap.pop().map(|Reverse(timer)| timer)).flatten()
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.heap.len()
     }
 
     pub(super) fn wants_cleaning(&self) -> bool {

@@ -5,7 +5,7 @@ use taskyard_proto::{ErrorText, GroupName, Payload, QueueName, TaskId, TaskState
 use super::manage::TaskFilter;
 use super::queue::{Queue, Tally};
 use super::record::FailedAttempt;
-use super::schedule::{ScheduleName, ScheduleRecord};
+use super::schedule::{ScheduleName, ScheduleView};
 use super::settings::{Pause, Settings};
 use super::shard::{Place, Shard};
 use super::task::{Share, ShareState};
@@ -207,13 +207,13 @@ impl Shard {
     }
 
     /// All schedules, by name.
-    pub fn schedules(&self) -> Vec<ScheduleRecord> {
-        Vec::new()
+    pub fn schedules(&self) -> Vec<ScheduleView> {
+        self.all_schedules()
     }
 
     /// One schedule.
-    pub fn schedule(&self, _name: &ScheduleName) -> Option<ScheduleRecord> {
-        None
+    pub fn schedule(&self, name: &ScheduleName) -> Option<ScheduleView> {
+        self.one_schedule(name)
     }
 
     /// The task with this id, if it lives or is kept.

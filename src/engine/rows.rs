@@ -169,6 +169,10 @@ pub(super) struct ScheduleRow {
     next: Option<u64>,
     fired: u64,
     last: Option<(u64, ByteBuf)>,
+    #[serde(default)]
+    queued_tasks: Option<u64>,
+    #[serde(default)]
+    queued_bytes: Option<u64>,
 }
 
 impl ScheduleRow {
@@ -196,6 +200,8 @@ impl ScheduleRow {
             next: record.next.map(|at| at.0),
             fired: record.fired,
             last: record.last.map(|(at, task)| (at.0, ByteBuf::from(task.0.to_be_bytes().to_vec()))),
+            queued_tasks: record.queued_tasks,
+            queued_bytes: record.queued_bytes,
         }
     }
 
@@ -219,6 +225,8 @@ impl ScheduleRow {
             next: self.next.map(Time),
             fired: self.fired,
             last: self.last.map(last).transpose()?,
+            queued_tasks: self.queued_tasks,
+            queued_bytes: self.queued_bytes,
         })
     }
 }

@@ -3,7 +3,7 @@
 //! * [`server`]: connections and their limits.
 //! * `front`: what every request must pass before its route.
 //! * [`guard`]: requests that say their length twice.
-//! * [`routes`]: which path is which verb.
+//! * [`routes`]: which path is which verb; `schedules`: those of schedules.
 //! * [`body`]: bodies and answers in JSON and MessagePack.
 
 pub mod body;
@@ -11,6 +11,7 @@ pub mod front;
 pub mod guard;
 pub mod query;
 pub mod routes;
+mod schedules;
 pub mod server;
 mod view;
 

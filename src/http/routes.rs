@@ -18,7 +18,7 @@ use taskyard_proto::{
 };
 
 use super::body::{self, Kind};
-use super::{App, query, view};
+use super::{App, query, schedules, view};
 use crate::auth::Identity;
 use crate::broker::{Call, Gone, Seen, SubmitRefused};
 use crate::core::Action;
@@ -48,8 +48,8 @@ pub fn router(app: App) -> Router {
         .route("/v1/queues/{queue}/dead", get(unserved).delete(unserved))
         .route("/v1/queues/{queue}/dead/redrive", post(unserved))
         .route("/v1/queues/{queue}/dead/{task}", delete(unserved))
-        .route("/v1/schedules", get(unserved))
-        .route("/v1/schedules/{name}", get(unserved).put(unserved).delete(unserved))
+        .route("/v1/schedules", get(schedules::list))
+        .route("/v1/schedules/{name}", get(schedules::show).put(schedules::put).delete(schedules::delete))
         .route("/v1/rooms/{room}", post(unserved))
         .route("/v1/workers/{worker}", delete(unserved))
         .route("/v1/workers/{worker}/drain", post(unserved))
@@ -64,9 +64,9 @@ pub fn router(app: App) -> Router {
 }
 
 /// A part of the path, which need not be UTF-8 once its percent signs are resolved.
-type Segment = Result<Path<String>, PathRejection>;
+pub(super) type Segment = Result<Path<String>, PathRejection>;
 
-fn bad_request(message: impl AsRef<str>) -> Error {
+pub(super) fn bad_request(message: impl AsRef<str>) -> Error {
     Error::new(ErrorCode::BadRequest, message)
 }
 
@@ -437,7 +437,7 @@ async fn show(
 }
 
 /// A list leaves out what may not be seen; who may see nothing is told so, instead of an empty list.
-fn may_list(app: &App, identity: &Identity) -> Result<(), Error> {
+pub(super) fn may_list(app: &App, identity: &Identity) -> Result<(), Error> {
     if identity.grants.may_any(Action::Observe) {
         return Ok(());
     }

@@ -10,7 +10,8 @@ use taskyard::core::settings::{Pause, Settings};
 use taskyard::core::{Amendment, FinishRecord, RetryPolicy, StoreOp, TaskSpec, Time};
 use taskyard::engine::{Engine, Event};
 use taskyard_proto::{
-    Complete, ErrorText, Headers, Key, Payload, QueueName, Submit, Target, TaskId, TaskState, WorkerName,
+    Backoff, Complete, ErrorText, GroupName, Headers, Int, Key, Payload, QueueName, Submit, Target, TaskId,
+    TaskState, WorkerName,
 };
 
 use crate::rigs::Rig;
@@ -232,6 +233,8 @@ pub async fn a_replay_gives_back_each_task_s_operations_in_order<R: Rig>(rig: R)
         missed: Missed::None,
         submit: Arc::new(submit),
         account: Some("ops".into()),
+        queued_tasks: Some(3),
+        queued_bytes: None,
         made: Time(1),
         next: None,
         fired: 3,
@@ -434,5 +437,59 @@ pub async fn payloads_come_back_as_they_were<R: Rig>(rig: R) {
     engine.stop().await.unwrap();
     let (engine, _, back) = rig.open();
     assert_eq!(back, if durable { ops } else { Vec::new() });
+    engine.stop().await.unwrap();
+}
+
+pub async fn schedules_come_back_as_they_were_last<R: Rig>(rig: R) {
+    let (mut engine, ..) = rig.open();
+    let durable = engine.capabilities().durable;
+    let payloads = [
+        Payload::NULL,
+        Payload::json_text(r#"{ "a" : 1.0, "a": [] }"#).unwrap(),
+        Payload::message_pack(&(u64::MAX, "text")).unwrap(),
+        Payload::binary((0..=255).collect::<Vec<u8>>()),
+    ];
+    let schedule = |number: usize, fired: u64| {
+        let submit = Submit {
+            headers: Headers::from_pairs([("trace", "a1")]).unwrap(),
+            to: Some(Target::Group(GroupName::parse("gpu").unwrap())),
+            priority: Some(Int::nearest(9)),
+            backoff: Some(Backoff { initial_ms: Some(Int::nearest(5)), max_ms: None, factor: None }),
+            ..Submit::new(queue(), payloads[number].clone())
+        };
+        let cron = Rhythm::Cron { pattern: "30 2 * * 1-5".into(), tz: "Europe/Zurich".into() };
+        StoreOp::Schedule(Box::new(ScheduleRecord {
+            name: ScheduleName::parse(&format!("s{number}")).unwrap(),
+            rhythm: if number.is_multiple_of(2) { cron } else { Rhythm::Every { ms: 500 } },
+            missed: if number.is_multiple_of(2) { Missed::None } else { Missed::One },
+            submit: Arc::new(submit),
+            account: number.is_multiple_of(2).then(|| "ci".into()),
+            queued_tasks: number.is_multiple_of(2).then_some(7),
+            queued_bytes: (number == 3).then_some(u64::MAX),
+            made: Time(5),
+            next: (number != 1).then_some(Time(u64::MAX)),
+            fired,
+            last: (fired > 0).then_some((Time(9), id(fired))),
+        }))
+    };
+    let mut told = 0;
+    for fired in 0..3 {
+        let ops = (0..payloads.len()).map(|number| schedule(number, fired)).collect();
+        store(&mut engine, &mut told, ops).await;
+    }
+    let gone = ScheduleName::parse("s0").unwrap();
+    store(&mut engine, &mut told, vec![StoreOp::Unschedule(gone.clone())]).await;
+    engine.stop().await.unwrap();
+    let (engine, _, back) = rig.open();
+    let mut last: BTreeMap<ScheduleName, StoreOp> = BTreeMap::new();
+    for op in back {
+        match &op {
+            StoreOp::Schedule(record) => drop(last.insert(record.name.clone(), op)),
+            StoreOp::Unschedule(name) => drop(last.remove(name)),
+            other => panic!("{other:?}"),
+        }
+    }
+    let expected: Vec<StoreOp> = (1..payloads.len()).map(|number| schedule(number, 2)).collect();
+    assert_eq!(last.into_values().collect::<Vec<_>>(), if durable { expected } else { Vec::new() });
     engine.stop().await.unwrap();
 }

@@ -269,8 +269,6 @@ fn what_is_not_served_yet_says_so() {
         ("POST", "/v1/queues/q/dead/redrive".into()),
         ("DELETE", format!("/v1/queues/q/dead/{task}")),
         ("DELETE", "/v1/queues/q/dead?all=true".into()),
-        ("GET", "/v1/schedules".into()),
-        ("PUT", "/v1/schedules/nightly".into()),
         ("POST", "/v1/rooms/lobby".into()),
     ] {
         let answer = http::send(broker.address, method, &path, "", b"");

@@ -18,6 +18,7 @@ mod kill_nine;
 mod messages;
 mod process;
 mod proxies;
+mod schedules;
 mod sockets;
 mod store;
 mod support;

@@ -9,6 +9,7 @@ mod clients;
 mod disk;
 mod oracle;
 mod scenarios;
+mod schedules;
 mod script;
 mod world;
 

@@ -1,12 +1,23 @@
 //! Tasks that are submitted again and again: when a schedule fires next, and what it leaves behind.
+//!
+//! [`Beat`] knows the times; `keep` holds the schedules, makes and ends them; `fire` makes tasks of them.
+
+mod beat;
+mod fire;
+mod keep;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::sync::Arc;
 
 use smol_str::SmolStr;
-use taskyard_proto::{QueueName, Submit, TaskId};
+use taskyard_proto::{Error, QueueName, Submit, TaskId};
 
 use super::time::Time;
+pub use beat::{Beat, EVERY_MS_MAX, EVERY_MS_MIN};
+pub(super) use keep::Schedules;
+pub use keep::{SCHEDULES_BYTES_MAX, SCHEDULES_MAX, check_template};
 
 /// A schedule's name: of the same form as a queue's.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -74,6 +85,10 @@ pub struct ScheduleRecord {
     pub submit: Arc<Submit>,
     /// Whose its tasks are; none: authentication was off.
     pub account: Option<SmolStr>,
+    /// How many tasks of the account may be held, as it was told when the schedule was put.
+    pub queued_tasks: Option<u64>,
+    /// How many bytes their payloads may have together.
+    pub queued_bytes: Option<u64>,
     /// When it was made, or last replaced.
     pub made: Time,
     /// When it fires next; none: never again.
@@ -82,4 +97,13 @@ pub struct ScheduleRecord {
     pub fired: u64,
     /// The time that it fired for last, and the task that came of it.
     pub last: Option<(Time, TaskId)>,
+}
+
+/// A schedule as it is seen from outside.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ScheduleView {
+    /// What the store holds of it.
+    pub record: ScheduleRecord,
+    /// Why no task came of its last time; none: one did. A restart forgets it.
+    pub last_error: Option<Error>,
 }
