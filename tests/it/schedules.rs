@@ -290,3 +290,17 @@ fn its_tasks_count_for_the_account_that_put_it() {
     });
     assert_eq!((&shown["fired"], &shown["last_error"]["code"]), (&json!(2), &json!("queue_full")), "{shown}");
 }
+
+/// Put again by each deployment, its period once began anew each time, and it never fired.
+#[test]
+fn a_put_that_changes_nothing_leaves_the_beat_alone() {
+    let broker = Broker::in_memory();
+    let body = json!({"queue": "q", "payload": [1, 2], "every_ms": 3_600_000, "headers": {"k": "v"}});
+    assert_eq!(put(&broker, "hourly", &body).status, 201);
+    let before = schedule(&broker, "hourly")["next_run_at"].clone();
+    let answer = put(&broker, "hourly", &body);
+    assert_eq!((answer.status, &answer.json()["next_run_at"]), (200, &before));
+    let mut other = body.clone();
+    other["priority"] = json!(9);
+    assert_ne!(put(&broker, "hourly", &other).json()["next_run_at"], before, "a change begins anew");
+}

@@ -115,6 +115,17 @@ fn no_such(name: &ScheduleName) -> Error {
     )
 }
 
+impl ScheduleRecord {
+    /// Whether a put that says this would change nothing.
+    fn says_the_same_as(&self, other: &ScheduleRecord) -> bool {
+        self.rhythm == other.rhythm
+            && self.missed == other.missed
+            && self.submit == other.submit
+            && self.account == other.account
+            && (self.queued_tasks, self.queued_bytes) == (other.queued_tasks, other.queued_bytes)
+    }
+}
+
 impl Shard {
     /// Makes a schedule, or replaces the one of this name.
     #[expect(clippy::too_many_arguments, reason = "they are what a put says")]
@@ -208,6 +219,10 @@ impl Shard {
             let serial = self.schedules.get(key).map_or(0, |old| old.serial);
             self.schedule_due(made, key, serial, fx);
             let old = &self.schedules.get(key).expect("it was found").record;
+            if record.says_the_same_as(old) {
+                // Put again by every deployment, its periods would begin anew each time.
+                return Report::Done;
+            }
             (record.fired, record.last) = (old.fired, old.last);
             report = Report::Done;
         }
