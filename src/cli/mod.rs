@@ -1,18 +1,32 @@
 //! The command line: one binary that is broker, producer, worker and observer.
 
+mod api;
 mod config;
+mod dead;
+mod explain;
+mod filters;
+mod options;
+mod output;
+mod publish;
+mod queues;
+mod schedules;
 mod serve;
+mod span;
+mod sse;
 mod status;
 mod store;
 mod submit;
+mod tasks;
 mod token;
+mod watch;
 mod work;
+mod workers;
 
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use taskyard_client::{ConnectError, TlsErrorKind};
 
 /// Distributes tasks to workers in real time, over WebSocket, and loses none.
@@ -28,17 +42,48 @@ enum Command {
     /// Run the broker
     Serve(serve::Args),
     /// Submit a task; prints its id, or with --wait its result
-    Submit(submit::Args),
+    Submit(Box<submit::Args>),
     /// Run a command for each task: payload on stdin, stdout is the result, a failure is a nack
     Work(work::Args),
+    /// Follow what happens to a task; exit code 0 if it was done, 1 otherwise
+    Watch(watch::Args),
+    /// Say something in a room
+    Publish(publish::Args),
     /// Show queues and workers
     Status(status::Args),
+    /// Show and look after queues
+    Queues(Box<queues::Args>),
+    /// Show and cancel tasks
+    Tasks(tasks::Args),
+    /// Say why a task is not with a worker
+    Explain(explain::Args),
+    /// Show, redrive and delete dead letters: tasks that used up their attempts
+    Dead(dead::Args),
+    /// Show and look after workers
+    Workers(workers::Args),
+    /// Show and look after schedules: tasks that are submitted again and again
+    Schedules(schedules::Args),
+    /// Deliver nothing from a queue for a while; short for `queues pause`
+    Pause(queues::Pause),
+    /// Deliver from a queue again; short for `queues unpause`
+    #[command(visible_alias = "resume")]
+    Unpause(queues::Unpause),
+    /// Ask a worker to finish what it holds, and give it nothing more; short for `workers drain`
+    Drain(workers::Named),
     /// Show or check a configuration
     Config(config::Args),
     /// Look after a store whose broker is stopped
     Store(store::Args),
     /// Make, list and revoke tokens
     Token(token::Args),
+    /// Print what completes these commands in a shell
+    #[command(
+        after_help = "for bash: taskyard completion bash > ~/.local/share/bash-completion/completions/taskyard"
+    )]
+    Completion {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
 }
 
 /// Where the broker is.
@@ -137,9 +182,21 @@ pub fn main() -> ExitCode {
         Command::Config(args) => config::run(args),
         Command::Store(args) => store::run(&args),
         Command::Token(args) => token::run(args),
-        Command::Submit(args) => on_one_thread(submit::run(args)),
+        Command::Completion { shell } => completion(shell),
+        Command::Submit(args) => on_one_thread(submit::run(*args)),
         Command::Work(args) => on_one_thread(work::run(args)),
+        Command::Watch(args) => on_one_thread(watch::run(args)),
+        Command::Publish(args) => on_one_thread(publish::run(args)),
         Command::Status(args) => on_one_thread(status::run(args)),
+        Command::Queues(args) => on_one_thread(queues::run(*args)),
+        Command::Tasks(args) => on_one_thread(tasks::run(args)),
+        Command::Explain(args) => on_one_thread(explain::run(args)),
+        Command::Dead(args) => on_one_thread(dead::run(args)),
+        Command::Workers(args) => on_one_thread(workers::run(args)),
+        Command::Schedules(args) => on_one_thread(schedules::run(args)),
+        Command::Pause(args) => on_one_thread(queues::pause(args)),
+        Command::Unpause(args) => on_one_thread(queues::unpause(args)),
+        Command::Drain(args) => on_one_thread(workers::drain(args)),
     };
     match result {
         Ok(code) => code,
@@ -151,6 +208,14 @@ pub fn main() -> ExitCode {
             ExitCode::from(failed.code)
         }
     }
+}
+
+/// Prints a shell's completions.
+fn completion(shell: clap_complete::Shell) -> Result<ExitCode, Failed> {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "taskyard", &mut text);
+    print(&text)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Runs a client command: one connection needs no second thread.
@@ -203,5 +268,15 @@ async fn interrupted() {
     tokio::select! {
         () = wait(SignalKind::interrupt()) => {}
         () = wait(SignalKind::terminate()) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
     }
 }

@@ -1,15 +1,16 @@
 //! `taskyard submit`
 
 use std::io::{IsTerminal as _, Read as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use taskyard_client::{Client, SubmitError};
-use taskyard_proto::message::{Attempts, DelayMs, Priority, TimeoutMs, TtlMs};
-use taskyard_proto::{
-    Finished, GroupName, Headers, IfAbsent, Payload, QueueName, Submit, Target, TaskState, WorkerName,
-};
+use taskyard_proto::codec::encode_body;
+use taskyard_proto::message::{Key, RunAt};
+use taskyard_proto::{Encoding, Finished, Payload, QueueName, ServerMessage, Submit, TaskState};
 
+use super::options::{self, Options};
+use super::output::{Output, pretty, print_line};
 use super::{Failed, Remote, print};
 
 #[derive(Debug, clap::Args)]
@@ -29,105 +30,73 @@ pub(super) struct Args {
     #[arg(long)]
     wait: bool,
 
-    /// Only for the worker of this name
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["group", "all"])]
-    worker: Option<WorkerName>,
+    /// Tells this submit from a new one if it is said again: within 10 minutes it is the same task
+    #[arg(long, value_name = "ID", value_parser = options::key)]
+    dedup_id: Option<Key>,
 
-    /// Only for a worker of this group; with --all for each of them
-    #[arg(long, value_name = "NAME")]
-    group: Option<GroupName>,
+    /// Not before this point in time, as 2030-01-31T08:00:00Z
+    #[arg(long, value_name = "TIME", conflicts_with_all = ["delay", "delay_ms"], value_parser = options::run_at)]
+    run_at: Option<RunAt>,
 
-    /// For every worker that is subscribed now
-    #[arg(long)]
-    all: bool,
+    #[command(flatten)]
+    options: Options,
 
-    /// 0 to 9, higher first
-    #[arg(long, value_parser = clap::value_parser!(u64).range(0..=9))]
-    priority: Option<u64>,
-
-    /// Not before so many milliseconds have passed
-    #[arg(long, value_name = "MS")]
-    delay_ms: Option<u64>,
-
-    /// Of no more use after so many milliseconds
-    #[arg(long, value_name = "MS")]
-    ttl_ms: Option<u64>,
-
-    /// How long a worker may keep silent
-    #[arg(long, value_name = "MS")]
-    ack_timeout_ms: Option<u64>,
-
-    /// How many attempts
-    #[arg(long, value_name = "N")]
-    max_attempts: Option<u64>,
-
-    /// A header for the worker; may be given several times
-    #[arg(long = "header", value_name = "KEY=VALUE")]
-    headers: Vec<String>,
+    /// How to print what came of it [default: the id, or with --wait the result]
+    #[arg(long, short, value_enum)]
+    output: Option<Output>,
 
     #[command(flatten)]
     remote: Remote,
 }
 
-/// A number of the command line, if it is in the protocol's range.
-fn ranged<T>(
-    name: &str,
-    value: Option<u64>,
-    new: impl Fn(u64) -> Option<T>,
-    range: &str,
-) -> Result<Option<T>, Failed> {
-    match value {
-        None => Ok(None),
-        Some(value) => match new(value) {
-            Some(value) => Ok(Some(value)),
-            None => Err(Failed::usage(format!("--{name}: expected {range}, got {value}"))),
-        },
-    }
-}
-
 pub(super) async fn run(args: Args) -> Result<ExitCode, Failed> {
-    let payload = payload(&args)?;
+    let payload = payload(args.json.as_deref(), args.file.as_deref())?;
     let mut submit = Submit::new(args.queue.clone(), payload);
-    let year = "0 to 31536000000 (365 days)";
-    submit.priority = args.priority.and_then(Priority::new);
-    submit.delay_ms = ranged("delay-ms", args.delay_ms, DelayMs::new, year)?;
-    submit.ttl_ms = ranged("ttl-ms", args.ttl_ms, TtlMs::new, "1 to 31536000000 (365 days)")?;
-    submit.ack_timeout_ms =
-        ranged("ack-timeout-ms", args.ack_timeout_ms, TimeoutMs::new, "100 to 86400000 (a day)")?;
-    submit.max_attempts = ranged("max-attempts", args.max_attempts, Attempts::new, "1 to 1000")?;
-    submit.headers = headers(&args.headers)?;
-    submit.to = match (args.worker.clone(), args.group.clone(), args.all) {
-        (Some(worker), _, _) => Some(Target::Worker { worker, if_absent: IfAbsent::Wait }),
-        (None, group, true) => Some(Target::All(group)),
-        (None, Some(group), false) => Some(Target::Group(group)),
-        (None, None, false) => None,
-    };
+    args.options.apply(&mut submit)?;
+    submit.dedup_id = args.dedup_id.clone();
+    submit.run_at = args.run_at.clone();
     let client =
         Client::connect(args.remote.options()?).await.map_err(|error| args.remote.unreachable(&error))?;
     if args.wait {
         let finished = client.submit_and_wait(submit).await.map_err(refused)?;
         client.close().await;
-        return conclude(&finished);
+        return match args.output {
+            Some(Output::Json) => {
+                print_message(finished.clone())?;
+                Ok(if finished.state == TaskState::Done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            }
+            _ => conclude(&finished),
+        };
     }
     let accepted = client.submit(submit).await.map_err(refused)?;
     client.close().await;
-    print(format!("{}\n", accepted.task).as_bytes())?;
+    match args.output {
+        Some(Output::Json) => print_message(accepted)?,
+        _ => print(format!("{}\n", accepted.task).as_bytes())?,
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// An answer as it is over HTTP.
+fn print_message(message: impl Into<ServerMessage>) -> Result<(), Failed> {
+    let body = encode_body(Encoding::Json, &message.into());
+    print_line(&pretty(&String::from_utf8_lossy(&body)))
 }
 
 fn refused(error: SubmitError) -> Failed {
     Failed::other(format!("the task was not confirmed: {error}"))
 }
 
-fn payload(args: &Args) -> Result<Payload, Failed> {
-    if let Some(text) = &args.json {
+/// What is submitted: JSON text, a file's bytes, or those of standard input.
+pub(super) fn payload(json: Option<&str>, file: Option<&Path>) -> Result<Payload, Failed> {
+    if let Some(text) = json {
         return Payload::json_text(text).map_err(|error| {
             Failed::usage(format!(
                 "the payload {text:?}: {error}; quote JSON text as '\"text\"', or give bytes with --file"
             ))
         });
     }
-    if let Some(path) = &args.file {
+    if let Some(path) = file {
         let bytes =
             std::fs::read(path).map_err(|e| Failed::usage(format!("cannot read {}: {e}", path.display())))?;
         return Ok(Payload::binary(bytes));
@@ -135,22 +104,16 @@ fn payload(args: &Args) -> Result<Payload, Failed> {
     if std::io::stdin().is_terminal() {
         return Ok(Payload::NULL);
     }
+    Ok(Payload::binary(standard_input()?))
+}
+
+/// All of standard input.
+pub(super) fn standard_input() -> Result<Vec<u8>, Failed> {
     let mut bytes = Vec::new();
     std::io::stdin()
         .read_to_end(&mut bytes)
         .map_err(|e| Failed::usage(format!("cannot read standard input: {e}")))?;
-    Ok(Payload::binary(bytes))
-}
-
-fn headers(pairs: &[String]) -> Result<Headers, Failed> {
-    let pairs = pairs
-        .iter()
-        .map(|pair| {
-            pair.split_once('=')
-                .ok_or_else(|| Failed::usage(format!("--header {pair:?}: expected KEY=VALUE")))
-        })
-        .collect::<Result<Vec<_>, _>>()?;
-    Headers::from_pairs(pairs).map_err(|error| Failed::usage(format!("--header: {error}")))
+    Ok(bytes)
 }
 
 fn conclude(finished: &Finished) -> Result<ExitCode, Failed> {

@@ -9,7 +9,8 @@ use clap::Subcommand;
 use comfy_table::{Table, presets};
 use serde_json::json;
 
-use super::{Failed, print};
+use super::output::Output;
+use super::{Failed, print, span};
 use crate::auth::token::{self, NewToken, Token, rfc3339};
 use crate::auth::{AuthError, Limits};
 use crate::clock::Clock;
@@ -54,7 +55,7 @@ struct Create {
     allow: Vec<String>,
 
     /// How long it is good, as 30s, 15m, 12h or 90d [default: until it is revoked]
-    #[arg(long, value_name = "TIME", value_parser = span)]
+    #[arg(long, value_name = "TIME", value_parser = span::lifetime)]
     expires: Option<Duration>,
 
     /// The most messages a second
@@ -92,14 +93,6 @@ impl TokensFile {
     fn path(&self) -> PathBuf {
         self.tokens_file.clone().unwrap_or_else(|| self.data_dir.join("tokens.toml"))
     }
-}
-
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum Output {
-    /// For people
-    Table,
-    /// For programs
-    Json,
 }
 
 impl From<AuthError> for Failed {
@@ -238,54 +231,5 @@ fn revoke(name: &str, file: &TokensFile) -> Result<ExitCode, Failed> {
             Ok(ExitCode::SUCCESS)
         }
         Some(_) => Ok(ExitCode::SUCCESS),
-    }
-}
-
-/// A span of time as a number and a unit.
-fn span(text: &str) -> Result<Duration, String> {
-    let wrong = || "expected a number and a unit, as 30s, 15m, 12h or 90d".to_owned();
-    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(wrong)?;
-    let seconds = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 86_400,
-        _ => return Err(wrong()),
-    };
-    if !number.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(wrong());
-    }
-    let number: u64 = number.parse().map_err(|_| wrong())?;
-    match number.checked_mul(seconds) {
-        Some(seconds) if seconds > 0 => Ok(Duration::from_secs(seconds)),
-        _ => Err("expected a time from 1s on that ends before the year 9999".into()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn spans_are_a_number_and_a_unit() {
-        for (text, seconds) in [("30s", 30), ("15m", 900), ("12h", 43_200), ("90d", 7_776_000)] {
-            assert_eq!(span(text), Ok(Duration::from_secs(seconds)));
-        }
-        for text in [
-            "",
-            "s",
-            "30",
-            "1w",
-            "-1s",
-            "+1s",
-            "1.5h",
-            " 1s",
-            "0s",
-            "1é",
-            "99999999999999999999d",
-            "9999999999999999999d",
-        ] {
-            assert!(span(text).unwrap_err().contains("expected"), "{text}");
-        }
     }
 }

@@ -7,6 +7,8 @@
 
 mod auth;
 mod cli;
+mod cli_manage;
+mod cli_requests;
 mod compression;
 mod config;
 mod crowds;

@@ -1,21 +1,110 @@
-//! As much HTTP/1.1 as this crate needs: a request, the head of an answer and its body. The upgrade
-//! stands on it, and so does [`get`], with which a program asks a broker for its status.
+//! HTTP requests to a broker: [`get`] for its status, [`send`] for any verb, [`open`] for an answer that is
+//! read as it comes. They go over hyper; the upgrade to WebSocket, which needs the two halves of a stream,
+//! writes its one request and reads its one answer by itself, with what else is here.
 
+use std::error::Error as _;
 use std::io;
+use std::pin::pin;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper::header::{ACCEPT, AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, HeaderValue, USER_AGENT};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 
+pub use hyper::Method;
 use taskyard_proto::Secret;
 
 use crate::connection::ConnectError;
 use crate::endpoint::Endpoint;
 
-/// The longest body that [`get`] reads, in bytes: as long as the longest message.
+/// The longest body that [`get`] and [`send`] read, in bytes: as long as the longest message.
 pub const BODY_BYTES_MAX: usize = 16 << 20;
 
 /// The longest head of an answer, in bytes; brokers send a few hundred.
 const HEAD_BYTES_MAX: usize = 16 << 10;
+
+/// What is asked of a broker.
+#[derive(Debug, Clone)]
+pub struct Request {
+    method: Method,
+    path: String,
+    accept: &'static str,
+    body: Option<(&'static str, Bytes)>,
+    last_event_id: Option<String>,
+}
+
+impl Request {
+    /// A request without a body. The path begins with `/`, and may have a query.
+    pub fn new(method: Method, path: impl Into<String>) -> Request {
+        Request { method, path: path.into(), accept: "application/json", body: None, last_event_id: None }
+    }
+
+    /// The same with a body of JSON.
+    pub fn json(self, body: impl Into<Bytes>) -> Request {
+        Request { body: Some(("application/json", body.into())), ..self }
+    }
+
+    /// Asks for server-sent events, for those behind the one with this id if there is one.
+    pub fn events(self, after: Option<&str>) -> Request {
+        Request { accept: "text/event-stream", last_event_id: after.map(str::to_owned), ..self }
+    }
+}
+
+/// An answer whose body is still to come. Dropped, it ends its connection.
+#[derive(Debug)]
+pub struct Response {
+    status: u16,
+    content_type: Option<String>,
+    body: Incoming,
+    /// What reads the connection.
+    _driver: JoinSet<()>,
+}
+
+impl Response {
+    /// The HTTP status.
+    pub fn status(&self) -> u16 {
+        self.status
+    }
+
+    /// The media type of the body, without parameters.
+    pub fn content_type(&self) -> Option<&str> {
+        self.content_type.as_deref()
+    }
+
+    /// The next part of the body, of whatever length, once it is here; none at the end. Nothing is lost when
+    /// this is dropped while it waits.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, ConnectError> {
+        loop {
+            match self.body.frame().await {
+                None => return Ok(None),
+                Some(Err(error)) => return Err(failed(&error)),
+                // Trailers are passed over.
+                Some(Ok(frame)) => {
+                    if let Ok(bytes) = frame.into_data() {
+                        return Ok(Some(bytes));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The whole body, of at most so many bytes.
+    pub async fn body(mut self, bytes_max: usize) -> Result<Vec<u8>, ConnectError> {
+        let mut body = Vec::new();
+        while let Some(bytes) = self.chunk().await? {
+            if bytes.len() > bytes_max - body.len() {
+                return Err(too_long(bytes_max));
+            }
+            body.extend_from_slice(&bytes);
+        }
+        Ok(body)
+    }
+}
 
 /// Asks the broker at `url` for `path` and gives the answer's status and body. A body of more than
 /// [`BODY_BYTES_MAX`] bytes is an error.
@@ -27,52 +116,161 @@ pub async fn get(url: &str, path: &str, token: Option<&Secret>) -> Result<(u16, 
 
 /// As [`get`], on the endpoint's terms; its own path is not used.
 pub async fn get_from(endpoint: &Endpoint, path: &str) -> Result<(u16, Vec<u8>), ConnectError> {
-    if !path.starts_with('/') || !path.bytes().all(|b| b.is_ascii_graphic()) {
-        return Err(ConnectError::Handshake(format!(
-            "{path:?} is not the path of a request: begin it with '/', and write what is not ASCII as %xx"
-        )));
-    }
+    send(endpoint, Request::new(Method::GET, path)).await
+}
+
+/// Sends a request and gives the answer's status and body, all within the endpoint's time to connect. A body of
+/// more than [`BODY_BYTES_MAX`] bytes is an error.
+pub async fn send(endpoint: &Endpoint, request: Request) -> Result<(u16, Vec<u8>), ConnectError> {
+    within(endpoint, async {
+        let response = connect_and_send(endpoint, request).await?;
+        Ok((response.status(), response.body(BODY_BYTES_MAX).await?))
+    })
+    .await
+}
+
+/// Sends a request and gives the answer as soon as its head is here, which has to be within the endpoint's time to
+/// connect. Its body may take as long as it likes.
+pub async fn open(endpoint: &Endpoint, request: Request) -> Result<Response, ConnectError> {
+    within(endpoint, connect_and_send(endpoint, request)).await
+}
+
+async fn within<T>(
+    endpoint: &Endpoint,
+    asking: impl Future<Output = Result<T, ConnectError>>,
+) -> Result<T, ConnectError> {
     let limit = endpoint.connect_timeout;
-    let answer = async {
-        if endpoint.secure() {
-            #[cfg(not(feature = "tls"))]
-            return Err(ConnectError::NoTls);
-            #[cfg(feature = "tls")]
-            return exchange(crate::tls::connect(endpoint).await?, endpoint, path).await;
-        }
-        exchange(TcpStream::connect((endpoint.host(), endpoint.port())).await?, endpoint, path).await
-    };
-    match tokio::time::timeout(limit, answer).await {
+    match tokio::time::timeout(limit, asking).await {
         Ok(answer) => answer,
         Err(_) => Err(ConnectError::Timeout(limit)),
     }
 }
 
-async fn exchange<S>(mut stream: S, endpoint: &Endpoint, path: &str) -> Result<(u16, Vec<u8>), ConnectError>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    let request = request(endpoint, path, "Accept: application/json\r\nConnection: close\r\n")?;
-    stream.write_all(request.as_bytes()).await?;
-    stream.flush().await?;
-    let mut kept = Vec::new();
-    let head = read_head(&mut stream, &mut kept).await?;
-    let body = read_body(&mut stream, &head, kept, BODY_BYTES_MAX).await?;
-    Ok((head.status, body))
+async fn connect_and_send(endpoint: &Endpoint, request: Request) -> Result<Response, ConnectError> {
+    let request = made_out_to(endpoint, request)?;
+    if endpoint.secure() {
+        #[cfg(not(feature = "tls"))]
+        return Err(ConnectError::NoTls);
+        #[cfg(feature = "tls")]
+        return exchange(crate::tls::connect(endpoint).await?, request).await;
+    }
+    exchange(TcpStream::connect((endpoint.host(), endpoint.port())).await?, request).await
 }
 
-/// A `GET` with the headers that every request of ours has; `more` are lines with their ends.
+fn made_out_to(endpoint: &Endpoint, request: Request) -> Result<hyper::Request<Full<Bytes>>, ConnectError> {
+    let path = &request.path;
+    if !path.starts_with('/') || !path.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(ConnectError::Handshake(format!(
+            "{path:?} is not the path of a request: begin it with '/', and write what is not ASCII as %xx"
+        )));
+    }
+    let mut made = hyper::Request::builder()
+        .method(request.method)
+        .uri(path.as_str())
+        .header(HOST, endpoint.authority())
+        .header(USER_AGENT, concat!("taskyard-client/", env!("CARGO_PKG_VERSION")))
+        .header(ACCEPT, request.accept)
+        .header(CONNECTION, "close");
+    if let Some(token) = checked_token(endpoint)? {
+        let mut value = HeaderValue::try_from(format!("Bearer {}", token.expose()))
+            .map_err(|_| ConnectError::Handshake("the token does not fit into a header".into()))?;
+        value.set_sensitive(true);
+        made = made.header(AUTHORIZATION, value);
+    }
+    if let Some(id) = &request.last_event_id {
+        made = made.header("last-event-id", id.as_str());
+    }
+    let body = match request.body {
+        Some((content_type, body)) => {
+            made = made.header(CONTENT_TYPE, content_type);
+            body
+        }
+        None => Bytes::new(),
+    };
+    made.body(Full::new(body))
+        .map_err(|error| ConnectError::Handshake(format!("{path:?} cannot be asked for: {error}")))
+}
+
+async fn exchange<S>(stream: S, request: hyper::Request<Full<Bytes>>) -> Result<Response, ConnectError>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (mut sender, connection) = http1::Builder::new()
+        .title_case_headers(true)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| failed(&error))?;
+    let mut connection = Box::pin(connection);
+    let mut driver = JoinSet::new();
+    let answer = {
+        let mut answer = pin!(sender.send_request(request));
+        tokio::select! {
+            biased;
+            answer = &mut answer => {
+                driver.spawn(async move {
+                    // What goes wrong from here on is told by the body.
+                    let _ = connection.await;
+                });
+                answer
+            }
+            // It may have ended with the answer; if not, its own error is the one that tells why.
+            ended = &mut connection => match (answer.await, ended) {
+                (Err(_), Err(error)) => return Err(failed(&error)),
+                (answer, _) => answer,
+            },
+        }
+    };
+    let (head, body) = answer.map_err(|error| failed(&error))?.into_parts();
+    let content_type = head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let content_type =
+        content_type.and_then(|text| text.split(';').next()).map(|text| text.trim().to_ascii_lowercase());
+    Ok(Response { status: head.status.as_u16(), content_type, body, _driver: driver })
+}
+
+/// What hyper says, in the words of this crate.
+fn failed(error: &hyper::Error) -> ConnectError {
+    let mut source = error.source();
+    while let Some(cause) = source {
+        if let Some(error) = cause.downcast_ref::<io::Error>() {
+            #[cfg(feature = "tls")]
+            if let Some(error) = crate::tls::TlsError::within(error) {
+                return ConnectError::Tls(error);
+            }
+            return ConnectError::Io(io::Error::new(error.kind(), error.to_string()));
+        }
+        source = cause.source();
+    }
+    if error.is_parse() {
+        return not_http(&error.to_string());
+    }
+    if error.is_incomplete_message() || error.is_closed() || error.is_canceled() {
+        let text = "it closed the connection before the end of its answer";
+        return io::Error::new(io::ErrorKind::UnexpectedEof, text).into();
+    }
+    io::Error::other(error.to_string()).into()
+}
+
+fn too_long(bytes_max: usize) -> ConnectError {
+    ConnectError::Handshake(format!("the answer's body is longer than {bytes_max} bytes"))
+}
+
+/// The token, if it can stand in a header.
+fn checked_token(endpoint: &Endpoint) -> Result<Option<&Secret>, ConnectError> {
+    match &endpoint.token {
+        Some(token) if !token.expose().bytes().all(|b| b.is_ascii_graphic()) => Err(ConnectError::Handshake(
+            "the token holds a space, a line end or a letter that is not ASCII: give it as it was printed"
+                .into(),
+        )),
+        token => Ok(token.as_ref()),
+    }
+}
+
+/// The upgrade's `GET`; `more` are lines with their ends.
 pub(crate) fn request(endpoint: &Endpoint, path: &str, more: &str) -> Result<String, ConnectError> {
-    let authorization = match &endpoint.token {
+    let authorization = match checked_token(endpoint)? {
         None => String::new(),
-        Some(token) if token.expose().bytes().all(|b| b.is_ascii_graphic()) => {
-            format!("Authorization: Bearer {}\r\n", token.expose())
-        }
-        Some(_) => {
-            return Err(ConnectError::Handshake(
-                "the token holds a space, a line end or a letter that is not ASCII: give it as it was printed".into(),
-            ));
-        }
+        Some(token) => format!("Authorization: Bearer {}\r\n", token.expose()),
     };
     Ok(format!(
         "GET {path} HTTP/1.1\r\nHost: {}\r\nUser-Agent: taskyard-client/{}\r\n{authorization}{more}\r\n",
@@ -158,7 +356,6 @@ pub(crate) async fn read_body<R>(
 where
     R: AsyncRead + Unpin,
 {
-    let too_long = || ConnectError::Handshake(format!("the answer's body is longer than {bytes_max} bytes"));
     if head.lists("transfer-encoding", "chunked") {
         return read_chunks(stream, kept, bytes_max).await;
     }
@@ -168,7 +365,7 @@ where
     };
     let wanted = length.unwrap_or(bytes_max + 1);
     if length.is_some() && wanted > bytes_max {
-        return Err(too_long());
+        return Err(too_long(bytes_max));
     }
     while kept.len() < wanted {
         if (&mut *stream).take((wanted - kept.len()) as u64).read_buf(&mut kept).await? == 0 {
@@ -177,7 +374,7 @@ where
     }
     match length {
         Some(length) if kept.len() < length => Err(not_http("it ended within the body")),
-        None if kept.len() > bytes_max => Err(too_long()),
+        None if kept.len() > bytes_max => Err(too_long(bytes_max)),
         _ => {
             kept.truncate(wanted);
             Ok(kept)
@@ -211,9 +408,7 @@ where
             return Ok(body);
         }
         if size > bytes_max - body.len() {
-            return Err(ConnectError::Handshake(format!(
-                "the answer's body is longer than {bytes_max} bytes"
-            )));
+            return Err(too_long(bytes_max));
         }
         while kept.len() - at < size + 2 {
             more(stream, &mut kept).await?;

@@ -4,7 +4,7 @@
 //! * [`Worker`] takes tasks from a queue and gives each to a handler.
 //! * [`Connection`] is what both stand on: one socket as a [`Sender`] and a [`Receiver`], for
 //!   programs that want to write their own loop.
-//! * [`http::get`] asks a broker for its status.
+//! * [`http::get`] asks a broker for its status, [`http::send`] whatever else it serves over HTTP.
 //!
 //! `wss://` and `https://` work with the cargo feature `tls`, which is on by default.
 //!
