@@ -337,7 +337,7 @@ impl Stage {
                         self.ack(session, lease);
                     }
                 }
-                Output::Answer { .. } => {}
+                Output::Answer { .. } | Output::Report { .. } | Output::Publish { .. } => {}
                 Output::Close { session, .. } => {
                     if let Some(slot) = self.slot(session) {
                         self.sessions[slot] = None;
@@ -379,7 +379,9 @@ impl Stage {
             hello: Box::new(hello),
             reference: reference.then_some(RequestId::Integer(self.next as i64)),
             made_up_name: worker(who),
+            resume_key: u128::from(self.next),
             subscribe,
+            join: None,
         });
         self.sessions[slot] = Some(session);
         self.deaf[slot] = false;
