@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{HeaderMap as Headers, StatusCode};
-use taskyard_proto::{Encoding, Error, ErrorCode, Payload, ServerMessage, codec};
+use taskyard_proto::{ClientMessage, Encoding, Error, ErrorCode, Payload, ServerMessage, codec};
 
 /// How long a request's body may take.
 const BODY_TIME: Duration = Duration::from_secs(30);
@@ -87,6 +87,29 @@ pub async fn read(headers: &Headers, body: Body, bytes_max: usize) -> Result<Byt
             Err((StatusCode::REQUEST_TIMEOUT, Error::new(ErrorCode::BadRequest, text)))
         }
     }
+}
+
+/// The answer to a body that is no message where one is expected.
+pub fn not_a_message() -> (StatusCode, Error) {
+    let text = "the body is expected as application/json or application/msgpack: with curl, say --json";
+    (StatusCode::UNSUPPORTED_MEDIA_TYPE, Error::new(ErrorCode::BadRequest, text))
+}
+
+/// Reads a body as a message; `extra` are the fields that the path gives. An empty body has no other.
+pub fn decode(
+    headers: &Headers,
+    bytes: &Bytes,
+    type_text: &'static str,
+    extra: &[(&'static str, &str)],
+) -> Result<ClientMessage, (StatusCode, Error)> {
+    let encoding = match kind(headers, bytes.is_empty()) {
+        Kind::Message(encoding) => encoding,
+        _ if bytes.is_empty() => Encoding::Json,
+        _ => return Err(not_a_message()),
+    };
+    codec::decode_body(encoding, bytes, type_text, extra).map_err(|error| {
+        (StatusCode::from_u16(error.code.http_status()).expect("the table holds HTTP statuses"), error)
+    })
 }
 
 fn content_type(encoding: Encoding) -> HeaderValue {

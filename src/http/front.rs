@@ -26,7 +26,8 @@ use crate::ws::{self, handshake};
 
 /// What a page of an allowed origin may send and ask, beside what any page may.
 const CORS_METHODS: HeaderValue = HeaderValue::from_static("GET, POST, PUT, DELETE");
-const CORS_HEADERS: HeaderValue = HeaderValue::from_static("authorization, content-type, idempotency-key");
+const CORS_HEADERS: HeaderValue =
+    HeaderValue::from_static("authorization, content-type, idempotency-key, last-event-id");
 /// How much of a path a log shows: whoever is not let in must not fill the disk.
 const PATH_SHOWN: usize = 64;
 /// Lines a second that tell of those who were not let in.
@@ -127,7 +128,7 @@ fn has_one_host(request: &Request<Incoming>) -> bool {
 }
 
 /// What is answered without a token: it says nothing of anybody's tasks.
-fn is_public(path: &str) -> bool {
+pub(super) fn is_public(path: &str) -> bool {
     matches!(path, "/" | "/healthz" | "/readyz")
 }
 

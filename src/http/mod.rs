@@ -3,17 +3,33 @@
 //! * [`server`]: connections and their limits.
 //! * `front`: what every request must pass before its route.
 //! * [`guard`]: requests that say their length twice.
-//! * [`routes`]: which path is which verb; `schedules`: those of schedules.
-//! * [`body`]: bodies and answers in JSON and MessagePack.
+//! * [`routes`]: which path is which verb; `submit`, `tasks`, `events`, `queues`, `dead`, `leases`, `workers`,
+//!   `rooms`, `schedules` and `service` are the verbs, by what they are about.
+//! * [`body`]: bodies and answers in JSON and MessagePack; [`fields`] and [`query`]: what is checked to the letter.
+//! * `openapi`: the description of it all; [`schema`] and [`view`]: what bodies look like.
 
 pub mod body;
+mod dead;
+mod events;
+pub mod fields;
 pub mod front;
 pub mod guard;
+mod leases;
+mod openapi;
 pub mod query;
+mod queues;
+mod request;
+mod rooms;
 pub mod routes;
 mod schedules;
+pub mod schema;
 pub mod server;
-mod view;
+mod service;
+mod settings;
+mod submit;
+mod tasks;
+pub mod view;
+mod workers;
 
 use std::sync::Arc;
 

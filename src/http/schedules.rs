@@ -1,7 +1,6 @@
 //! `/v1/schedules`: tasks that are submitted again and again.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use axum::Extension;
 use axum::body::Body;
@@ -17,10 +16,10 @@ use serde_json::value::{RawValue, to_raw_value};
 use taskyard_proto::payload::PayloadKind;
 use taskyard_proto::{ClientMessage, Encoding, Error, ErrorCode, Payload, Request, Submit, codec};
 
-use super::App;
 use super::body::{self, Kind};
-use super::routes::{Segment, bad_request, may_list};
-use crate::auth::Identity;
+use super::queues::may_list;
+use super::request::{Caller, Segment, bad_request};
+use super::{App, schema};
 use crate::core::schedule::{Missed, Rhythm, ScheduleName, ScheduleView, check_template};
 use crate::core::{Access, Action, Manage, Report, Time};
 use crate::metrics::Refused;
@@ -32,10 +31,19 @@ const NOT_ITS: [&str; 4] = ["run_at", "dedup_id", "watch", "confirm"];
 /// The zone of a pattern that names none.
 const ZONE: &str = "UTC";
 
-/// `GET /v1/schedules`. Payloads are left out, so that the answer stays readable.
+/// All schedules
+///
+/// Those whose queues the token may see. Payloads are left out, so that the answer stays readable.
+#[utoipa::path(
+    get,
+    path = "/v1/schedules",
+    operation_id = "list_schedules",
+    tag = "schedules",
+    responses((status = 200, description = "The schedules, by name.", body = schema::Schedules)),
+)]
 pub(super) async fn list(
     State(app): State<App>,
-    Extension(identity): Extension<Arc<Identity>>,
+    Extension(identity): Caller,
     headers: HeaderMap,
 ) -> Response {
     let encoding = body::answer_encoding(&headers);
@@ -52,10 +60,21 @@ pub(super) async fn list(
     body::document(StatusCode::OK, encoding, &format!(r#"{{"schedules":[{}]}}"#, documents.join(",")))
 }
 
-/// `GET /v1/schedules/{name}`.
+/// A schedule
+#[utoipa::path(
+    get,
+    path = "/v1/schedules/{name}",
+    operation_id = "get_schedule",
+    tag = "schedules",
+    params(schema::OfSchedule),
+    responses(
+        (status = 200, description = "The schedule.", body = schema::Schedule),
+        (status = 404, description = "There is no such schedule, or the token may not see it.", body = schema::Error),
+    ),
+)]
 pub(super) async fn show(
     State(app): State<App>,
-    Extension(identity): Extension<Arc<Identity>>,
+    Extension(identity): Caller,
     name: Segment,
     headers: HeaderMap,
 ) -> Response {
@@ -66,10 +85,25 @@ pub(super) async fn show(
     }
 }
 
-/// `PUT /v1/schedules/{name}`: 201 if it made one, 200 if it replaced one.
+/// Make or replace a schedule
+///
+/// Either `cron`, with `tz`, or `every_ms`; and what is submitted each time.
+#[utoipa::path(
+    put,
+    path = "/v1/schedules/{name}",
+    operation_id = "put_schedule",
+    tag = "schedules",
+    params(schema::OfSchedule),
+    request_body(description = "When, and what.", content = schema::ScheduleGiven),
+    responses(
+        (status = 200, description = "The schedule, which was replaced.", body = schema::Schedule),
+        (status = 201, description = "The schedule, which was made.", body = schema::Schedule,
+            headers(("location" = String, description = "Where the schedule is shown."))),
+    ),
+)]
 pub(super) async fn put(
     State(app): State<App>,
-    Extension(identity): Extension<Arc<Identity>>,
+    Extension(identity): Caller,
     name: Segment,
     headers: HeaderMap,
     body: Body,
@@ -114,10 +148,23 @@ pub(super) async fn put(
     answer(&app, access.as_deref(), name, status, encoding).await
 }
 
-/// `DELETE /v1/schedules/{name}`.
+/// End a schedule
+///
+/// What it has submitted stays.
+#[utoipa::path(
+    delete,
+    path = "/v1/schedules/{name}",
+    operation_id = "delete_schedule",
+    tag = "schedules",
+    params(schema::OfSchedule),
+    responses(
+        (status = 200, description = "It was ended.", body = schema::Nothing),
+        (status = 404, description = "There is no such schedule, or the token may not see it.", body = schema::Error),
+    ),
+)]
 pub(super) async fn delete(
     State(app): State<App>,
-    Extension(identity): Extension<Arc<Identity>>,
+    Extension(identity): Caller,
     name: Segment,
     headers: HeaderMap,
 ) -> Response {

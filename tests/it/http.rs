@@ -251,33 +251,23 @@ fn queues_and_workers_are_shown() {
 }
 
 #[test]
-fn what_is_not_served_yet_says_so() {
+fn an_idempotency_key_is_a_dedup_id() {
     let broker = Broker::in_memory();
-    let task = broker.submit("q", &json!({}));
-    for (method, path) in [
-        ("DELETE", format!("/v1/tasks/{task}")),
-        ("GET", format!("/v1/tasks/{task}/events")),
-        ("GET", format!("/v1/tasks/{task}/explain")),
-        ("POST", "/v1/queues/q/lease".into()),
-        ("POST", "/v1/leases/AAAAAAAAAAcAAAADAAAAAA/ack".into()),
-        ("PUT", "/v1/queues/q".into()),
-        ("POST", "/v1/queues/q/pause".into()),
-        ("POST", "/v1/queues/q/unpause".into()),
-        ("POST", "/v1/queues/q/purge".into()),
-        ("GET", "/v1/queues/q/tasks?state=dead".into()),
-        ("GET", "/v1/queues/q/dead".into()),
-        ("POST", "/v1/queues/q/dead/redrive".into()),
-        ("DELETE", format!("/v1/queues/q/dead/{task}")),
-        ("DELETE", "/v1/queues/q/dead?all=true".into()),
-        ("POST", "/v1/rooms/lobby".into()),
-    ] {
-        let answer = http::send(broker.address, method, &path, "", b"");
-        let error = answer.is_error(400, "bad_request");
-        assert!(error["message"].as_str().unwrap().contains("not served"), "{method} {path}: {error}");
+    let submit = |key: &str, body: &[u8]| {
+        let headers = format!("Content-Type: application/json\r\nIdempotency-Key: {key}\r\n");
+        http::send(broker.address, "POST", "/v1/queues/q/tasks", &headers, body)
+    };
+    let first = submit("k", b"{}");
+    assert_eq!((first.status, &first.json()["duplicate"]), (201, &json!(false)), "{first:?}");
+    for again in [submit("k", b"{}"), submit("k", br#"{"dedup_id":"k","payload":1}"#)] {
+        assert_eq!((again.status, &again.json()["duplicate"]), (200, &json!(true)), "{again:?}");
+        assert_eq!(again.json()["task"], first.json()["task"]);
+        assert_eq!(again.header("location"), first.header("location"));
     }
-    let headers = "Content-Type: application/json\r\nIdempotency-Key: k\r\n";
-    let answer = http::send(broker.address, "POST", "/v1/queues/q/tasks", headers, b"{}");
-    assert_eq!(answer.is_error(400, "bad_request")["field"], "dedup_id");
+    let error = submit("k", br#"{"dedup_id":"other"}"#).is_error(400, "bad_request");
+    assert_eq!(error["field"], "dedup_id");
+    assert_eq!(submit(&"k".repeat(257), b"{}").is_error(400, "bad_request")["field"], "dedup_id");
+    assert_eq!(broker.count("q", "queued"), 1);
 }
 
 #[test]

@@ -296,6 +296,15 @@ impl Broker {
         http::post(self.address, path, "application/json", body.to_string().as_bytes())
     }
 
+    /// A request with a body of JSON; null: with none.
+    pub fn send(&self, method: &str, path: &str, body: &Value) -> http::Answer {
+        http::json(self.address, method, path, "", body)
+    }
+
+    pub fn delete(&self, path: &str) -> http::Answer {
+        self.send("DELETE", path, &Value::Null)
+    }
+
     /// Submits over HTTP; gives the task's id.
     pub fn submit(&self, queue: &str, message: &Value) -> String {
         let answer = self.post(&format!("/v1/queues/{queue}/tasks"), message);

@@ -194,3 +194,12 @@ pub fn send(address: SocketAddr, method: &str, path: &str, headers: &str, body: 
 pub fn post(address: SocketAddr, path: &str, content_type: &str, body: &[u8]) -> Answer {
     send(address, "POST", path, &format!("Content-Type: {content_type}\r\n"), body)
 }
+
+/// The same with a body of JSON; null: with none.
+pub fn json(address: SocketAddr, method: &str, path: &str, headers: &str, body: &Value) -> Answer {
+    if body.is_null() {
+        return send(address, method, path, headers, b"");
+    }
+    let headers = format!("{headers}Content-Type: application/json\r\n");
+    send(address, method, path, &headers, body.to_string().as_bytes())
+}

@@ -109,6 +109,11 @@ impl As<'_> {
         http::send(self.broker.address, "POST", path, &headers, body.to_string().as_bytes())
     }
 
+    /// A request with a body of JSON; null: with none.
+    pub fn send(&self, method: &str, path: &str, body: &Value) -> http::Answer {
+        http::json(self.broker.address, method, path, &self.headers, body)
+    }
+
     /// The answer to an upgrade; 101 opens a socket that is closed at once.
     pub fn upgrade(&self, target: &str) -> http::Answer {
         let request = super::upgrade_request(self.broker.address, target, &self.headers);
