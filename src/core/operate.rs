@@ -354,7 +354,7 @@ impl Shard {
         let most = rate.map_or(SLICE_TASKS, |rate| ((rate * 0.01) as usize).clamp(1, SLICE_TASKS));
         let mut done = 0;
         while done < most {
-            let Some(id) = tasks.pop_front() else { return None };
+            let id = tasks.pop_front()?;
             // Somebody else may have been quicker.
             let Some(key) = self.dead_letter(job.queue, id) else { continue };
             if again {

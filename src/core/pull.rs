@@ -4,7 +4,7 @@
 //! Whoever shows such a lease, and may consume from its queue, may settle it.
 
 use taskyard_proto::message::Credit;
-use taskyard_proto::{ClientMessage, GivenLease, LeaseList, Mode, Subscribe};
+use taskyard_proto::{ClientMessage, Error, ErrorCode, GivenLease, LeaseList, Mode, Subscribe};
 
 use super::access::Access;
 use super::command::{CallId, Origin, Pull, SessionId};
@@ -106,7 +106,11 @@ impl Shard {
             ClientMessage::Cancelled(m) => Some(&m.lease),
             _ => None,
         };
-        let Some(lease) = lease.cloned() else { return };
+        let Some(lease) = lease.cloned() else {
+            let text = "nothing of a pulled lease is said by this: give one lease to ack, nack, release, extend, \
+                        progress, start or cancelled";
+            return fx.answer(&origin, Error::new(ErrorCode::BadRequest, text));
+        };
         let session = self.pulled_by(&lease, access);
         let known = lease.id().is_some_and(|id| self.pulled_settles.contains_key(&id.number));
         // One that was settled has no session any longer; what was said of it is remembered all the same.

@@ -19,6 +19,15 @@ use super::shard::{ABSENT_MS, ACK_TIMEOUT_MS, RECONNECT_SPREAD_MS, Shard};
 use super::task::Watcher;
 use super::timers::Timer;
 
+/// What was drawn at the door for a new session.
+#[derive(Debug)]
+pub(super) struct Drawn {
+    /// The worker's name, if it gave none.
+    pub(super) worker: WorkerName,
+    /// What a resume token will say.
+    pub(super) resume_key: u128,
+}
+
 impl Shard {
     pub(super) fn open(
         &mut self,
@@ -26,15 +35,14 @@ impl Shard {
         access: Option<Arc<Access>>,
         mut hello: Hello,
         reference: Option<RequestId>,
-        made_up_name: WorkerName,
-        resume_key: u128,
+        drawn: Drawn,
         fx: &mut Effects,
     ) {
         if let Some(old) = self.resumable(access.as_ref(), hello.resume.as_ref()) {
             let resumed = self.take_up(old, id, access, &mut hello, fx);
             return self.welcome(id, reference, hello, resumed, fx);
         }
-        let worker = hello.worker.take().unwrap_or(made_up_name);
+        let worker = hello.worker.take().unwrap_or(drawn.worker);
         let account = access.as_ref().map(|access| access.account.clone());
         if let Some(other) = self.workers.get(&(account.clone(), worker.clone())).copied() {
             // One that is away has no socket to defend its name.
@@ -74,7 +82,7 @@ impl Shard {
         self.workers.insert((account, worker), id);
         let asked = matches!(hello.resume, Some(Resume::Wanted(true) | Resume::Token(_)));
         if asked && self.config.resume_window_ms > 0 {
-            self.make_resumable(id, resume_key, fx);
+            self.make_resumable(id, drawn.resume_key, fx);
         }
         // A token of no session that is known: its leases went on.
         let lost = hello.in_flight.iter().map(lease_text).collect();

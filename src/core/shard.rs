@@ -23,6 +23,7 @@ use super::record::StoreOp;
 use super::rooms::Rooms;
 use super::schedule::Schedules;
 use super::session::{Session, Subscription, Verb};
+use super::sessions::Drawn;
 use super::task::{ShareState, Task, Watcher};
 use super::time::Time;
 use super::timers::{Timer, Timers};
@@ -225,7 +226,8 @@ impl Shard {
                 subscribe,
                 join,
             } => {
-                self.open(session, access, *hello, reference, made_up_name, resume_key, fx);
+                let drawn = Drawn { worker: made_up_name, resume_key };
+                self.open(session, access, *hello, reference, drawn, fx);
                 if let Some(subscribe) = subscribe {
                     self.subscribe(Origin::Implied(session), session, subscribe, fx);
                 }
