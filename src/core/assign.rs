@@ -163,6 +163,7 @@ impl Shard {
         let found = &self.tasks[task as usize];
         let deadline = self.now.plus_ms(u64::from(found.spec.ack_timeout_ms));
         let resume_key = session.resume_key.filter(|_| !auto);
+        let pulled = session.pull.is_some();
         let lease = Lease {
             number,
             slot: task,
@@ -229,7 +230,11 @@ impl Shard {
             headers: spec.headers.clone(),
             payload: spec.payload.clone(),
         };
-        match self.sessions.get_mut(&session_id).and_then(|session| session.pull.as_mut()) {
+        let pull = match pulled {
+            true => self.sessions.get_mut(&session_id).and_then(|session| session.pull.as_mut()),
+            false => None,
+        };
+        match pull {
             Some(pull) => {
                 pull.tasks.push(message);
                 if !self.to_answer.contains(&session_id) {
