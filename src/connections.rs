@@ -10,7 +10,7 @@ use taskyard_proto::CloseCode;
 
 use crate::auth::Identity;
 use crate::core::SessionId;
-use crate::outbox::{Outbound, Outbox};
+use crate::outbox::{Outbound, Outbox, Shared};
 
 /// One live socket.
 #[derive(Debug)]
@@ -67,6 +67,15 @@ impl Connections {
         match self.map.get(&id) {
             Some(connection) => connection.outbox.push(messages),
             None => messages.clear(),
+        }
+    }
+
+    /// Puts what is said in a room into the outboxes of all who are in it.
+    pub fn publish(&self, members: &[SessionId], shared: &Arc<Shared>) {
+        for id in members {
+            if let Some(connection) = self.map.get(id) {
+                connection.outbox.publish(shared);
+            }
         }
     }
 

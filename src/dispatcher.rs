@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use taskyard_proto::{CloseCode, Response, ServerMessage};
+use taskyard_proto::{CloseCode, Response, RoomMessage, ServerMessage};
 use tokio::sync::{mpsc, watch};
 
 use crate::broker::{Batch, Deliver, Inspection, Item, Reply, Seen, Until, Waiting};
@@ -13,7 +13,7 @@ use crate::connections::Connections;
 use crate::core::{CallId, Command, Effects, Output, SessionId, Shard, Time};
 use crate::engine::{Engine, EngineError, Event};
 use crate::metrics::HopMetrics;
-use crate::outbox::Outbound;
+use crate::outbox::{Outbound, Shared};
 
 /// So many commands are taken in a turn: enough to share a sync and a wake-up among them, few enough
 /// that the first of them does not wait long for its answer.
@@ -66,6 +66,8 @@ struct Mail {
     slots: HashMap<SessionId, usize>,
     boxes: Vec<(SessionId, Vec<Outbound>)>,
     used: usize,
+    /// What was said in rooms, and to whom.
+    said: Vec<(Vec<SessionId>, Arc<Shared>)>,
 }
 
 impl Mail {
@@ -82,12 +84,20 @@ impl Mail {
         self.boxes[slot].1.push(message);
     }
 
+    fn publish(&mut self, members: Vec<SessionId>, message: RoomMessage) {
+        self.said.push((members, Arc::new(Shared::new(message))));
+    }
+
     fn deliver(&mut self, connections: &Connections) {
         for (session, messages) in &mut self.boxes[..self.used] {
             connections.push(*session, messages);
         }
         self.used = 0;
         self.slots.clear();
+        // Behind the answers: nobody hears a room before being told that they are in it.
+        for (members, shared) in self.said.drain(..) {
+            connections.publish(&members, &shared);
+        }
     }
 }
 
@@ -265,7 +275,7 @@ impl<E: Engine> Dispatcher<E> {
                 Item::Relay(session, response) => {
                     // It keeps its place behind what the core has said so far.
                     self.sort_outputs();
-                    self.mail.add(session, Outbound { response, on_write: None });
+                    self.mail.add(session, response.into());
                 }
             }
         }
@@ -285,17 +295,13 @@ impl<E: Engine> Dispatcher<E> {
     fn sort_outputs(&mut self) {
         for output in self.fx.outputs.drain(..) {
             match output {
-                Output::Send { session, reference, on_write, barrier: _, message } => {
-                    self.mail.add(session, Outbound { response: Response { reference, message }, on_write });
+                Output::Send { session, reference, on_write, barrier, message } => {
+                    let response = Response { reference, message };
+                    self.mail.add(session, Outbound { response, on_write, barrier });
                 }
                 Output::Answer { call, message } => answer(&mut self.calls, call, Reply::Message(message)),
                 Output::Report { call, report } => answer(&mut self.calls, call, Reply::Report(report)),
-                Output::Publish { members, message } => {
-                    for session in members {
-                        let response = Response { reference: None, message: message.clone().into() };
-                        self.mail.add(session, Outbound { response, on_write: None });
-                    }
-                }
+                Output::Publish { members, message } => self.mail.publish(members, message),
                 Output::Close { session, code, reason } => {
                     // After what was said to it before.
                     self.mail.deliver(&self.connections);

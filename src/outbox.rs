@@ -1,21 +1,36 @@
-//! What waits to be written to one socket: bounded, in bytes.
+//! What waits to be written to one socket, in three lanes: bounded, in bytes.
+//!
+//! * *control*: answers, and what the broker says of the session. Never behind data.
+//! * *tasks*: deliveries, and what must stay behind them. Never dropped: credit bounds them.
+//! * *events*: what is told of tasks and said in rooms. The oldest make room for the latest, but the end
+//!   of a task is always told.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use taskyard_proto::{CloseCode, Encoding, LeaseId, Response, ServerMessage};
-use tokio::sync::Notify;
+use bytes::Bytes;
+use taskyard_proto::{
+    CloseCode, Encoding, Error, Lagged, LeaseId, Response, RoomMessage, RoomName, ServerMessage,
+};
+use tokio::sync::{Notify, Semaphore};
 
-/// More than this, and the socket must take something within a second; of anything but tasks, whose
-/// number credit bounds, more than this closes it at once.
+/// More than this, and the socket must take something within a second; of what is neither a task nor
+/// may be dropped, more than this closes it at once.
 pub const OUTBOX_BYTES_MAX: usize = 4 << 20;
 /// More than this, without progress for ten seconds, and it is closed too.
 pub const OUTBOX_BYTES_STUCK: usize = 1 << 20;
+/// Events and room messages that may wait; beyond it the oldest are dropped. As much as may wait for ever,
+/// so that what may be dropped closes no socket that takes anything; some seconds of a slow line.
+pub const LOSSY_BYTES_MAX: usize = OUTBOX_BYTES_STUCK;
 
 /// What an error takes beside its text and the rest.
 const ERROR_BYTES: usize = 256;
 /// Pongs that may wait: as many as pings are allowed in a second.
 const PONGS_MAX: usize = 100;
+/// Rooms whose losses are counted at a time: as many as a session may be in. Of those that it has left
+/// meanwhile the first are forgotten; `seq` still shows the gap.
+const MISSED_ROOMS_MAX: usize = 256;
 
 /// One message on its way out.
 #[derive(Debug)]
@@ -24,12 +39,102 @@ pub struct Outbound {
     pub response: Response,
     /// The lease to acknowledge once it is written.
     pub on_write: Option<LeaseId>,
+    /// Whether it stays behind the deliveries that were pushed before it.
+    pub barrier: bool,
+}
+
+impl From<Response> for Outbound {
+    fn from(response: Response) -> Self {
+        Outbound { response, on_write: None, barrier: false }
+    }
+}
+
+/// Something said in a room: one for all who hear it.
+#[derive(Debug)]
+pub struct Shared {
+    response: Response,
+    room: RoomName,
+    /// As it is written, by [`Form`].
+    bodies: [OnceLock<Bytes>; 3],
+}
+
+/// How a message is spelled in a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// As JSON.
+    Json,
+    /// As MessagePack.
+    MessagePack,
+    /// Its payload alone.
+    Raw,
+}
+
+impl Shared {
+    /// Of a message.
+    pub fn new(message: RoomMessage) -> Shared {
+        let room = message.room.clone();
+        let response = Response { reference: None, message: message.into() };
+        Shared { response, room, bodies: Default::default() }
+    }
+
+    /// The message.
+    pub fn response(&self) -> &Response {
+        &self.response
+    }
+
+    /// A frame's body: `write` spells it for the first who asks.
+    pub fn body(&self, form: Form, write: impl FnOnce(&Response) -> Bytes) -> &[u8] {
+        self.bodies[form as usize].get_or_init(|| write(&self.response))
+    }
+}
+
+/// What leaves the lane of events.
+#[derive(Debug)]
+pub enum Item {
+    /// For this socket alone.
+    Own(Box<Outbound>),
+    /// For all in a room.
+    Shared(Arc<Shared>),
+}
+
+/// A message to be written, wherever it waited.
+#[derive(Debug, Clone, Copy)]
+pub enum View<'a> {
+    /// For this socket alone.
+    Own(&'a Outbound),
+    /// For all in a room.
+    Shared(&'a Shared),
+}
+
+impl<'a> From<&'a Outbound> for View<'a> {
+    fn from(own: &'a Outbound) -> Self {
+        View::Own(own)
+    }
+}
+
+impl<'a> From<&'a Item> for View<'a> {
+    fn from(item: &'a Item) -> Self {
+        match item {
+            Item::Own(own) => View::Own(own),
+            Item::Shared(shared) => View::Shared(shared),
+        }
+    }
+}
+
+impl<'a> View<'a> {
+    /// The message.
+    pub fn response(self) -> &'a Response {
+        match self {
+            View::Own(own) => &own.response,
+            View::Shared(shared) => &shared.response,
+        }
+    }
 }
 
 /// A socket's outbox. Filled by the dispatcher and the socket's reader, emptied by its writer.
 #[derive(Debug)]
 pub struct Outbox {
-    /// A plain lock: it is held for the time of a push or a swap, never across an await.
+    /// A plain lock: it is held for the time of a push or a take, never across an await.
     state: Mutex<State>,
     wake: Notify,
     /// Told when it is to end.
@@ -39,20 +144,51 @@ pub struct Outbox {
     encoding: AtomicU8,
     /// The client said `batch:true`.
     arrays: AtomicBool,
+    /// Frames are payloads alone: how many more may be submitted before one of them is accepted.
+    raw: OnceLock<Box<Semaphore>>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    messages: Vec<Outbound>,
+    control: VecDeque<Outbound>,
+    tasks: VecDeque<Outbound>,
+    /// What most sockets never have, or not while they are idle.
+    rest: Option<Box<Rest>>,
     /// Tasks that were ever pushed.
     delivered: u64,
     /// What is not written yet, also of what the writer has taken.
     bytes: usize,
-    /// The same without tasks.
-    other_bytes: usize,
-    pongs: Vec<Vec<u8>>,
+    /// The same without tasks, and without what may be dropped.
+    firm_bytes: usize,
     ping: bool,
-    close: Option<Closing>,
+    close: Option<Box<Closing>>,
+}
+
+#[derive(Debug, Default)]
+struct Rest {
+    events: Events,
+    pongs: Vec<Vec<u8>>,
+}
+
+/// The lane of events.
+#[derive(Debug, Default)]
+struct Events {
+    /// Counts what came: what is in two lists leaves in its order.
+    came: u64,
+    /// What may be dropped.
+    lossy: VecDeque<(u64, Lossy)>,
+    lossy_bytes: usize,
+    /// What may not: the ends of tasks.
+    firm: VecDeque<(u64, Box<Outbound>)>,
+    /// What was dropped and not told yet.
+    missed: VecDeque<(RoomName, u64)>,
+}
+
+#[derive(Debug)]
+enum Lossy {
+    /// An `event`: a gap in its `seq` tells that one was dropped, `watch` asks for it.
+    Event(Box<Outbound>),
+    Room(Arc<Shared>),
 }
 
 /// How a socket is to end.
@@ -67,17 +203,221 @@ pub struct Closing {
 /// What the writer takes at once.
 #[derive(Debug, Default)]
 pub struct Drained {
-    /// Messages, in order.
-    pub messages: Vec<Outbound>,
-    /// What they take, and what those that are no tasks take.
+    /// The lanes, in the order of writing.
+    pub control: VecDeque<Outbound>,
+    /// The second.
+    pub tasks: VecDeque<Outbound>,
+    /// The third.
+    pub events: Vec<Item>,
+    /// What all take, and what those do that are neither tasks nor may be dropped.
     bytes: usize,
-    other_bytes: usize,
+    firm_bytes: usize,
     /// The bodies of pongs to send.
     pub pongs: Vec<Vec<u8>>,
     /// Whether to ping.
     pub ping: bool,
     /// Whether, and how, to close after that.
     pub close: Option<Closing>,
+}
+
+/// Where a message waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lane {
+    Control,
+    Tasks,
+    /// Of the events, what may be dropped.
+    Lossy,
+    /// What may not.
+    Firm,
+}
+
+fn lane(outbound: &Outbound) -> Lane {
+    match outbound.response.message {
+        // The lease that they are about may still be on its way.
+        ServerMessage::Task(_) | ServerMessage::Revoked(_) | ServerMessage::Stop(_) => Lane::Tasks,
+        _ if outbound.barrier => Lane::Tasks,
+        ServerMessage::Event(_) | ServerMessage::RoomMessage(_) | ServerMessage::Lagged(_) => Lane::Lossy,
+        ServerMessage::Finished(_) => Lane::Firm,
+        _ => Lane::Control,
+    }
+}
+
+/// What counts towards the bound of what is neither a task nor may be dropped.
+fn firm_weight(outbound: &Outbound) -> usize {
+    match outbound.response.message {
+        ServerMessage::Task(_) => 0,
+        _ => weight(&outbound.response),
+    }
+}
+
+impl Lossy {
+    fn weight(&self) -> usize {
+        match self {
+            Lossy::Event(event) => weight(&event.response),
+            Lossy::Room(shared) => weight(shared.response()),
+        }
+    }
+}
+
+impl Events {
+    fn number(&mut self) -> u64 {
+        self.came += 1;
+        self.came
+    }
+
+    /// Adds what may be dropped, and drops what is too much; gives the bytes that were dropped. The latest
+    /// stays, however long it is.
+    fn add(&mut self, lossy: Lossy) -> usize {
+        let number = self.number();
+        self.lossy_bytes += lossy.weight();
+        self.lossy.push_back((number, lossy));
+        let before = self.lossy_bytes;
+        while self.lossy_bytes > LOSSY_BYTES_MAX && self.lossy.len() > 1 {
+            let Some((_, oldest)) = self.lossy.pop_front() else { break };
+            self.lossy_bytes -= oldest.weight();
+            if let Lossy::Room(shared) = oldest {
+                self.miss(&shared.room);
+            }
+        }
+        before - self.lossy_bytes
+    }
+
+    fn miss(&mut self, room: &RoomName) {
+        // The same room was mostly the latest to miss something.
+        if let Some((_, missed)) = self.missed.iter_mut().rev().find(|(name, _)| name == room) {
+            *missed += 1;
+            return;
+        }
+        if self.missed.len() >= MISSED_ROOMS_MAX {
+            self.missed.pop_front();
+        }
+        self.missed.push_back((room.clone(), 1));
+    }
+
+    /// Takes in order, while `drained` has room.
+    fn take(&mut self, drained: &mut Drained, budget: usize) {
+        while drained.bytes < budget {
+            let lossy_is_next = match (self.lossy.front(), self.firm.front()) {
+                (Some((lossy, _)), Some((firm, _))) => lossy < firm,
+                (lossy, _) => lossy.is_some(),
+            };
+            if lossy_is_next && let Some((_, lossy)) = self.lossy.pop_front() {
+                let bytes = lossy.weight();
+                self.lossy_bytes -= bytes;
+                drained.bytes += bytes;
+                match lossy {
+                    Lossy::Event(event) => drained.events.push(Item::Own(event)),
+                    Lossy::Room(shared) => {
+                        if let Some(at) = self.missed.iter().position(|(room, _)| *room == shared.room) {
+                            let missed = self.missed.remove(at);
+                            drained.events.extend(missed.map(lagged));
+                        }
+                        drained.events.push(Item::Shared(shared));
+                    }
+                }
+            } else if let Some((_, outbound)) = self.firm.pop_front() {
+                drained.count(&outbound);
+                drained.events.push(Item::Own(outbound));
+            } else {
+                // Nothing more may be said in those rooms for a long time.
+                drained.events.extend(self.missed.drain(..).map(lagged));
+                return;
+            }
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.lossy.is_empty() && self.firm.is_empty() && self.missed.is_empty()
+    }
+}
+
+fn lagged((room, missed): (RoomName, u64)) -> Item {
+    let response = Response { reference: None, message: Lagged { room, missed }.into() };
+    Item::Own(Box::new(response.into()))
+}
+
+impl Drained {
+    /// Whether there is nothing to be written.
+    fn is_empty(&self) -> bool {
+        self.control.is_empty()
+            && self.tasks.is_empty()
+            && self.events.is_empty()
+            && self.pongs.is_empty()
+            && !self.ping
+            && self.close.is_none()
+    }
+
+    fn count(&mut self, outbound: &Outbound) {
+        self.bytes += weight(&outbound.response);
+        self.firm_bytes += firm_weight(outbound);
+    }
+
+    /// Takes from a lane what there is room for: mostly all of it, and nothing is moved then.
+    fn take(&mut self, lane: &mut VecDeque<Outbound>, budget: usize) -> VecDeque<Outbound> {
+        let mut count = 0;
+        while self.bytes < budget
+            && let Some(outbound) = lane.get(count)
+        {
+            self.count(outbound);
+            count += 1;
+        }
+        if count == lane.len() { std::mem::take(lane) } else { lane.drain(..count).collect() }
+    }
+}
+
+impl State {
+    fn rest(&mut self) -> &mut Rest {
+        self.rest.get_or_insert_default()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.control.is_empty()
+            && self.tasks.is_empty()
+            && self.rest.as_ref().is_none_or(|rest| rest.events.is_empty() && rest.pongs.is_empty())
+    }
+
+    fn add(&mut self, outbound: Outbound) {
+        let bytes = weight(&outbound.response);
+        self.bytes += bytes;
+        self.delivered += u64::from(matches!(outbound.response.message, ServerMessage::Task(_)));
+        let lane = lane(&outbound);
+        if lane == Lane::Lossy {
+            return self.bytes -= self.rest().events.add(Lossy::Event(Box::new(outbound)));
+        }
+        self.firm_bytes += firm_weight(&outbound);
+        match lane {
+            Lane::Control => self.control.push_back(outbound),
+            Lane::Tasks => self.tasks.push_back(outbound),
+            Lane::Lossy | Lane::Firm => {
+                let events = &mut self.rest().events;
+                let number = events.number();
+                events.firm.push_back((number, Box::new(outbound)));
+            }
+        }
+    }
+
+    /// What a socket without a protocol is told of: payloads. Its only way to be told of an error is its end.
+    /// True: of an error.
+    fn add_raw(&mut self, outbound: Outbound, room: &Semaphore) -> bool {
+        match &outbound.response.message {
+            ServerMessage::Task(_) => self.add(outbound),
+            ServerMessage::Accepted(_) => room.add_permits(1),
+            ServerMessage::Error(error) => {
+                self.close.get_or_insert_with(|| Box::new(refused(error)));
+                return true;
+            }
+            _ => {}
+        }
+        false
+    }
+
+    /// Forgets all messages: they return by the session's end.
+    fn clear(&mut self) {
+        (self.control, self.tasks) = (VecDeque::new(), VecDeque::new());
+        if let Some(rest) = &mut self.rest {
+            rest.events = Events::default();
+        }
+    }
 }
 
 impl Default for Outbox {
@@ -89,6 +429,7 @@ impl Default for Outbox {
             listening: AtomicBool::new(false),
             encoding: AtomicU8::new(0),
             arrays: AtomicBool::new(false),
+            raw: OnceLock::new(),
         }
     }
 }
@@ -119,7 +460,25 @@ impl Outbox {
         self.arrays.store(true, Ordering::Relaxed);
     }
 
-    /// Appends messages, leaving `messages` empty. Over the bound the socket is closed instead.
+    /// Whether frames are payloads alone.
+    pub fn is_raw(&self) -> bool {
+        self.raw.get().is_some()
+    }
+
+    /// Frames are payloads alone: nothing else is said, and an error ends the socket. So many submits may be
+    /// without their answer.
+    pub fn set_raw(&self, submits: usize) {
+        self.raw.get_or_init(|| Box::new(Semaphore::new(submits)));
+    }
+
+    /// Of a raw socket: room for submits, which each answer gives back. Nobody sees the answers, so whoever
+    /// sends is held up instead.
+    pub fn room_for_submits(&self) -> Option<&Semaphore> {
+        self.raw.get().map(|room| &**room)
+    }
+
+    /// Appends messages, each to its lane, leaving `messages` empty. Over the bound the socket is closed
+    /// instead.
     pub fn push(&self, messages: &mut Vec<Outbound>) {
         let mut state = self.state();
         if state.close.is_some() {
@@ -128,21 +487,31 @@ impl Outbox {
             return;
         }
         // What waited before this push is what the peer has not read: one push alone may be large.
-        if state.other_bytes > OUTBOX_BYTES_MAX {
+        if state.firm_bytes > OUTBOX_BYTES_MAX {
             messages.clear();
-            state.messages.clear();
-            state.close = Some(slow());
+            state.clear();
+            state.close = Some(Box::new(slow()));
             self.closing.notify_waiters();
         }
-        for message in messages.iter() {
-            let bytes = weight(&message.response);
-            state.bytes += bytes;
-            match message.response.message {
-                ServerMessage::Task(_) => state.delivered += 1,
-                _ => state.other_bytes += bytes,
+        if let Some(room) = self.raw.get() {
+            if messages.drain(..).any(|message| state.add_raw(message, room)) {
+                self.closing.notify_waiters();
             }
+        } else {
+            messages.drain(..).for_each(|message| state.add(message));
         }
-        state.messages.append(messages);
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// Adds what is said in a room. It closes no socket: the oldest make room for it.
+    pub fn publish(&self, shared: &Arc<Shared>) {
+        let mut state = self.state();
+        if state.close.is_some() {
+            return;
+        }
+        let dropped = state.rest().events.add(Lossy::Room(shared.clone()));
+        state.bytes = (state.bytes + weight(shared.response())).saturating_sub(dropped);
         drop(state);
         self.wake.notify_one();
     }
@@ -154,16 +523,17 @@ impl Outbox {
 
     /// Appends one message.
     pub fn push_one(&self, response: Response) {
-        self.push(&mut vec![Outbound { response, on_write: None }]);
+        self.push(&mut vec![Outbound::from(response)]);
     }
 
     /// Answers a ping. Of more than can wait the latest is enough (RFC 6455, section 5.5.3).
     pub fn pong(&self, body: &[u8]) {
         let mut state = self.state();
-        if state.pongs.len() >= PONGS_MAX {
-            state.pongs.pop();
+        let pongs = &mut state.rest().pongs;
+        if pongs.len() >= PONGS_MAX {
+            pongs.pop();
         }
-        state.pongs.push(body.to_vec());
+        pongs.push(body.to_vec());
         drop(state);
         self.wake.notify_one();
     }
@@ -192,7 +562,7 @@ impl Outbox {
 
     /// As [`Outbox::close`], with or without a code.
     pub fn close_as(&self, closing: Closing) {
-        self.state().close.get_or_insert(closing);
+        self.state().close.get_or_insert_with(|| Box::new(closing));
         self.closing.notify_waiters();
         self.wake.notify_one();
     }
@@ -220,8 +590,8 @@ impl Outbox {
     /// The peer reads too slowly: ends the socket, drops what waits.
     pub fn give_up_on_slow_reader(&self) {
         let mut state = self.state();
-        state.messages.clear();
-        state.close.get_or_insert_with(slow);
+        state.clear();
+        state.close.get_or_insert_with(|| Box::new(slow()));
         self.closing.notify_waiters();
     }
 
@@ -229,7 +599,7 @@ impl Outbox {
     pub fn written(&self, drained: &Drained) {
         let mut state = self.state();
         state.bytes = state.bytes.saturating_sub(drained.bytes);
-        state.other_bytes = state.other_bytes.saturating_sub(drained.other_bytes);
+        state.firm_bytes = state.firm_bytes.saturating_sub(drained.firm_bytes);
     }
 
     /// Bytes that are not written yet.
@@ -237,27 +607,42 @@ impl Outbox {
         self.state().bytes
     }
 
-    /// Takes all that is to be written, if there is anything, leaving `spare`, which is empty, to be
-    /// filled next.
-    pub fn take(&self, spare: &mut Vec<Outbound>) -> Option<Drained> {
+    /// Takes what is to be written next, about `budget` bytes of it, into `drained`, which was all written;
+    /// false: there is nothing.
+    pub fn take(&self, drained: &mut Drained, budget: usize) -> bool {
+        drained.control.clear();
+        drained.tasks.clear();
+        drained.events.clear();
+        (drained.bytes, drained.firm_bytes) = (0, 0);
         let mut state = self.state();
-        let some =
-            !state.messages.is_empty() || !state.pongs.is_empty() || state.ping || state.close.is_some();
-        some.then(|| Drained {
-            bytes: state.bytes,
-            other_bytes: state.other_bytes,
-            messages: std::mem::replace(&mut state.messages, std::mem::take(spare)),
-            pongs: std::mem::take(&mut state.pongs),
-            ping: std::mem::take(&mut state.ping),
-            close: state.close.clone(),
-        })
+        let state = &mut *state;
+        drained.ping = std::mem::take(&mut state.ping);
+        // What was written leaves its room to what comes next.
+        let spare = (std::mem::take(&mut drained.control), std::mem::take(&mut drained.tasks));
+        drained.control = drained.take(&mut state.control, budget);
+        drained.tasks = drained.take(&mut state.tasks, budget);
+        if state.control.capacity() == 0 {
+            state.control = spare.0;
+        }
+        if state.tasks.capacity() == 0 {
+            state.tasks = spare.1;
+        }
+        if let Some(rest) = &mut state.rest {
+            drained.pongs = std::mem::take(&mut rest.pongs);
+            rest.events.take(drained, budget);
+        } else {
+            drained.pongs.clear();
+        }
+        // The end comes after all that is said.
+        drained.close = state.close.as_deref().filter(|_| state.is_empty()).cloned();
+        !drained.is_empty()
     }
 
     /// Gives back the room that an idle socket does not need.
     pub fn shrink(&self) {
         let mut state = self.state();
-        if state.messages.is_empty() {
-            state.messages = Vec::new();
+        if state.is_empty() {
+            (state.control, state.tasks, state.rest) = (VecDeque::new(), VecDeque::new(), None);
         }
     }
 
@@ -272,6 +657,12 @@ fn slow() -> Closing {
         code: Some(CloseCode::SLOW),
         reason: "the client reads too slowly: too much waits to be written".into(),
     }
+}
+
+/// How an error ends a socket that can be told of it in no other way.
+fn refused(error: &Error) -> Closing {
+    let code = if error.retryable { CloseCode::OVERLOADED } else { CloseCode::POLICY };
+    Closing { code: Some(code), reason: error.code.as_str().into() }
 }
 
 /// What a message takes in an outbox: its payload, and a round number for the rest.
@@ -289,5 +680,233 @@ pub(crate) fn weight(response: &Response) -> usize {
         ServerMessage::Error(error) => error.message.as_str().len() + ERROR_BYTES,
         ServerMessage::Settled(settled) => settled.results.0.as_ref().map_or(0, |results| 48 * results.len()),
         _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use taskyard_proto::{
+        Done, ErrorCode, Event, Finished, GoingAway, Payload, Pong, RevokeReason, Revoked, Task, TaskId,
+        TaskState, WorkerName,
+    };
+
+    use super::*;
+
+    const LEASE: LeaseId = LeaseId { number: 7, slot: 3, recipient: 0 };
+
+    fn task(bytes: usize) -> Outbound {
+        let message = Task {
+            task: TaskId::generate(),
+            lease: Some(LEASE),
+            queue: taskyard_proto::QueueName::parse("q").unwrap(),
+            attempt: 1,
+            max_attempts: 5,
+            redelivered: false,
+            ack_timeout_ms: 30_000,
+            age_ms: 0,
+            priority: 4,
+            headers: Default::default(),
+            payload: Payload::binary(vec![0; bytes]),
+        };
+        own(message)
+    }
+
+    fn event(seq: u64, bytes: usize) -> Outbound {
+        own(Event {
+            task: TaskId::generate(),
+            seq,
+            state: TaskState::Leased,
+            started: true,
+            worker: None,
+            attempt: 1,
+            percent: None,
+            data: Payload::binary(vec![0; bytes]),
+            error: None,
+        })
+    }
+
+    fn finished(seq: u64) -> Outbound {
+        own(Finished {
+            task: TaskId::generate(),
+            seq,
+            state: TaskState::Done,
+            result: Payload::NULL,
+            error: None,
+            attempts: 1,
+            recipients: None,
+            delivered: None,
+            acked: None,
+            failed: None,
+        })
+    }
+
+    fn own(message: impl Into<ServerMessage>) -> Outbound {
+        Response { reference: None, message: message.into() }.into()
+    }
+
+    fn said(room: &str, seq: u64, bytes: usize) -> Arc<Shared> {
+        Arc::new(Shared::new(RoomMessage {
+            room: RoomName::parse(room).unwrap(),
+            from: WorkerName::parse("w").unwrap(),
+            seq,
+            payload: Payload::binary(vec![0; bytes]),
+        }))
+    }
+
+    /// Takes once, and writes what was taken: each in a word.
+    fn take(outbox: &Outbox, budget: usize) -> Vec<String> {
+        let mut drained = Drained::default();
+        outbox.take(&mut drained, budget);
+        outbox.written(&drained);
+        let lanes = drained.control.iter().chain(&drained.tasks).map(View::from);
+        let views = lanes.chain(drained.events.iter().map(View::from));
+        let word = |view: View<'_>| match &view.response().message {
+            ServerMessage::RoomMessage(m) => format!("{} {}", m.room, m.seq),
+            ServerMessage::Lagged(m) => format!("{} lagged {}", m.room, m.missed),
+            ServerMessage::Event(m) => format!("event {}", m.seq),
+            ServerMessage::Finished(m) => format!("finished {}", m.seq),
+            other => other.type_text().to_owned(),
+        };
+        views.map(word).collect()
+    }
+
+    #[test]
+    fn control_comes_first_then_tasks_then_events_each_in_order() {
+        let outbox = Outbox::default();
+        outbox.publish(&said("r", 1, 10));
+        let barrier = Outbound { barrier: true, ..own(Done::PLAIN) };
+        let revoked = own(Revoked { lease: LEASE, reason: RevokeReason::AckTimeout });
+        let error = own(Error::new(ErrorCode::NotFound, "no"));
+        outbox.push(&mut vec![event(1, 0), finished(2), task(5), revoked, barrier, own(Pong {}), error]);
+        outbox.publish(&said("r", 2, 10));
+        let order = ["pong", "error", "task", "revoked", "ok", "r 1", "event 1", "finished 2", "r 2"];
+        assert_eq!(take(&outbox, usize::MAX), order);
+        assert_eq!((outbox.bytes(), outbox.delivered()), (0, 1));
+        assert!(!outbox.take(&mut Drained::default(), 1));
+    }
+
+    #[test]
+    fn an_answer_overtakes_what_was_not_taken_yet() {
+        let outbox = Outbox::default();
+        outbox.push(&mut (0..3).map(|_| task(1000)).collect());
+        outbox.publish(&said("r", 1, 10));
+        assert_eq!(take(&outbox, 1500), ["task", "task"]);
+        outbox.push_one(own(Pong {}).response);
+        assert_eq!(take(&outbox, 1), ["pong"]);
+        assert_eq!(take(&outbox, 1), ["task"]);
+        assert_eq!(take(&outbox, 1), ["r 1"]);
+        assert_eq!(outbox.bytes(), 0);
+    }
+
+    #[test]
+    fn of_rooms_the_oldest_is_dropped_and_that_is_told_before_the_next() {
+        let outbox = Outbox::default();
+        let half = LOSSY_BYTES_MAX / 2 - 1000;
+        for seq in 1..=5 {
+            outbox.publish(&said("a", seq, half));
+        }
+        outbox.publish(&said("b", 1, 10));
+        assert!(outbox.bytes() <= LOSSY_BYTES_MAX);
+        assert_eq!(take(&outbox, 1), ["a lagged 3", "a 4"]);
+        // What is told is not told again, and new losses are.
+        outbox.publish(&said("a", 6, half));
+        outbox.publish(&said("a", 7, half));
+        assert_eq!(take(&outbox, usize::MAX), ["b 1", "a lagged 1", "a 6", "a 7"]);
+    }
+
+    #[test]
+    fn what_is_lost_of_a_room_where_nobody_speaks_any_more_is_told_in_the_end() {
+        let outbox = Outbox::default();
+        outbox.publish(&said("quiet", 1, 10));
+        outbox.publish(&said("loud", 1, LOSSY_BYTES_MAX));
+        assert_eq!(take(&outbox, usize::MAX), ["loud 1", "quiet lagged 1"]);
+        // One that is longer than the bound comes all the same.
+        assert_eq!(outbox.bytes(), 0);
+        for nth in 0..2 * MISSED_ROOMS_MAX as u64 {
+            outbox.publish(&said(&format!("r{nth}"), 1, LOSSY_BYTES_MAX));
+        }
+        assert_eq!(take(&outbox, usize::MAX).len(), MISSED_ROOMS_MAX + 1);
+    }
+
+    #[test]
+    fn events_are_dropped_and_ends_are_not() {
+        let outbox = Outbox::default();
+        for seq in 0..100 {
+            outbox.push(&mut vec![event(2 * seq, LOSSY_BYTES_MAX / 10), finished(2 * seq + 1)]);
+        }
+        let got = take(&outbox, usize::MAX);
+        let count = |word: &str| got.iter().filter(|one| one.starts_with(word)).count();
+        assert_eq!(count("finished"), 100);
+        assert!((5..10).contains(&count("event")), "{got:?}");
+        assert_eq!(got[got.len() - 2..], ["event 198", "finished 199"]);
+    }
+
+    #[test]
+    fn rooms_close_nothing_and_other_things_do() {
+        let outbox = Outbox::default();
+        for seq in 0..10 {
+            outbox.publish(&said("r", seq, 1 << 20));
+            outbox.push(&mut vec![event(seq, 1 << 20), task(1 << 20)]);
+        }
+        assert!(!outbox.is_closing());
+        let mut text = String::new();
+        while text.len() < 4000 {
+            text.push_str("no ");
+        }
+        let error = Error::new(ErrorCode::BadRequest, text);
+        for _ in 0..1100 {
+            outbox.push_one(own(error.clone()).response);
+        }
+        assert_eq!(outbox.close_code(), Some(CloseCode::SLOW));
+        assert_eq!(take(&outbox, usize::MAX), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_raw_socket_is_told_payloads_and_of_an_error_by_its_end() {
+        let outbox = Outbox::default();
+        outbox.set_raw(1);
+        let away =
+            GoingAway { reason: taskyard_proto::AwayReason::Restart, grace_ms: 1, reconnect_after_ms: 1 };
+        outbox.push(&mut vec![own(Done::PLAIN), task(1), own(away), finished(1)]);
+        outbox.publish(&said("r", 1, 1));
+        assert_eq!(take(&outbox, usize::MAX), ["task", "r 1"]);
+        outbox.push_one(own(Error::new(ErrorCode::QueueFull, "full")).response);
+        let closing = Closing { code: Some(CloseCode::OVERLOADED), reason: "queue_full".into() };
+        assert_eq!(take_closing(&outbox), Some(closing));
+        let outbox = Outbox::default();
+        outbox.set_raw(1);
+        outbox.push_one(own(Error::new(ErrorCode::Forbidden, "no")).response);
+        assert_eq!(outbox.close_code(), Some(CloseCode::POLICY));
+    }
+
+    #[test]
+    fn the_end_comes_after_all_that_was_said() {
+        let outbox = Outbox::default();
+        outbox.push(&mut vec![task(1000), own(Pong {})]);
+        outbox.publish(&said("r", 1, 10));
+        outbox.close(CloseCode::NORMAL, "bye");
+        outbox.push(&mut vec![task(1)]);
+        outbox.publish(&said("r", 2, 10));
+        let mut drained = Drained::default();
+        let mut taken = 0;
+        while outbox.take(&mut drained, 1) && drained.close.is_none() {
+            taken += 1;
+        }
+        assert_eq!((taken, drained.events.len()), (2, 1));
+    }
+
+    #[test]
+    fn a_message_to_a_room_is_spelled_once() {
+        let shared = said("r", 1, 10);
+        let first = shared.body(Form::Json, |_| Bytes::from_static(b"x")).as_ptr();
+        let second = shared.body(Form::Json, |_| panic!("it was spelled")).as_ptr();
+        assert_eq!(first, second);
+        assert_eq!(shared.body(Form::MessagePack, |_| Bytes::from_static(b"y")), b"y");
+    }
+
+    fn take_closing(outbox: &Outbox) -> Option<Closing> {
+        let mut drained = Drained::default();
+        outbox.take(&mut drained, usize::MAX);
+        drained.close
     }
 }

@@ -217,9 +217,9 @@ fn upgrade(mut request: Request<Incoming>, app: &App, peer: IpAddr) -> Response 
         Ok(None) if opening.implied.is_none() && !shows_token(&request, app) => Caller::unknown(),
         Ok(None) => return unauthorized(Encoding::Json, app),
         Ok(Some(identity)) => {
-            let queue = opening.implied.as_ref().and_then(|implied| implied.subscribe.as_ref());
-            if let (Some(subscribe), Some(access)) = (queue, identity.access())
-                && let Err(error) = access.check(Action::Consume, &subscribe.queue)
+            let mut named = opening.implied.iter().flat_map(|implied| implied.consumes());
+            if let Some(access) = identity.access()
+                && let Err(error) = named.try_for_each(|name| access.check(Action::Consume, &name))
             {
                 app.metrics.refused(Refused::Forbidden);
                 return body::refused(Encoding::Json, error);

@@ -1,12 +1,15 @@
 //! From an HTTP request to a socket: RFC 6455, section 4.2, checked in full.
 
 use super::deflate::Agreed;
+use super::raw::Target;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, Version};
 use sha1::{Digest as _, Sha1};
-use taskyard_proto::{Encoding, Error, ErrorCode, GroupName, Hello, Mode, QueueName, Subscribe, WorkerName};
+use taskyard_proto::{
+    Encoding, Error, ErrorCode, GroupName, Hello, Mode, QueueName, RoomName, Subscribe, WorkerName,
+};
 
 use crate::live::Live;
 
@@ -30,13 +33,28 @@ pub struct Terms {
     pub query_token: bool,
 }
 
-/// A hello and a subscribe said by the URL.
+/// A hello, a subscribe and a join said by the URL.
 #[derive(Debug)]
 pub struct Implied {
     /// Who it is.
     pub hello: Hello,
     /// What it takes.
     pub subscribe: Option<Subscribe>,
+    /// What it listens to.
+    pub join: Option<RoomName>,
+    /// Frames are payloads alone: where those of the client go.
+    pub raw: Option<Target>,
+}
+
+impl Implied {
+    /// What it takes from: rooms are named like queues in rules.
+    pub fn consumes(&self) -> impl Iterator<Item = QueueName> {
+        let room = self
+            .join
+            .as_ref()
+            .map(|room| QueueName::parse(room.as_str()).expect("names of rooms are of the form of queues'"));
+        self.subscribe.as_ref().map(|subscribe| subscribe.queue.clone()).into_iter().chain(room)
+    }
 }
 
 /// An upgrade that is refused.
@@ -200,8 +218,9 @@ pub fn check_origin(headers: &HeaderMap, live: &Live, auth_on: bool) -> Result<(
 fn implied(query: &str, query_token: bool) -> Result<Option<Box<Implied>>, Refusal> {
     let bad = |text: String| Err(Refusal::new(StatusCode::BAD_REQUEST, text));
     let mut hello = Hello::empty();
-    let (mut queue, mut credit, mut mode) = (None, None, None);
-    let mut any = false;
+    let (mut queue, mut credit, mut mode, mut room) = (None, None, None, None);
+    let mut raw = false;
+    let mut seen: Vec<String> = Vec::new();
     for (key, value) in crate::http::query::pairs(query) {
         if key == "token" {
             if query_token {
@@ -211,12 +230,17 @@ fn implied(query: &str, query_token: bool) -> Result<Option<Box<Implied>>, Refus
                         have allow_query_token set";
             return bad(text.into());
         }
-        any = true;
+        if seen.contains(&key) {
+            return bad(format!(
+                "parameter `{key}` stands twice: a URL asks for one queue and one room at most"
+            ));
+        }
         let wrong = |error: &dyn std::fmt::Display| {
             Refusal::new(StatusCode::BAD_REQUEST, format!("parameter `{key}`: {error}"))
         };
         match key.as_str() {
             "queue" => queue = Some(QueueName::parse(&value).map_err(|e| wrong(&e))?),
+            "room" => room = Some(RoomName::parse(&value).map_err(|e| wrong(&e))?),
             "worker" => hello.worker = Some(WorkerName::parse(&value).map_err(|e| wrong(&e))?),
             "groups" => {
                 hello.groups = value
@@ -237,21 +261,41 @@ fn implied(query: &str, query_token: bool) -> Result<Option<Box<Implied>>, Refus
                 Some(found) => mode = Some(found),
                 None => return bad(format!("parameter `mode`: expected manual or auto, got {value:?}")),
             },
-            "room" | "raw" => {
-                return bad(format!("parameter `{key}`: not served by this version of the broker"));
-            }
+            "raw" => match value.as_str() {
+                "1" => raw = true,
+                _ => {
+                    return bad(format!(
+                        "parameter `raw`: expected 1, got {value:?}: leave it out otherwise"
+                    ));
+                }
+            },
             // A mistyped name would leave a worker that waits for ever.
             _ => {
-                let text = "known are queue, credit, mode, groups and worker";
+                let text = "known are queue, credit, mode, groups, worker, room and raw";
                 return bad(format!("unknown parameter {key:?}: {text}"));
             }
         }
+        seen.push(key);
     }
     if queue.is_none() && (credit.is_some() || mode.is_some()) {
         return bad("`credit` and `mode` are of a subscription: give `queue` too".into());
     }
+    let raw = match (raw, &queue, &room) {
+        (false, ..) => None,
+        (true, Some(queue), None) => Some(Target::Queue(queue.clone())),
+        (true, None, Some(room)) => Some(Target::Room(room.clone())),
+        (true, ..) => return bad("parameter `raw`: give one `queue` or one `room` with it, not both".into()),
+    };
+    if raw.is_some() {
+        if mode == Some(Mode::Manual) {
+            let text = "parameter `raw`: tasks that come as payloads alone cannot be settled: leave `mode` out, it is auto";
+            return bad(text.into());
+        }
+        mode = Some(Mode::Auto);
+    }
     let subscribe = queue.map(|queue| Subscribe { queue, credit, mode, explicit_start: false });
-    Ok(any.then(|| Box::new(Implied { hello, subscribe })))
+    let implied = Implied { hello, subscribe, join: room, raw };
+    Ok((!seen.is_empty()).then(|| Box::new(implied)))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! * [`inbound`]: what arrives, to the frames.
 //! * [`caller`]: whose a socket is, and how much it may say.
 //! * [`reader`]: messages to commands.
+//! * [`raw`]: frames that are payloads alone.
 //! * [`writer`]: the outbox to one write.
 
 pub mod caller;
@@ -13,6 +14,7 @@ pub mod deflate;
 pub mod frames;
 pub mod handshake;
 pub mod inbound;
+pub mod raw;
 pub mod reader;
 mod text;
 pub mod writer;

@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use taskyard_proto::codec::{ClientFrame, decode_client};
+use taskyard_proto::message::UNCONFIRMED_MAX;
 use taskyard_proto::{
     ClientMessage, CloseCode, Encoding, Error, ErrorCode, Hello, Pong, Rejection, Request, RequestId,
-    Response, Secret, ServerMessage, Subscribe, WorkerName,
+    Response, RoomName, Secret, ServerMessage, Submit, Subscribe, WorkerName,
 };
 use tokio::io::AsyncRead;
+use tokio::sync::Semaphore;
 use tokio::time::Sleep;
 
 use super::Context;
@@ -20,6 +22,7 @@ use super::caller::{Admission, Caller, Kind, ending};
 use super::frames::{Assembly, Broken, Incoming, Take};
 use super::handshake::{Implied, Opening};
 use super::inbound::{Arrived, Inbound};
+use super::raw::{Said, Target};
 use super::text;
 use crate::auth::Denied;
 use crate::broker::{Gone, Item, submit_command};
@@ -47,6 +50,8 @@ pub struct Reader {
     introduced: bool,
     /// The URL said it: text words settle.
     wordy: bool,
+    /// The URL said that frames are payloads alone: where they go.
+    raw: Option<Target>,
     /// The first frame has set the encoding of answers.
     encoding_set: bool,
     items: Vec<Item>,
@@ -73,7 +78,9 @@ impl Take<End> for Reader {
     }
 
     fn has_enough(&self) -> bool {
-        self.items.len() >= GATHER_ITEMS || self.bytes >= GATHER_BYTES
+        self.items.len() >= GATHER_ITEMS
+            || self.bytes >= GATHER_BYTES
+            || self.outbox.room_for_submits().is_some_and(|room| room.available_permits() == 0)
     }
 }
 
@@ -109,6 +116,7 @@ impl Reader {
             caller,
             introduced: false,
             wordy: false,
+            raw: None,
             encoding_set,
             items: Vec::new(),
             bytes: 0,
@@ -124,9 +132,14 @@ impl Reader {
         let mut inbound = Inbound::new(read, assembly, &early);
         drop(early);
         if let Some(implied) = self.opening.implied.take() {
-            let Implied { hello, subscribe } = *implied;
+            let Implied { hello, subscribe, join, raw } = *implied;
             self.wordy = true;
-            self.introduce(Box::new(hello), None, subscribe);
+            if raw.is_some() {
+                // Before anything is said to it.
+                self.outbox.set_raw(UNCONFIRMED_MAX as usize);
+            }
+            self.raw = raw;
+            self.introduce(Box::new(hello), None, subscribe, join);
         }
         self.note_identity();
         let end = self.read_all(&mut inbound).await;
@@ -144,6 +157,12 @@ impl Reader {
         loop {
             if self.hand_over().await.is_err() {
                 return End::Quiet;
+            }
+            if let Some(room) = self.outbox.room_for_submits()
+                && room.available_permits() == 0
+            {
+                // Boxed as elsewhere: few ever wait. It is never closed.
+                let _ = Box::pin(room.acquire()).await;
             }
             let read = poll_fn(|context| {
                 if let Poll::Ready(read) = inbound.poll_read(context, self) {
@@ -227,6 +246,10 @@ impl Reader {
     }
 
     fn message(&mut self, encoding: Encoding, message: &[u8]) -> Result<(), End> {
+        if let Some(target) = &self.raw {
+            let said = target.say(encoding, message);
+            return self.payload(said, message.len());
+        }
         match self.opening.encoding {
             Some(negotiated) if negotiated != encoding => {
                 let reason = match negotiated {
@@ -276,6 +299,36 @@ impl Reader {
         Ok(())
     }
 
+    /// Takes a frame that is a payload alone.
+    fn payload(&mut self, said: Said, bytes: usize) -> Result<(), End> {
+        match self.caller.admit(Kind::Other) {
+            Admission::Taken => {}
+            refused => return self.refuse(None, refused),
+        }
+        self.bytes += bytes;
+        match said {
+            Said::Submit(submit) => {
+                // Its answer gives the room back.
+                if let Some(Ok(place)) = self.outbox.room_for_submits().map(Semaphore::try_acquire) {
+                    place.forget();
+                }
+                self.submit(Some(RequestId::Integer(0)), submit);
+            }
+            Said::Publish(publish) => {
+                let origin = Origin::Session(self.session, None);
+                self.items.push(Item::Command(Command::Message { origin, message: publish.into() }));
+            }
+        }
+        Ok(())
+    }
+
+    fn submit(&mut self, id: Option<RequestId>, submit: Box<Submit>) {
+        match submit_command(submit, self.caller.access(), self.context.broker.clock()) {
+            Ok((_, command)) => self.items.push(Item::Command(command(Origin::Session(self.session, id)))),
+            Err(refused) => self.relay(id, refused.0),
+        }
+    }
+
     fn item(&mut self, item: Result<Request, Rejection>) -> Result<(), End> {
         let Request { id, message } = match item {
             Ok(request) => request,
@@ -312,24 +365,17 @@ impl Reader {
             }
             ClientMessage::Hello(hello) if !self.introduced => {
                 self.let_in(&id, hello.token.as_ref())?;
-                self.introduce(hello, id, None);
+                self.introduce(hello, id, None, None);
             }
             message => {
                 self.let_in(&id, None)?;
                 self.imply_hello();
-                let origin = Origin::Session(self.session, id);
                 match message {
-                    ClientMessage::Submit(submit) => {
-                        let (access, clock) = (self.caller.access(), self.context.broker.clock());
-                        match submit_command(submit, access, clock) {
-                            Ok((_, command)) => self.items.push(Item::Command(command(origin))),
-                            Err(refused) => {
-                                let Origin::Session(_, id) = origin else { return Ok(()) };
-                                self.relay(id, refused.0);
-                            }
-                        }
+                    ClientMessage::Submit(submit) => self.submit(id, submit),
+                    message => {
+                        let origin = Origin::Session(self.session, id);
+                        self.items.push(Item::Command(Command::Message { origin, message }));
                     }
-                    message => self.items.push(Item::Command(Command::Message { origin, message })),
                 }
             }
         }
@@ -418,11 +464,17 @@ impl Reader {
 
     fn imply_hello(&mut self) {
         if !self.introduced {
-            self.introduce(Box::new(Hello::empty()), None, None);
+            self.introduce(Box::new(Hello::empty()), None, None, None);
         }
     }
 
-    fn introduce(&mut self, hello: Box<Hello>, reference: Option<RequestId>, subscribe: Option<Subscribe>) {
+    fn introduce(
+        &mut self,
+        hello: Box<Hello>,
+        reference: Option<RequestId>,
+        subscribe: Option<Subscribe>,
+        join: Option<RoomName>,
+    ) {
         self.introduced = true;
         if self.outbox.is_closing() {
             // Its session was ended, if it had one; none begins in the time that it has to say goodbye.
@@ -443,7 +495,7 @@ impl Reader {
             made_up_name,
             resume_key: rand::random(),
             subscribe,
-            join: None,
+            join,
         };
         self.items.push(Item::Command(open));
     }

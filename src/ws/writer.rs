@@ -1,4 +1,4 @@
-//! From the outbox to the socket: everything that waits becomes one write.
+//! From the outbox to the socket: what waits becomes one write, and after each the lanes are looked at anew.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -12,13 +12,15 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::time::Instant;
 
 use super::deflate::{self, Agreed};
-use super::{Context, frames};
+use super::{Context, frames, raw};
 use crate::broker::{Broker, Item};
 use crate::core::{Command, Origin, SessionId};
-use crate::outbox::{Closing, OUTBOX_BYTES_MAX, OUTBOX_BYTES_STUCK, Outbound, Outbox};
+use crate::outbox::{
+    Closing, Drained, Form, OUTBOX_BYTES_MAX, OUTBOX_BYTES_STUCK, Outbox, Shared, View, weight,
+};
 
-/// How much is encoded before it is written: a drain of more becomes several writes, so that one slow
-/// reader does not hold all its messages in both forms.
+/// How much is taken from the outbox, and encoded, before it is written: so long an answer may wait for data
+/// that was taken before it, and one slow reader does not hold all its messages in both forms.
 const WRITE_BYTES: usize = 256 << 10;
 /// How long a socket may take nothing while more than 1 MiB waits for it.
 const STUCK: Duration = Duration::from_secs(10);
@@ -40,34 +42,49 @@ pub async fn run<W: AsyncWrite + Unpin>(
     compression: Option<Agreed>,
 ) -> Option<CloseCode> {
     let compression = compression.map(|agreed| (agreed, context.settings.compression_min_bytes));
-    let mut encoder = Encoder::new(context.settings.message_bytes / 2, compression);
-    let mut spare = Vec::new();
     loop {
-        let mut drained = match outbox.take(&mut spare) {
-            Some(drained) => drained,
-            None => {
-                encoder.release();
-                spare = Vec::new();
-                outbox.shrink();
-                outbox.filled().await;
-                continue;
-            }
-        };
+        outbox.filled().await;
+        // Boxed, so that an idle socket has none of what a busy one needs.
+        let closed = Box::pin(write_what_waits(write, session, outbox, context, compression)).await;
+        if let Some(code) = closed {
+            return code;
+        }
+        outbox.shrink();
+    }
+}
+
+/// Writes until nothing waits, or to the end, whose code it gives.
+async fn write_what_waits<W: AsyncWrite + Unpin>(
+    write: &mut W,
+    session: SessionId,
+    outbox: &Outbox,
+    context: &Context,
+    compression: Option<(Agreed, usize)>,
+) -> Option<Option<CloseCode>> {
+    let mut encoder = Encoder::new(context.settings.message_bytes / 2, compression);
+    let mut drained = Drained::default();
+    let mut written = Vec::new();
+    while outbox.take(&mut drained, WRITE_BYTES) {
         for body in &drained.pongs {
             encoder.frame(OpCode::Pong, body);
         }
         if drained.ping {
             encoder.frame(OpCode::Ping, b"");
         }
-        let arrays = outbox.takes_arrays();
-        let mut written = Vec::new();
-        let mut at = 0;
-        while at < drained.messages.len() || !encoder.out.is_empty() {
+        let mut control = &*drained.control.make_contiguous();
+        let mut tasks = &*drained.tasks.make_contiguous();
+        let mut events = &drained.events[..];
+        loop {
             encoder.out.reserve(ROOM_BYTES);
-            at += encoder.fill(outbox.encoding(), arrays, &mut drained.messages[at..], &mut written);
+            control = encoder.fill(outbox, control, &mut written);
+            tasks = encoder.fill(outbox, tasks, &mut written);
+            events = encoder.fill(outbox, events, &mut written);
+            if encoder.out.is_empty() {
+                break;
+            }
             if write_all(write, &encoder.out, outbox).await.is_err() {
                 outbox.close_as(Closing { code: None, reason: String::new() });
-                return outbox.close_code();
+                return Some(outbox.close_code());
             }
             encoder.out.clear();
             if outbox.close_code() == Some(CloseCode::SLOW) {
@@ -78,13 +95,12 @@ pub async fn run<W: AsyncWrite + Unpin>(
             }
         }
         outbox.written(&drained);
-        drained.messages.clear();
         if let Some(closing) = drained.close {
-            return Box::pin(say_goodbye(write, encoder, closing)).await;
+            return Some(Box::pin(say_goodbye(write, encoder, closing)).await);
         }
         encoder.shrink();
-        spare = drained.messages;
     }
+    None
 }
 
 async fn say_goodbye<W: AsyncWrite + Unpin>(
@@ -216,59 +232,101 @@ impl Encoder {
         frames::write(&mut self.out, opcode, false, body);
     }
 
-    fn scratch_frame(&mut self, encoding: Encoding) {
-        let opcode = match encoding {
-            Encoding::Json => OpCode::Text,
-            Encoding::MessagePack => OpCode::Binary,
-        };
+    /// A frame of messages, compressed where that is agreed on and worth it.
+    fn data_frame(&mut self, opcode: OpCode, body: &[u8]) {
         match self.compression {
             Some((agreed, min))
-                if self.scratch.len() >= min
-                    && deflate::compress(&self.scratch, agreed.window_bits, &mut self.compressed) =>
+                if body.len() >= min && deflate::compress(body, agreed.window_bits, &mut self.compressed) =>
             {
                 frames::write(&mut self.out, opcode, true, &self.compressed);
             }
-            _ => frames::write(&mut self.out, opcode, false, &self.scratch),
+            _ => frames::write(&mut self.out, opcode, false, body),
         }
+    }
+
+    /// The frame of what was encoded.
+    fn scratch_frame(&mut self, encoding: Encoding) {
+        let scratch = std::mem::take(&mut self.scratch);
+        self.data_frame(opcode(encoding), &scratch);
+        self.scratch = scratch;
         self.scratch.clear();
     }
 
-    /// Encodes messages until there is enough for one write; says how many.
-    fn fill(
-        &mut self,
-        encoding: Encoding,
-        arrays: bool,
-        messages: &mut [Outbound],
-        written: &mut Vec<GivenLease>,
-    ) -> usize {
-        let mut at = 0;
-        while at < messages.len() && self.out.len() < WRITE_BYTES {
-            let count = if arrays { self.array(encoding, &messages[at..]) } else { 1 };
-            if count == 1 {
-                codec::encode_server(encoding, &messages[at].response, &mut self.scratch);
+    /// Encodes messages of a lane until there is enough for one write; gives those that are left.
+    fn fill<'a, T>(&mut self, outbox: &Outbox, items: &'a [T], written: &mut Vec<GivenLease>) -> &'a [T]
+    where
+        View<'a>: From<&'a T>,
+    {
+        let (encoding, raw) = (outbox.encoding(), outbox.is_raw());
+        let arrays = outbox.takes_arrays() && !raw;
+        let mut left = items;
+        while let Some(first) = left.first().map(View::from)
+            && self.out.len() < WRITE_BYTES
+        {
+            let count = if arrays { self.array(encoding, left) } else { 1 };
+            match first {
+                _ if count > 1 => self.scratch_frame(encoding),
+                view if raw => self.raw(view),
+                View::Own(own) => {
+                    codec::encode_server(encoding, &own.response, &mut self.scratch);
+                    self.scratch_frame(encoding);
+                }
+                View::Shared(shared) => self.shared(encoding, shared),
             }
-            self.scratch_frame(encoding);
-            written.extend(messages[at..at + count].iter().filter_map(|m| m.on_write.map(GivenLease::Lease)));
-            at += count;
+            for view in left[..count].iter().map(View::from) {
+                if let View::Own(own) = view {
+                    written.extend(own.on_write.map(GivenLease::Lease));
+                }
+            }
+            left = &left[count..];
         }
-        at
+        left
+    }
+
+    /// The frame of a payload alone; what has none is not for such a socket.
+    fn raw(&mut self, view: View<'_>) {
+        let Some(payload) = raw::payload(view.response()) else { return };
+        match view {
+            View::Own(_) => self.data_frame(raw::opcode(payload), &raw::body(payload)),
+            View::Shared(shared) => {
+                let body = shared.body(Form::Raw, |_| raw::body(payload));
+                self.data_frame(raw::opcode(payload), body);
+            }
+        }
+    }
+
+    /// The frame of what was said to many, encoded by the first of them.
+    fn shared(&mut self, encoding: Encoding, shared: &Shared) {
+        let form = match encoding {
+            Encoding::Json => Form::Json,
+            Encoding::MessagePack => Form::MessagePack,
+        };
+        let body = shared.body(form, |response| {
+            let mut body = Vec::new();
+            codec::encode_server(encoding, response, &mut body);
+            body.into()
+        });
+        self.data_frame(opcode(encoding), body);
     }
 
     /// Encodes as many messages as go well into one array; 1 says that an array is not worth it, and
-    /// that nothing was encoded.
-    fn array(&mut self, encoding: Encoding, messages: &[Outbound]) -> usize {
+    /// that nothing was encoded. What is said to many is a frame of its own.
+    fn array<'a, T>(&mut self, encoding: Encoding, items: &'a [T]) -> usize
+    where
+        View<'a>: From<&'a T>,
+    {
         let mut bytes = 0;
-        let fits = |message: &&Outbound| {
-            bytes += crate::outbox::weight(&message.response);
-            bytes <= self.array_bytes
+        let fits = |view: &View<'_>| match view {
+            View::Own(own) => {
+                bytes += weight(&own.response);
+                bytes <= self.array_bytes
+            }
+            View::Shared(_) => false,
         };
-        let count = messages.iter().take(BATCH_MAX).take_while(fits).count().max(1);
+        let count = items.iter().map(View::from).take(BATCH_MAX).take_while(fits).count().max(1);
         if count > 1 {
-            codec::encode_server_array(
-                encoding,
-                messages[..count].iter().map(|message| &message.response),
-                &mut self.scratch,
-            );
+            let responses = items[..count].iter().map(|item| View::from(item).response());
+            codec::encode_server_array(encoding, responses, &mut self.scratch);
         }
         count
     }
@@ -280,9 +338,11 @@ impl Encoder {
             }
         }
     }
+}
 
-    /// Gives all room back.
-    fn release(&mut self) {
-        (self.out, self.scratch, self.compressed) = (Vec::new(), Vec::new(), Vec::new());
+fn opcode(encoding: Encoding) -> OpCode {
+    match encoding {
+        Encoding::Json => OpCode::Text,
+        Encoding::MessagePack => OpCode::Binary,
     }
 }
