@@ -16,7 +16,7 @@ use super::timers::Timer;
 impl Shard {
     /// Makes a share ready: hands it to whoever's turn it is, or lets it wait.
     pub(super) fn offer(&mut self, task: u32, recipient: u32, fx: &mut Effects) {
-        if !self.may_go(task) {
+        if !self.may_go(task, fx) {
             return;
         }
         let lane = self.lane_of(task, recipient);
@@ -75,9 +75,11 @@ impl Shard {
         }
         match lane {
             LaneKey::Any | LaneKey::Group(_) => None,
-            LaneKey::Worker(lane) => queue.workers[*lane as usize]
-                .subscription
-                .filter(|key| subscriptions[key.0 as usize].open && may(*key)),
+            LaneKey::Worker(lane) => queue.workers[*lane as usize].subscription.filter(|key| {
+                let subscription = &subscriptions[key.0 as usize];
+                let pulls = || sessions.get(&subscription.session).is_some_and(|s| s.pull.is_some());
+                subscription.open && may(*key) && !(found.fanout.is_some() && pulls())
+            }),
         }
     }
 
@@ -115,6 +117,7 @@ impl Shard {
         let subscription = &subscriptions[key.0 as usize];
         let queue = &mut queues[subscription.queue as usize];
         let session = sessions.get(&subscription.session)?;
+        let pulls = session.pull.is_some();
         let judge = |entry: Entry| match tasks.get(entry.task as usize) {
             Some(task) if task.spec.seq == entry.seq && !task.decided => match task.share(entry.recipient) {
                 Some(Share { state: ShareState::Queued { .. }, .. })
@@ -126,6 +129,12 @@ impl Shard {
                 _ => Verdict::Stale,
             },
             _ => Verdict::Stale,
+        };
+        // Recipients of a task to all are those who are connected, whatever name a pull gives itself.
+        let to_all = |entry: Entry| tasks.get(entry.task as usize).is_some_and(|task| task.fanout.is_some());
+        let judge = |entry: Entry| match judge(entry) {
+            Verdict::Take if pulls && to_all(entry) => Verdict::Skip,
+            verdict => verdict,
         };
         let ranking = Ranking::of(queue.settings.order, tasks);
         let mut best: Option<(LaneKey, u8, Entry, Rank)> = None;
@@ -329,7 +338,8 @@ impl Shard {
         }
         let key = session.subscription(queue);
         if session.pull.is_some() {
-            self.drop_pull_if_empty(session_id);
+            // Whose the lease was is asked for yet: it goes when the command is done.
+            self.to_answer.push(session_id);
         }
         let subscription = &mut self.subscriptions[key?.0 as usize];
         subscription.unsettled = subscription.unsettled.saturating_sub(1);

@@ -96,7 +96,11 @@ impl Shard {
                 _ => {
                     self.withdraw(key, recipient);
                     self.shift(key, recipient, ShareState::Over(TaskState::Cancelled));
-                    if let Some(fanout) = &mut self.tasks[key as usize].fanout {
+                    let task = &mut self.tasks[key as usize];
+                    // Of one to nobody nobody has failed.
+                    if let Some(fanout) = &mut task.fanout
+                        && !task.spec.recipients.is_empty()
+                    {
                         fanout.failed += 1;
                     }
                 }

@@ -79,7 +79,13 @@ impl Shard {
     /// Whoever sent a submit again hears of the task that the first made.
     pub(super) fn follow_first(&mut self, origin: &Origin, first: TaskId, fx: &mut Effects) {
         if self.queue_of(first).is_none() {
-            return fx.answer(origin, task_not_found(first));
+            // The submit has had its one answer; this is news of its own.
+            return match origin {
+                Origin::Session(session, _) | Origin::Implied(session) => {
+                    fx.send(*session, task_not_found(first));
+                }
+                Origin::Call(_) => fx.answer(origin, task_not_found(first)),
+            };
         }
         self.attach(Watcher::of(origin), first, 0, fx);
     }

@@ -92,7 +92,9 @@ impl Shard {
         };
         let able = |subscription: &&Subscription| {
             let Some(session) = self.sessions.get(&subscription.session) else { return false };
-            worker.is_none_or(|worker| session.worker == *worker)
+            // A pull is never a recipient, whatever its name.
+            (task.fanout.is_none() || session.pull.is_none())
+                && worker.is_none_or(|worker| session.worker == *worker)
                 && group.is_none_or(|group| session.groups.contains(group))
         };
         let of = |key: &SubscriptionKey| self.subscriptions.get(key.0 as usize);

@@ -149,7 +149,7 @@ impl Shard {
             match share.state {
                 ShareState::Leased(_) => held = true,
                 ShareState::Over(_) => {}
-                _ => share.state = ShareState::Over(TaskState::Cancelled),
+                _ => task.lay(recipient),
             }
         }
         held
@@ -159,9 +159,7 @@ impl Shard {
     pub(super) fn lay_down(&mut self, key: u32, recipient: u32) {
         let task = &mut self.tasks[key as usize];
         let id = task.spec.id;
-        if let Some(share) = task.share_mut(recipient) {
-            share.state = ShareState::Over(TaskState::Cancelled);
-        }
+        task.lay(recipient);
         let held = (0..task.recipients()).any(|n| task.share(n).and_then(Share::lease).is_some());
         let live = matches!(self.ids.get(&id), Some(Place::Live(place)) if *place == key);
         if !held && !live {

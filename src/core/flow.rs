@@ -114,7 +114,7 @@ impl Shard {
 
     /// The first task in order of those that somebody may take.
     fn best_of(&mut self, queue: u32) -> Option<(LaneKey, u8, Entry)> {
-        let Shard { queues, tasks, subscriptions, now, .. } = self;
+        let Shard { queues, tasks, subscriptions, sessions, now, .. } = self;
         let queue = &mut queues[queue as usize];
         let ranking = Ranking::of(queue.settings.order, tasks);
         let judge = |entry: Entry, taker: &dyn Fn(&Share) -> bool| match tasks.get(entry.task as usize) {
@@ -152,7 +152,14 @@ impl Shard {
             let Some(subscription) = lane.subscription else { continue };
             if !lane.ready.is_empty() && subscriptions[subscription.0 as usize].open {
                 let taker = |share: &Share| takes(share, subscription);
-                let found = lane.ready.first(ranking, |entry| judge(entry, &taker));
+                let session = sessions.get(&subscriptions[subscription.0 as usize].session);
+                let pulls = session.is_some_and(|session| session.pull.is_some());
+                let to_all =
+                    |entry: Entry| tasks.get(entry.task as usize).is_some_and(|t| t.fanout.is_some());
+                let found = lane.ready.first(ranking, |entry| match judge(entry, &taker) {
+                    Verdict::Take if pulls && to_all(entry) => Verdict::Skip,
+                    verdict => verdict,
+                });
                 consider(LaneKey::Worker(key as u32), found);
             }
         }

@@ -78,7 +78,13 @@ impl Shard {
                 let queue = self.use_queue(access, &name)?;
                 let found = &mut self.queues[queue as usize];
                 found.declared = true;
+                let rate = found.settings.rate_per_s;
                 found.settings.merge(*changes);
+                if found.settings.rate_per_s != rate {
+                    // What the old rate would make wait does not wait for it.
+                    found.rate_until = found.rate_until.min(self.now);
+                    found.rate_timer = false;
+                }
                 found.recheck();
                 if let Some(oldest) = found.kept.front() {
                     let keep_ms = found.settings.keep_result_ms.unwrap_or(self.config.keep_ms);

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use taskyard_proto::{Key, TaskId, TaskState};
+use taskyard_proto::{Key, TaskId};
 
 use super::effect::Effects;
 use super::shard::Shard;
@@ -26,7 +26,7 @@ impl Shard {
     }
 
     /// Whether a queued task may go to a worker; if not it waits behind another of its key.
-    pub(super) fn may_go(&mut self, task: u32) -> bool {
+    pub(super) fn may_go(&mut self, task: u32, fx: &mut Effects) -> bool {
         let Some((queue, key)) = self.order_key(task) else { return true };
         let seq = self.tasks[task as usize].spec.seq;
         let chain = self.queues[queue as usize].chains.entry(key.clone()).or_default();
@@ -34,11 +34,20 @@ impl Shard {
             Some(head) if head != task => head,
             _ => {
                 chain.head = Some(task);
-                return true;
+                let earlier = chain.behind.first_key_value().filter(|(other, _)| **other < seq);
+                let Some((_, earlier)) = earlier.map(|(seq, task)| (*seq, *task)) else { return true };
+                if self.tasks[task as usize].is_under_way() {
+                    return true;
+                }
+                // It came back, and one that was accepted before it waits by now.
+                self.step_back(queue, &key, task);
+                self.claim(queue, &key, earlier);
+                self.offer_all(earlier, fx);
+                return false;
             }
         };
         let other = &self.tasks[head as usize];
-        if other.spec.seq < seq || other.state() != TaskState::Queued {
+        if other.spec.seq < seq || other.is_under_way() {
             self.put_behind(queue, &key, task);
             return false;
         }
@@ -106,10 +115,14 @@ impl Shard {
         chain.head = Some(next);
         let next_seq = self.tasks[next as usize].spec.seq;
         self.queues[queue as usize].blocked.remove(&next_seq);
-        for recipient in 0..self.tasks[next as usize].recipients() {
-            let share = self.tasks.get(next as usize).and_then(|task| task.share(recipient));
+        self.offer_all(next, fx);
+    }
+
+    fn offer_all(&mut self, task: u32, fx: &mut Effects) {
+        for recipient in 0..self.tasks[task as usize].recipients() {
+            let share = self.tasks.get(task as usize).and_then(|task| task.share(recipient));
             if matches!(share, Some(Share { state: ShareState::Queued { .. }, .. })) {
-                self.offer(next, recipient, fx);
+                self.offer(task, recipient, fx);
             }
         }
     }

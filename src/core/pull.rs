@@ -53,7 +53,9 @@ impl Shard {
     pub(super) fn answer_pull(&mut self, id: SessionId, fx: &mut Effects) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         let subscriptions = session.subscriptions.clone();
-        let Some(pull) = session.pull.as_mut().filter(|pull| !pull.answered) else { return };
+        let Some(pull) = session.pull.as_mut().filter(|pull| !pull.answered) else {
+            return self.drop_pull_if_empty(id);
+        };
         pull.answered = true;
         let (call, tasks) = (pull.call, std::mem::take(&mut pull.tasks));
         for (_, key) in subscriptions {

@@ -147,7 +147,11 @@ impl Replay {
                 self.shard.tasks[key as usize].cancelling = true;
                 return;
             }
-            Amendment::Redriven => return self.redriven(key),
+            Amendment::Redriven => {
+                // What was out when it died has been laid down, of which nothing was written.
+                self.leases.remove(&id);
+                return self.redriven(key);
+            }
         };
         let leases = self.leases.entry(id).or_default();
         leases.retain(|(of, _)| *of != recipient);
@@ -270,6 +274,7 @@ impl Replay {
                 continue;
             }
             self.shard.activate(key, fx);
+            self.shard.lay_down_leases(key, fx);
         }
         for (queue, until) in self.shard.pauses() {
             self.shard.timers.set(until, super::timers::Timer::Unpause { queue });
@@ -387,6 +392,20 @@ impl Replay {
 }
 
 impl Shard {
+    /// What was out of a task to all when it was decided: whether it was settled since, the store does not know.
+    fn lay_down_leases(&mut self, key: u32, fx: &mut Effects) {
+        if self.tasks.get(key as usize).is_none_or(|task| !task.decided) {
+            return;
+        }
+        for recipient in 0..self.tasks[key as usize].recipients() {
+            let held = self.tasks.get(key as usize).and_then(|task| task.share(recipient)?.lease());
+            if held.is_some() {
+                self.unlease(key, recipient, fx);
+                self.lay_down(key, recipient);
+            }
+        }
+    }
+
     /// When pauses end, by queue.
     fn pauses(&self) -> Vec<(u32, Time)> {
         let until = |queue: &super::queue::Queue| queue.pause.as_ref()?.until;

@@ -184,6 +184,18 @@ impl Shard {
         if queue.workers[lane as usize].subscription != Some(key) {
             return;
         }
+        // Another pull of that name may wait.
+        if !self.pulls.is_empty() {
+            let (sessions, subscriptions) = (&self.sessions, &self.subscriptions);
+            let next = queue.subscribers.values().copied().find(|key| {
+                let of = subscriptions.get(key.0 as usize).and_then(|s| sessions.get(&s.session));
+                of.is_some_and(|other| other.worker == session.worker)
+            });
+            if next.is_some() {
+                queue.workers[lane as usize].subscription = next;
+                return;
+            }
+        }
         queue.workers[lane as usize].subscription = None;
         queue.workers[lane as usize].absent_since = self.now;
         self.worker_left(subscription.queue, lane, fx);

@@ -4,7 +4,7 @@ use smallvec::SmallVec;
 use taskyard_proto::message::lease_text;
 use taskyard_proto::{
     Ack, Applies, Done, Error, ErrorCode, ErrorText, Extend, GivenLease, LeaseList, Nack, Payload, Progress,
-    Release, SettleOutcome, SettleResult, Settled,
+    Release, SettleOutcome, SettleResult, Settled, TaskState,
 };
 
 use super::command::{Origin, SessionId};
@@ -288,7 +288,7 @@ impl Shard {
         self.timers.set(due, Timer::Due { task, recipient, seq });
         self.event(task, recipient, Payload::NULL, fx);
         // It waits for a time of its own: the next of its key need not.
-        if self.tasks[task as usize].fanout.is_none() {
+        if self.tasks[task as usize].state() == TaskState::Scheduled {
             self.free_key_of(task, fx);
         }
     }

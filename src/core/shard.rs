@@ -88,6 +88,8 @@ enum Pending {
     /// A task may be told accepted, and given to a worker.
     /// Without an origin nobody asked: it came of a schedule.
     Accepted { task: u32, id: TaskId, origin: Option<Origin>, told: Told },
+    /// The same may be told of a task that was submitted again.
+    Again { first: TaskId, origin: Origin, told: Told },
     /// An answer may be given.
     Answer { origin: Origin, message: ServerMessage },
     /// What came of something may be told.
@@ -377,6 +379,16 @@ impl Shard {
         self.after_store(Pending::Accepted { task, id, origin, told }, fx);
     }
 
+    pub(super) fn accept_again_when_durable(
+        &mut self,
+        first: TaskId,
+        origin: Origin,
+        told: Told,
+        fx: &mut Effects,
+    ) {
+        self.after_store(Pending::Again { first, origin, told }, fx);
+    }
+
     pub(super) fn tell_finished_when_durable(
         &mut self,
         watchers: Vec<Watcher>,
@@ -417,6 +429,14 @@ impl Shard {
                             fx.outputs.push(Output::Answer { call, message: message.clone().into() });
                         }
                     }
+                }
+            }
+            Pending::Again { first, origin, told } => {
+                if told.confirm {
+                    fx.answer(&origin, taskyard_proto::Accepted { task: first, duplicate: true });
+                }
+                if told.watch {
+                    self.follow_first(&origin, first, fx);
                 }
             }
             Pending::Accepted { task, id, origin, told } => {

@@ -223,14 +223,8 @@ impl Shard {
             self.queues[*queue as usize].tally(Tally::Duplicate);
         }
         let silent = submit.confirm == Some(Confirm::None) && !matches!(origin, Origin::Call(_));
-        if !silent {
-            // The first may not be durable yet, and then this must not be said.
-            let accepted = taskyard_proto::Accepted { task: first, duplicate: true };
-            self.answer_when_durable(origin.clone(), accepted, fx);
-        }
-        if submit.watch {
-            self.follow_first(&origin, first, fx);
-        }
+        // The first may not be durable yet, and then this must not be said.
+        self.accept_again_when_durable(first, origin, Told { confirm: !silent, watch: submit.watch }, fx);
     }
 
     pub(super) fn accept(
@@ -428,6 +422,8 @@ impl Shard {
                     self.timers.set(*due, Timer::Due { task: key, recipient, seq });
                     self.event(key, recipient, Payload::NULL, fx);
                 }
+                // One that is over is none: others of its key may be under way.
+                Some(ShareState::Retrying { due }) if *due <= self.now => self.queue_up(key, recipient, fx),
                 Some(ShareState::Retrying { due }) => {
                     self.timers.set(*due, Timer::Due { task: key, recipient, seq });
                     self.claim_key(key);

@@ -253,6 +253,23 @@ impl Task {
         }
     }
 
+    /// Ends a share of a task that was decided without it.
+    pub(super) fn lay(&mut self, recipient: u32) {
+        let Some(share) = self.share_mut(recipient) else { return };
+        let before = std::mem::replace(&mut share.state, ShareState::Over(TaskState::Cancelled));
+        if let (Some(fanout), Some(at)) = (&mut self.fanout, before.standing()) {
+            fanout.standing[at] -= 1;
+        }
+    }
+
+    /// Whether it is with a worker, or waits for its next attempt, for any of its recipients.
+    pub(super) fn is_under_way(&self) -> bool {
+        match &self.fanout {
+            None => matches!(self.first.state, ShareState::Leased(_) | ShareState::Retrying { .. }),
+            Some(fanout) => fanout.standing[2] + fanout.standing[3] > 0,
+        }
+    }
+
     /// What a task weighs against the broker's memory, in bytes.
     pub(super) fn weight(spec: &TaskSpec) -> u64 {
         spec.payload.bytes().len() as u64 + 64 * spec.recipients.len() as u64 + TASK_OVERHEAD_BYTES
