@@ -2,12 +2,14 @@
 //!
 //! A client knows what it has seen and remembers nothing else; who is right is the oracle's business.
 
+use taskyard::core::manage::{Manage, TaskFilter, Which};
+use taskyard::core::settings::{Changes, Deliver, Order};
 use taskyard_proto::message::{Credit, DelayMs, Flag, Int, TimeoutMs};
 use taskyard_proto::{
-    Ack, Backoff, Bye, ClientMessage, Complete, Confirm, Drain, ErrorText, Extend, GivenLease, GroupName,
-    Headers, Hello, IfAbsent, LeaseId, LeaseList, Mode, Nack, Number, Payload, Ping, Progress, QueueName,
-    Release, RequestId, ServerMessage, SetCredit, Start, Submit, Subscribe, Target, TaskId, Unsubscribe,
-    Unwatch, Watch, WorkerName,
+    Ack, Assign, Backoff, Bye, Cancel, Cancelled, ClientMessage, Complete, Confirm, Drain, ErrorText, Extend,
+    GivenLease, GroupName, Headers, Hello, IfAbsent, Key, LeaseId, LeaseList, Mode, Nack, Number, Payload,
+    Ping, Progress, QueueName, Release, RequestId, Resume, Secret, ServerMessage, SetCredit, Start, Submit,
+    Subscribe, Target, Task, TaskId, Unsubscribe, Unwatch, Watch, WorkerName,
 };
 
 use crate::world::{Down, MS, SECOND, Up, World};
@@ -32,6 +34,8 @@ struct Producer {
     /// Tasks it knows of.
     known: Vec<TaskId>,
     calls: Vec<u64>,
+    /// Pulls that wait.
+    pulls: Vec<u64>,
 }
 
 struct Worker {
@@ -42,6 +46,9 @@ struct Worker {
     old: Vec<LeaseId>,
     frozen: bool,
     missed: Vec<(u64, Down)>,
+    /// Asks to be resumed, and with which token.
+    resumable: bool,
+    token: Option<Secret>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +69,10 @@ enum Temper {
 pub(crate) enum Wake {
     Connect,
     Submit,
+    Operate,
+    Pull,
+    PullOver { call: u64 },
+    Settle { lease: LeaseId },
     Whim,
     Act { connection: u64, lease: LeaseId },
     Thaw,
@@ -108,6 +119,8 @@ impl Client {
                 old: Vec::new(),
                 frozen: false,
                 missed: Vec::new(),
+                resumable: world.chance(2),
+                token: None,
             };
             world.clients.push(Client { role: Role::Worker(worker), connection: None, next_id: 1 });
         }
@@ -126,6 +139,13 @@ impl Client {
             let after = world.dice.below(horizon * 9 / 10);
             let client = world.dice.below(producers) as usize;
             world.wake(after, client, Wake::Submit);
+        }
+        for (count, wake) in [(world.plan.operations, Wake::Operate), (world.plan.pulls, Wake::Pull)] {
+            for _ in 0..count {
+                let after = world.dice.below(horizon * 9 / 10);
+                let client = world.dice.below(producers) as usize;
+                world.wake(after, client, wake);
+            }
         }
     }
 
@@ -153,6 +173,14 @@ impl Client {
         match wake {
             Wake::Connect => Self::connect(world, client),
             Wake::Submit => Self::submit(world, client),
+            Wake::Operate => Self::operate(world, client),
+            Wake::Pull => Self::pull(world, client),
+            Wake::PullOver { call } => {
+                if let Some(connection) = world.clients[client].connection {
+                    world.send(connection, vec![Up::PullOver(call)]);
+                }
+            }
+            Wake::Settle { lease } => Self::settle_pulled(world, client, lease),
             Wake::Whim => Self::whim(world, client),
             Wake::Act { connection, lease } => Self::act(world, client, connection, lease),
             Wake::Thaw => Self::thaw(world, client),
@@ -171,19 +199,29 @@ impl Client {
         let Role::Worker(worker) = &mut found.role else {
             return world.send(connection, vec![Up::Hello(Box::new(hello), id)]);
         };
-        worker.old.append(&mut worker.held);
         worker.missed.clear();
+        if worker.resumable {
+            hello.resume = Some(worker.token.clone().map_or(Resume::Wanted(true), Resume::Token));
+            let named = |lease: &LeaseId| !world.calm && !lease.number.is_multiple_of(5);
+            let (named, others) = std::mem::take(&mut worker.held).into_iter().partition(named);
+            worker.held = named;
+            worker.old.extend::<Vec<LeaseId>>(others);
+            hello.in_flight = worker.held.iter().copied().map(GivenLease::from).collect();
+            hello.in_flight.extend(worker.old.iter().rev().take(1).copied().map(GivenLease::from));
+            hello.in_flight.truncate(1024);
+        }
+        worker.old.append(&mut worker.held);
         hello.worker = Some(worker.name.clone());
         hello.groups = if world.calm { (0..2).map(group).collect() } else { worker.groups.clone() };
-        let mut frames = if world.chance(6) {
-            let subscribe = Self::subscription(world, 0);
+        let mut frames = if hello.resume.is_none() && world.chance(6) {
+            let subscribe = Self::subscription(world, client, 0);
             vec![Up::Url(Box::new(hello), subscribe)]
         } else {
             vec![Up::Hello(Box::new(hello), id)]
         };
         for index in 0..2 {
             if world.calm || !world.chance(4) {
-                let subscribe = Self::subscription(world, index);
+                let subscribe = Self::subscription(world, client, index);
                 let id = Self::id(world, client, false);
                 frames.push(Up::Message(Box::new(subscribe.into()), id));
             }
@@ -191,14 +229,15 @@ impl Client {
         world.send(connection, frames);
     }
 
-    fn subscription(world: &mut World, index: u64) -> Subscribe {
+    fn subscription(world: &mut World, client: usize, index: u64) -> Subscribe {
+        let resumable = matches!(&world.clients[client].role, Role::Worker(worker) if worker.resumable);
         let calm = world.calm;
         let credit = if calm { 1 + world.dice.below(4) } else { world.dice.below(5) };
         Subscribe {
             queue: queue(index),
             credit: (calm || !world.chance(3)).then(|| Credit::nearest(credit)),
             mode: (!calm && world.chance(8)).then_some(Mode::Auto),
-            explicit_start: !calm && world.chance(6),
+            explicit_start: !calm && !resumable && world.chance(6),
         }
     }
 
@@ -237,7 +276,19 @@ impl Client {
         let Some(task) = producer.known.get(pick as usize % producer.known.len().max(1)).copied() else {
             return;
         };
-        match world.dice.below(4) {
+        match world.dice.below(7) {
+            4..=6 => {
+                let grace_ms = Some([0, 50, 500, 5000][world.dice.below(4) as usize]);
+                let cancel = Cancel { task, grace_ms: grace_ms.map(Int::nearest) };
+                if world.chance(3) {
+                    let call = world.dice.roll() >> 11;
+                    if let Some(connection) = world.clients[client].connection {
+                        world.send(connection, vec![Up::Call(call, Box::new(cancel.into()))]);
+                    }
+                } else {
+                    Self::say(world, client, cancel);
+                }
+            }
             0 => Self::say(world, client, Unwatch { task }),
             1 => Self::say(world, client, Ping {}),
             _ if late => Self::say(world, client, Watch { task, from_seq: None }),
@@ -296,7 +347,137 @@ impl Client {
             _ => None,
         };
         submit.watch = world.chance(2);
+        let key = |world: &mut World, rarity: u64, name: &str, most: u64| {
+            let key = world.chance(rarity).then(|| format!("{name}{}", world.dice.below(most)));
+            key.and_then(|key| Key::parse(&key))
+        };
+        submit.order_key = key(world, 3, "o", 2);
+        submit.dedup_id = key(world, 8, "d", 4);
+        submit.fair_key = key(world, 12, "f", 3);
+        submit.sticky_key = key(world, 16, "s", 3);
+        submit.assign = match &submit.sticky_key {
+            Some(_) => Some(Assign::Sticky),
+            None => world.chance(16).then_some(Assign::LeastLoaded),
+        };
         submit
+    }
+
+    // --- Operators, and those who pull ------------------------------------------------------
+
+    fn operate(world: &mut World, client: usize) {
+        let Some(connection) = world.clients[client].connection else { return };
+        let queue = queue(world.dice.below(2));
+        let pick = world.dice.roll();
+        let known = match &world.clients[client].role {
+            Role::Producer(producer) => producer.known.clone(),
+            Role::Worker(_) => Vec::new(),
+        };
+        let worker = worker_name(world.dice.below(WORKERS));
+        let manage = match world.dice.below(14) {
+            0 | 1 => Manage::Purge { queue },
+            2 | 3 => {
+                let grace_ms = [0, 50, 2000][world.dice.below(3) as usize];
+                Manage::CancelMany { queue, filter: TaskFilter::default(), grace_ms }
+            }
+            4..=6 => Manage::Redrive { queue, which: Which::all(), rate_per_s: None },
+            7 if !known.is_empty() => {
+                let which = Which::Tasks(vec![known[pick as usize % known.len()]]);
+                Manage::Redrive { queue, which, rate_per_s: None }
+            }
+            8 => Manage::DeleteDead { queue, which: Which::all() },
+            9 => Manage::DrainWorker { worker },
+            10 => Manage::RemoveWorker { worker },
+            11 => {
+                let for_ms = (!world.chance(3)).then(|| 1 + world.dice.below(3000));
+                Manage::Pause { queue, for_ms, reason: None }
+            }
+            12 => Manage::Unpause { queue },
+            _ => {
+                let early = world.chance(2);
+                let changes = Changes {
+                    max_leased: Some(world.chance(2).then(|| 1 + world.dice.below(3))),
+                    rate_per_s: Some(
+                        world.chance(2).then(|| [0.5, 20.0, 500.0][world.dice.below(3) as usize]),
+                    ),
+                    deliver: Some(if early { Deliver::Early } else { Deliver::Durable }),
+                    max_tasks: Some(world.chance(4).then_some(12)),
+                    order: Some(match world.chance(4) {
+                        true => Order::Aged { headstart_ms: 500 },
+                        false => Order::Strict,
+                    }),
+                    ..Changes::default()
+                };
+                Manage::Declare { queue, changes: Box::new(changes) }
+            }
+        };
+        let call = world.dice.roll() >> 11;
+        world.send(connection, vec![Up::Manage(call, Box::new(manage))]);
+    }
+
+    /// From here on no queue holds anything back.
+    pub(crate) fn open_all(world: &mut World) {
+        for index in 0..2 {
+            for manage in [
+                Manage::Unpause { queue: queue(index) },
+                Manage::Declare {
+                    queue: queue(index),
+                    changes: Box::new(Changes {
+                        max_leased: Some(None),
+                        rate_per_s: Some(None),
+                        deliver: Some(Deliver::Durable),
+                        max_tasks: Some(None),
+                        order: Some(Order::Strict),
+                        ..Changes::default()
+                    }),
+                },
+            ] {
+                let call = world.dice.roll() >> 11;
+                world.manage(call, manage);
+            }
+        }
+    }
+
+    fn pull(world: &mut World, client: usize) {
+        let Some(connection) = world.clients[client].connection else { return };
+        let call = world.dice.roll() >> 11;
+        let worker = match world.chance(4) {
+            true => worker_name(world.dice.below(WORKERS)),
+            false => WorkerName::parse("puller").expect("a name"),
+        };
+        let (queue, credit) = (queue(world.dice.below(2)), 1 + world.dice.below(3) as u32);
+        if let Role::Producer(producer) = &mut world.clients[client].role {
+            producer.pulls.push(call);
+        }
+        world.send(connection, vec![Up::Pull { call, queue, worker, credit }]);
+        let after = world.between(MS, 3 * SECOND);
+        world.wake(after, client, Wake::PullOver { call });
+    }
+
+    pub(crate) fn pulled(world: &mut World, call: u64, tasks: Vec<Task>) {
+        let mine = |client: &Client| match &client.role {
+            Role::Producer(producer) => producer.pulls.contains(&call),
+            Role::Worker(_) => false,
+        };
+        let Some(client) = world.clients.iter().position(mine) else { return };
+        for lease in tasks.into_iter().filter_map(|task| task.lease) {
+            for _ in 0..1 + world.dice.below(2) {
+                let after = world.between(MS, 2 * SECOND);
+                world.wake(after, client, Wake::Settle { lease });
+            }
+        }
+    }
+
+    fn settle_pulled(world: &mut World, client: usize, lease: LeaseId) {
+        let Some(connection) = world.clients[client].connection else { return };
+        let message: ClientMessage = match world.dice.below(8) {
+            0 => Nack { leases: lease.into(), error: None, delay_ms: None, retry: None }.into(),
+            1 => Release { leases: lease.into(), delay_ms: None }.into(),
+            2 => Start { lease: lease.into() }.into(),
+            3 => Cancelled { lease: lease.into(), error: None }.into(),
+            _ => Ack { leases: lease.into(), result: Payload::NULL }.into(),
+        };
+        let call = world.dice.roll() >> 11;
+        world.send(connection, vec![Up::Settle(call, Box::new(message))]);
     }
 
     /// An HTTP request is answered.
@@ -356,6 +537,22 @@ impl Client {
                 };
                 world.wake(after, client, Wake::Act { connection, lease });
             }
+            (ServerMessage::Welcome(m), Role::Worker(worker)) => {
+                worker.token = m.resume;
+                worker.held.extend(&m.kept);
+                worker.old.retain(|lease| !m.kept.contains(lease));
+                for lease in m.kept {
+                    let after = world.between(100, 2 * SECOND);
+                    world.wake(after, client, Wake::Act { connection, lease });
+                }
+            }
+            (ServerMessage::Stop(m), Role::Worker(worker)) => {
+                let good = world.calm || worker.temper == Temper::Healthy;
+                if good || world.chance(2) {
+                    let error = world.chance(2).then(|| ErrorText::new("broken off"));
+                    Self::say(world, client, Cancelled { lease: m.lease.into(), error });
+                }
+            }
             (ServerMessage::Revoked(m), Role::Worker(worker)) => {
                 worker.held.retain(|lease| *lease != m.lease);
                 worker.old.push(m.lease);
@@ -413,7 +610,7 @@ impl Client {
             }
             2 => Self::say(world, client, Unsubscribe { queue: queue(index) }),
             3 | 4 => {
-                let subscribe = Self::subscription(world, index);
+                let subscribe = Self::subscription(world, client, index);
                 Self::say(world, client, subscribe);
             }
             5 => Self::say(world, client, Drain {}),
@@ -431,6 +628,11 @@ impl Client {
                 let garbled = GivenLease::parse("not-a-lease");
                 let lease = worker.old.last().copied().map_or(garbled, GivenLease::from);
                 let leases = LeaseList::One(lease);
+                if world.chance(3)
+                    && let LeaseList::One(lease) = leases
+                {
+                    return Self::say(world, client, Cancelled { lease, error: None });
+                }
                 Self::say(world, client, Ack { leases, result: Payload::NULL });
             }
             _ if world.chance(2) => {

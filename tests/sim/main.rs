@@ -9,6 +9,7 @@ mod clients;
 mod disk;
 mod oracle;
 mod scenarios;
+mod scenarios_verbs;
 mod schedules;
 mod script;
 mod world;
@@ -65,6 +66,13 @@ fn seeds_1000() {
         total.finished += report.finished;
         total.crashes += report.crashes;
         total.inputs += report.inputs;
+        total.cancelled += report.cancelled;
+        total.duplicates += report.duplicates;
+        total.resumed += report.resumed;
+        total.kept += report.kept;
+        total.redriven += report.redriven;
+        total.pulled += report.pulled;
+        total.murky += report.murky;
         total.segments = total.segments.max(report.segments);
     }
     eprintln!("{count} seeds: {total:?}");

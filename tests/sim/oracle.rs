@@ -5,26 +5,34 @@
 //! was promised otherwise. Where a crash leaves it open what survived, the model holds all that may have, until
 //! the broker says which.
 
+mod away;
 mod between;
 mod inputs;
 mod life;
+mod operators;
 mod outputs;
 mod process;
+mod shape;
+mod verbs;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use taskyard::core::manage::{Manage, Report as Told, TaskFilter, Which};
 use taskyard::core::record::Failure;
+use taskyard::core::settings::{Deliver, Order, Settings};
 use taskyard::core::{CallId, Command, Origin, Output, SessionId, Shard, Time};
 use taskyard_proto::{
-    Ack, ClientMessage, CloseCode, Complete, Confirm, Error, ErrorCode, Finished, GivenLease, GroupName,
-    IfAbsent, LeaseId, LeaseList, Mode, Nack, Payload, QueueName, RecipientOutcome, RequestId, RevokeReason,
-    ServerMessage, SettleOutcome, Submit, Subscribe, Target, Task, TaskId, TaskState, WorkerName,
+    Ack, Assign, ClientMessage, CloseCode, Complete, Confirm, Error, ErrorCode, Finished, GivenLease,
+    GroupName, Hello, IfAbsent, Key, LeaseId, LeaseList, Mode, Nack, Payload, QueueName, RecipientOutcome,
+    RequestId, Resume, RevokeReason, RoomMessage, RoomName, ServerMessage, SettleOutcome, Stop, Submit,
+    Subscribe, Target, Task, TaskId, TaskState, Welcome, WorkerName,
 };
 
 const MS: u64 = 1000;
 const AVOID_MS: u64 = 100;
 const ABSENT_MS: u64 = 30_000;
 const FREE_RETURNS: u32 = 100;
+const DEDUP_MS: u64 = 600_000;
 const EVENTS_SHOWN: usize = 60;
 
 /// A promise that was not kept.
@@ -48,6 +56,14 @@ pub(crate) struct Report {
     pub(crate) crashes: u64,
     pub(crate) inputs: u64,
     pub(crate) segments: u64,
+    pub(crate) cancelled: u64,
+    pub(crate) duplicates: u64,
+    pub(crate) resumed: u64,
+    pub(crate) kept: u64,
+    pub(crate) redriven: u64,
+    pub(crate) pulled: u64,
+    /// Tasks of which a crash left open what only the broker knows.
+    pub(crate) murky: u64,
 }
 
 pub(crate) struct Oracle {
@@ -87,6 +103,86 @@ pub(crate) struct Oracle {
     full: bool,
     due_answers: Vec<Expect>,
     sums_at_stop: Option<BTreeMap<QueueName, u64>>,
+    /// How long a session that may be resumed waits for that.
+    pub(crate) window_ms: u64,
+    /// Sessions that could be resumed and ended: a crash may bring them back.
+    buried: Vec<Buried>,
+    next_restored: u64,
+    /// What `dedup_id`s have made, and until when that is remembered.
+    dedups: BTreeMap<(QueueName, Key), Vec<(TaskId, u64)>>,
+    /// Workers that must be told to stop before the current input is over.
+    due_stops: BTreeSet<LeaseId>,
+    shapes: BTreeMap<QueueName, Shape>,
+    jobs: BTreeMap<CallId, Job>,
+    rooms: BTreeMap<RoomName, Room>,
+    /// The sessions that an operator removes just now.
+    removing: BTreeSet<SessionId>,
+    /// Pulls that wait for tasks, with the session that holds what they get.
+    pulls: BTreeMap<CallId, SessionId>,
+    /// How leases that pulls brought were settled.
+    pulled: BTreeMap<LeaseId, (Verb, u64)>,
+    /// The input in which a refusal may come or not.
+    loose_input: u64,
+    /// How many of a queue's tasks were deleted or were no longer kept, which only the broker knows.
+    unclear: BTreeMap<QueueName, u64>,
+    /// Who watches what it has submitted again, or to a queue that delivers early: it hears of that when the submit
+    /// is answered, though it may have said `unwatch` by then.
+    again: BTreeSet<(Option<SessionId>, TaskId)>,
+}
+
+/// What an operator said of a queue.
+#[derive(Debug, Default)]
+struct Shape {
+    settings: Settings,
+    /// Paused; until when, if that was said.
+    pause: Option<Option<u64>>,
+    turn: u64,
+    /// When tasks were handed out since the process began.
+    handed_out: Vec<u64>,
+    /// Since when the rate is what it is.
+    rate_since: u64,
+}
+
+/// What must be reported.
+#[derive(Debug)]
+struct Job {
+    wanted: Wish,
+    turn: u64,
+    input: u64,
+    /// What a purge would cancel, and what of it a freed key has handed out before.
+    spared: u64,
+    grace_ms: Option<u64>,
+}
+
+#[derive(Debug, PartialEq)]
+enum Wish {
+    Done,
+    Count(u64),
+    Cancelled {
+        cancelled: u64,
+        stopping: u64,
+    },
+    Pulled,
+    Refused(ErrorCode),
+    /// What only the broker knows plays a part.
+    Anything,
+}
+
+#[derive(Debug, Default)]
+struct Room {
+    members: Vec<SessionId>,
+    seq: u64,
+    /// Something was said that must be told now; who said it is left out.
+    due: Option<Option<SessionId>>,
+}
+
+/// A session that could be resumed, and ended.
+#[derive(Debug)]
+struct Buried {
+    key: u128,
+    worker: WorkerName,
+    born: u64,
+    ended: u64,
 }
 
 /// A task that was taken in.
@@ -115,6 +211,26 @@ pub(crate) struct Tracked {
     unclean: bool,
     /// Looked up and no longer kept.
     forgotten: bool,
+    cancelling: Option<Cancelling>,
+    /// A crash left open what only the broker knows.
+    murky: bool,
+    /// A dead letter that an operator deleted, in this turn.
+    deleted: Option<u64>,
+    redriven: Option<u64>,
+    /// Handed out before it is durable.
+    early: bool,
+}
+
+impl Over {
+    fn new(state: TaskState, at: u64, turn: u64) -> Over {
+        Over { state, at, turn, result: Payload::NULL, told: false, error: None }
+    }
+}
+
+/// Somebody stops a task.
+#[derive(Debug, Clone, Copy)]
+struct Cancelling {
+    turn: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -124,6 +240,7 @@ pub(crate) struct Over {
     turn: u64,
     result: Payload,
     told: bool,
+    error: Option<String>,
 }
 
 /// What one recipient has of a task.
@@ -131,6 +248,10 @@ pub(crate) struct Over {
 struct Share {
     deliveries: u64,
     charges: Vec<Charge>,
+    /// Those before the task was redriven.
+    past: Vec<Charge>,
+    /// It waits out a back-off, or a delay that a nack asked for.
+    retrying: bool,
     free: u32,
     lease: Option<LeaseId>,
     /// When it may be handed out at the earliest, and must be at the latest (0: at once).
@@ -147,6 +268,7 @@ struct Share {
 #[derive(Debug, Clone)]
 struct Ended {
     done: bool,
+    cancelled: bool,
     turn: u64,
     result: Payload,
 }
@@ -170,6 +292,19 @@ struct Lease {
     unstarted: bool,
     live: bool,
     settled: Option<(Verb, u64)>,
+    /// When it was given, and by whose key it could be kept.
+    turn: u64,
+    key: Option<u128>,
+    attempt: u64,
+    /// The end of its ack timeout as it was when it was given.
+    given_deadline: u64,
+    /// After a restart the broker may count from the first deadline, or for a window: it ends by then.
+    latest: u64,
+    run_latest: Option<u64>,
+    ended: Option<u64>,
+    stop: Option<u64>,
+    /// After a crash: others that may be the one that came back.
+    others: Vec<LeaseId>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -177,6 +312,7 @@ enum Verb {
     Ack,
     Nack,
     Release,
+    Cancelled,
 }
 
 #[derive(Debug)]
@@ -190,6 +326,25 @@ struct Session {
     /// How often `finished` may be told of a task.
     watching: BTreeMap<TaskId, Watching>,
     pending: BTreeMap<RequestId, Wanted>,
+    /// By which it can be resumed.
+    key: Option<u128>,
+    born: u64,
+    /// Its socket has ended; it waits to be resumed until then.
+    away: Option<u64>,
+    /// Whether it came back with a restart is not certain.
+    maybe: bool,
+    opening: Option<Opening>,
+    pull: Option<CallId>,
+}
+
+/// A hello that waits for its welcome.
+#[derive(Debug)]
+struct Opening {
+    old: Option<SessionId>,
+    in_flight: Vec<GivenLease>,
+    key: Option<u128>,
+    /// The one that it names may be known, or not.
+    maybe: bool,
 }
 
 #[derive(Debug, Default)]
@@ -201,6 +356,8 @@ struct Watching {
     waits_for_accepted: bool,
     /// It no longer wants to hear the end.
     left: bool,
+    /// By a submit that was sent again: what was told before is told anew, when that is answered.
+    again: bool,
 }
 
 #[derive(Debug)]
@@ -225,8 +382,22 @@ enum Wanted {
     Ok,
     Pong,
     Accepted(TaskId),
-    Settled { lease: GivenLease, outcome: SettleOutcome, turn: u64 },
-    SettledMany { results: Vec<(GivenLease, SettleOutcome)>, turn: u64 },
+    Duplicate(TaskId),
+    Cancel {
+        state: TaskState,
+        turn: u64,
+    },
+    /// What the promise leaves open.
+    Anything,
+    Settled {
+        lease: GivenLease,
+        outcome: SettleOutcome,
+        turn: u64,
+    },
+    SettledMany {
+        results: Vec<(GivenLease, SettleOutcome)>,
+        turn: u64,
+    },
     Refused,
 }
 
@@ -271,6 +442,20 @@ impl Oracle {
             full: false,
             due_answers: Vec::new(),
             sums_at_stop: None,
+            window_ms: 5000,
+            buried: Vec::new(),
+            next_restored: 1 << 63,
+            dedups: BTreeMap::new(),
+            due_stops: BTreeSet::new(),
+            shapes: BTreeMap::new(),
+            jobs: BTreeMap::new(),
+            rooms: BTreeMap::new(),
+            removing: BTreeSet::new(),
+            pulls: BTreeMap::new(),
+            pulled: BTreeMap::new(),
+            loose_input: 0,
+            unclear: BTreeMap::new(),
+            again: BTreeSet::new(),
         }
     }
 
@@ -293,8 +478,9 @@ impl Oracle {
     pub(crate) fn story(&self, task: Option<TaskId>) -> String {
         let lines = self.trace.iter().flatten();
         let lines = lines.filter(|(_, of, _)| task.is_none() || of.is_none() || *of == task);
-        let lines: Vec<String> =
-            lines.map(|(at, _, text)| format!("{:>12.3} ms  {text}", *at as f64 / 1000.0)).collect();
+        let lines: Vec<String> = lines
+            .map(|(at, of, text)| format!("{:>12.3} ms  {text}{}", *at as f64 / 1000.0, about(*of, task)))
+            .collect();
         let first = if task.is_none() { 0 } else { lines.len().saturating_sub(EVENTS_SHOWN) };
         lines[first..].join("\n")
     }
@@ -361,6 +547,11 @@ fn backoff_ms(submit: &Submit, attempt: usize) -> f64 {
     (initial * factor.powi(attempt as i32 - 1)).min(max)
 }
 
+/// Names the task that a line is of, where lines of all tasks are told.
+fn about(of: Option<TaskId>, task: Option<TaskId>) -> String {
+    of.filter(|_| task.is_none()).map_or(String::new(), |of| format!("  [{of}]"))
+}
+
 fn lease_in(message: &ClientMessage) -> Option<LeaseId> {
     let first = |list: &LeaseList| match list {
         LeaseList::One(lease) => lease.id(),
@@ -373,14 +564,18 @@ fn lease_in(message: &ClientMessage) -> Option<LeaseId> {
         ClientMessage::Start(m) => m.lease.id(),
         ClientMessage::Extend(m) => m.lease.id(),
         ClientMessage::Progress(m) => m.lease.id(),
+        ClientMessage::Cancelled(m) => m.lease.id(),
         _ => None,
     }
 }
 
 fn describe(submit: &Submit) -> String {
+    let key = |name: &str, key: &Option<Key>| {
+        key.as_ref().map_or(String::new(), |key| format!(" {name} {}", key.as_str()))
+    };
     let ms = |name: &str, value: Option<u64>| value.map_or(String::new(), |value| format!(" {name} {value}"));
     format!(
-        "to {} {:?}{}{}{}{}{}{}{}{}",
+        "to {} {:?}{}{}{}{}{}{}{}{}{}{}{}{}",
         submit.queue,
         submit.to,
         ms("priority", submit.priority.map(|v| v.get())),
@@ -391,5 +586,9 @@ fn describe(submit: &Submit) -> String {
         ms("max_attempts", submit.max_attempts.map(|v| v.get())),
         submit.complete.map_or(String::new(), |complete| format!(" complete {complete:?}")),
         submit.confirm.map_or(String::new(), |confirm| format!(" confirm {confirm}")),
+        key("order_key", &submit.order_key),
+        key("dedup_id", &submit.dedup_id),
+        key("fair_key", &submit.fair_key),
+        submit.assign.map_or(String::new(), |assign| format!(" assign {assign:?}")),
     )
 }

@@ -7,6 +7,13 @@
 //! + 100ms                          time passes
 //! a cut | a bye | a freeze | a thaw
 //! crash | crash for 1s | restart | drain
+//! a resumable                      opens a session that may be resumed
+//! a away | a returns with t u      its socket ends; it comes back and names what it works on
+//! x pull 2 | x over | x settles ack t      pulls, as the worker x
+//! op pause for_ms 100 | op purge | …       an operator: pause unpause purge cancel-all redrive delete declare
+//!                                          drain-worker remove-worker
+//! ? t                              why t is not with a worker
+//! p listens                        from here on p tells what events it hears
 //! stall … go on (slowly)           the process stands still, what arrives waits (and is then read one by one)
 //! disk waits … disk goes on        nothing becomes durable meanwhile
 //! < a: t attempt 1                 what was heard since the last line of this kind, in order
@@ -17,14 +24,16 @@
 
 use std::collections::BTreeMap;
 
+use taskyard::core::manage::{Manage, Report, TaskFilter, Which};
+use taskyard::core::settings::{Changes, Deliver, Order};
 use taskyard::core::shard::Config;
-use taskyard::core::{CallId, Command, Origin, Output, SessionId};
+use taskyard::core::{CallId, Command, Origin, Output, Pull, SessionId, Time};
 use taskyard_proto::message::{Credit, DelayMs, Flag, Int, TimeoutMs};
 use taskyard_proto::{
-    Ack, Backoff, Bye, ClientMessage, Complete, Confirm, Drain, ErrorText, Extend, Finished, GroupName,
-    Hello, IfAbsent, LeaseId, LeaseList, Mode, Nack, Number, Payload, Progress, QueueName, Release,
-    RequestId, ServerMessage, SetCredit, Start, Submit, Subscribe, Target, TaskId, Unsubscribe, Watch,
-    WorkerName,
+    Ack, Assign, Backoff, Bye, Cancel, Cancelled, ClientMessage, Complete, Confirm, Drain, ErrorText, Extend,
+    Finished, GivenLease, GroupName, Hello, IfAbsent, Join, Key, LeaseId, LeaseList, Leave, Mode, Nack,
+    Number, Payload, Progress, Publish, QueueName, Release, RequestId, Resume, RoomName, Secret,
+    ServerMessage, SetCredit, Start, Submit, Subscribe, Target, TaskId, Unsubscribe, Watch, WorkerName,
 };
 
 use crate::broker::Broker;
@@ -78,6 +87,13 @@ struct Stage {
     /// How many commands go into a turn.
     limit: usize,
     heard: Vec<String>,
+    /// Tokens to resume with, of those who got one; and who asks for one.
+    tokens: BTreeMap<String, Secret>,
+    resumable: Vec<String>,
+    /// The leases that a client names when it comes back.
+    in_flight: Vec<GivenLease>,
+    pulls: BTreeMap<CallId, String>,
+    listening: Vec<String>,
 }
 
 impl Stage {
@@ -98,6 +114,11 @@ impl Stage {
             slow: false,
             limit: usize::MAX,
             heard: Vec::new(),
+            tokens: BTreeMap::new(),
+            resumable: Vec::new(),
+            in_flight: Vec::new(),
+            pulls: BTreeMap::new(),
+            listening: Vec::new(),
         };
         stage.start();
         stage
@@ -150,7 +171,7 @@ impl Stage {
                     }
                 }
                 Output::Answer { message, .. } => self.tell("call", &message),
-                Output::Report { report, .. } => self.heard.push(format!("call: {report:?}")),
+                Output::Report { call, report } => self.reported(call, &report),
                 Output::Publish { members, message } => {
                     for name in
                         members.iter().filter_map(|session| self.name_of(session.0)).collect::<Vec<_>>()
@@ -201,7 +222,27 @@ impl Stage {
                 let flag = if m.redelivered { " redelivered" } else { "" };
                 format!("{} attempt {}{flag}", self.label(m.task), m.attempt)
             }
-            ServerMessage::Accepted(m) => format!("accepted {}", self.label(m.task)),
+            ServerMessage::Accepted(m) => {
+                let again = if m.duplicate { " duplicate" } else { "" };
+                format!("accepted {}{again}", self.label(m.task))
+            }
+            ServerMessage::Stop(m) => format!("stop {} {}", self.label_of_lease(m.lease), m.grace_ms),
+            ServerMessage::RoomMessage(m) => format!("{} says in {} as number {}", m.from, m.room, m.seq),
+            ServerMessage::Done(m) if m.state.0.is_some() => format!("ok {}", m.state.0.unwrap()),
+            ServerMessage::Event(m) if self.listening.iter().any(|who| who == to) => {
+                format!("event {} {} {}", self.label(m.task), m.seq, m.state)
+            }
+            ServerMessage::Welcome(m) => {
+                if let Some(token) = &m.resume {
+                    self.tokens.insert(to.into(), token.clone());
+                }
+                if !m.resumed && m.lost.is_empty() {
+                    return;
+                }
+                let kept: Vec<String> = m.kept.iter().map(|lease| self.label_of_lease(*lease)).collect();
+                let how = if m.resumed { "resumed" } else { "anew" };
+                format!("{how} kept [{}] lost {}", kept.join(" "), m.lost.len())
+            }
             ServerMessage::Revoked(m) => format!("revoked {} {}", self.label_of_lease(m.lease), m.reason),
             ServerMessage::Settled(m) => format!("settled {}", m.outcome.0.unwrap()),
             ServerMessage::Error(m) => format!("error {}", m.code),
@@ -268,6 +309,31 @@ impl Stage {
                 self.limit = if slowly.is_empty() { usize::MAX } else { 1 };
                 self.settle_down();
             }
+            ["op", verb, ref rest @ ..] => self.operate(verb, rest),
+            ["?", label] => {
+                let broker = self.broker.as_ref().unwrap();
+                let told = broker.shard.explain(self.tasks[label], Time(self.now)).unwrap();
+                let reasons: Vec<String> = told.reasons.iter().map(|reason| self.reason(reason)).collect();
+                let told = format!("{label} {}: {}", told.state, reasons.join(", "));
+                self.heard.push(told.trim_end().into());
+            }
+            [who, "listens"] => self.listening.push(who.into()),
+            [who, "pull", ref rest @ ..] => self.pull(who, rest),
+            [who, "over"] => {
+                let waits = self.pulls.iter().find(|(_, name)| *name == who);
+                let call = waits.map_or(CallId(0), |(call, _)| *call);
+                self.arrive(Command::PullOver { call });
+            }
+            [who, "settles", verb, label] => {
+                let lease = self.leases[&(who.to_owned(), label.to_owned())];
+                let message: ClientMessage = match verb {
+                    "ack" => Ack { leases: lease.into(), result: Payload::NULL }.into(),
+                    "nack" => Nack { leases: lease.into(), error: None, delay_ms: None, retry: None }.into(),
+                    other => panic!("no settle: {other}"),
+                };
+                let call = self.call();
+                self.arrive(Command::Settle { call, access: None, message });
+            }
             [who, "is", "in", group] => {
                 self.groups.entry(who.into()).or_default().push(GroupName::parse(group).unwrap());
             }
@@ -320,9 +386,18 @@ impl Stage {
         self.next += 1;
         self.sessions.insert(who.into(), session.0);
         let name = WorkerName::parse(who).unwrap();
-        let hello = Hello { groups: self.groups.get(who).cloned().unwrap_or_default(), ..Hello::empty() };
+        let resume = match self.tokens.get(who) {
+            Some(token) => Some(Resume::Token(token.clone())),
+            None => self.resumable.iter().any(|name| name == who).then_some(Resume::Wanted(true)),
+        };
+        let hello = Hello {
+            groups: self.groups.get(who).cloned().unwrap_or_default(),
+            resume,
+            in_flight: std::mem::take(&mut self.in_flight),
+            ..Hello::empty()
+        };
         self.arrive(Command::Open {
-            resume_key: 0,
+            resume_key: u128::from(self.next) << 64 | 7,
             join: None,
             access: None,
             session,
@@ -338,9 +413,19 @@ impl Stage {
         if verb == "submit" {
             return self.submit(who, rest);
         }
+        match verb {
+            "resumable" => self.resumable.push(who.into()),
+            "returns" => {
+                let lease = |label: &&str| self.leases.get(&(who.to_owned(), (*label).to_owned())).copied();
+                self.in_flight = rest.iter().filter_map(lease).map(GivenLease::from).collect();
+                self.sessions.remove(who);
+            }
+            _ => {}
+        }
         let session = self.session(who);
         match verb {
-            "cut" => {
+            "resumable" | "returns" => return,
+            "cut" | "away" => {
                 self.sessions.remove(who);
                 return self.arrive(Command::End { session });
             }
@@ -395,7 +480,22 @@ impl Stage {
             "progress" => {
                 Progress { lease: lease().into(), percent: Number::new(50.0), data: Payload::NULL }.into()
             }
-            "watch" => Watch { task: self.tasks[rest[0]], from_seq: None }.into(),
+            "watch" => Watch { task: self.tasks[rest[0]], from_seq: number("from") }.into(),
+            "cancel" => {
+                let task = self.tasks.get(rest[0]).copied().unwrap_or(TaskId(1));
+                Cancel { task, grace_ms: number("grace_ms").map(Int::nearest) }.into()
+            }
+            "cancelled" => {
+                Cancelled { lease: lease().into(), error: option("error").map(ErrorText::new) }.into()
+            }
+            "join" => Join { room: RoomName::parse(rest[0]).unwrap() }.into(),
+            "leave" => Leave { room: RoomName::parse(rest[0]).unwrap() }.into(),
+            "publish" => Publish {
+                room: RoomName::parse(rest[0]).unwrap(),
+                payload: Payload::NULL,
+                exclude_self: rest.contains(&"exclude_self"),
+            }
+            .into(),
             "drain" => Drain {}.into(),
             "bye" => Bye {}.into(),
             other => panic!("nobody can {other}"),
@@ -403,6 +503,117 @@ impl Stage {
         self.next += 1;
         let id = (!rest.contains(&"quietly")).then_some(RequestId::Integer(self.next as i64));
         self.arrive(Command::Message { origin: Origin::Session(session, id), message });
+    }
+
+    fn call(&mut self) -> CallId {
+        self.next += 1;
+        CallId(self.next)
+    }
+
+    fn reported(&mut self, call: CallId, report: &Report) {
+        let who = self.pulls.remove(&call);
+        match report {
+            Report::Pulled(tasks) => {
+                let who = who.unwrap();
+                if tasks.is_empty() {
+                    self.heard.push(format!("{who}: pulled nothing"));
+                }
+                for task in tasks {
+                    let label = self.label(task.task);
+                    self.leases.insert((who.clone(), label.clone()), task.lease.unwrap());
+                    let flag = if task.redelivered { " redelivered" } else { "" };
+                    self.heard.push(format!("{who}: pulled {label} attempt {}{flag}", task.attempt));
+                }
+            }
+            Report::Refused(error) => self.heard.push(format!("op: error {}", error.code)),
+            Report::Count(count) => self.heard.push(format!("op: {count}")),
+            Report::Cancelled { cancelled, stopping } => {
+                self.heard.push(format!("op: cancelled {cancelled} stopping {stopping}"));
+            }
+            Report::Done | Report::Created => {}
+        }
+    }
+
+    fn reason(&self, reason: &taskyard::core::view::Reason) -> String {
+        use taskyard::core::view::Reason;
+        match reason {
+            Reason::OrderBlocked { by } => format!("blocked by {}", self.label(*by)),
+            Reason::NoWorker => "no worker".into(),
+            Reason::NoCredit { busy } => format!("{busy} busy"),
+            Reason::WorkerAbsent { worker } => format!("{worker} absent"),
+            Reason::Paused { .. } => "paused".into(),
+            Reason::QueueLimit { max_leased } => format!("at most {max_leased}"),
+            Reason::RateLimited { .. } => "rate".into(),
+            Reason::Backoff { .. } => "back-off".into(),
+            Reason::Scheduled { in_ms } => format!("in {in_ms} ms"),
+            other => format!("{other:?}"),
+        }
+    }
+
+    fn pull(&mut self, who: &str, rest: &[&str]) {
+        let call = self.call();
+        self.pulls.insert(call, who.into());
+        let pull = Pull {
+            call,
+            session: SessionId(1 << 40 | call.0),
+            access: None,
+            queue: QueueName::parse("q").unwrap(),
+            credit: rest.first().map_or(1, |count| count.parse().unwrap()),
+            worker: WorkerName::parse(who).unwrap(),
+            groups: Vec::new(),
+        };
+        self.arrive(Command::Pull(Box::new(pull)));
+    }
+
+    fn operate(&mut self, verb: &str, rest: &[&str]) {
+        let queue = QueueName::parse("q").unwrap();
+        let option = |name: &str| {
+            rest.iter().position(|word| *word == name).map(|at| rest.get(at + 1).copied().unwrap_or(""))
+        };
+        let number = |name: &str| option(name).map(|text| text.parse::<u64>().unwrap());
+        let worker = || WorkerName::parse(rest[0]).unwrap();
+        let which = || match rest.first().and_then(|label| self.tasks.get(*label)) {
+            Some(task) => Which::Tasks(vec![*task]),
+            None => Which::all(),
+        };
+        // `none` takes a limit away.
+        let limit = |name: &str| option(name).map(|text| text.parse::<u64>().ok());
+        let manage = match verb {
+            "pause" => Manage::Pause { queue, for_ms: number("for_ms"), reason: None },
+            "unpause" => Manage::Unpause { queue },
+            "purge" => Manage::Purge { queue },
+            "cancel-all" => {
+                let grace_ms = number("grace_ms").unwrap_or(0);
+                Manage::CancelMany { queue, filter: TaskFilter::default(), grace_ms }
+            }
+            "redrive" => Manage::Redrive {
+                queue,
+                which: which(),
+                rate_per_s: option("rate").map(|text| text.parse().unwrap()),
+            },
+            "delete" => Manage::DeleteDead { queue, which: which() },
+            "drain-worker" => Manage::DrainWorker { worker: worker() },
+            "remove-worker" => Manage::RemoveWorker { worker: worker() },
+            "declare" => {
+                let changes = Changes {
+                    max_leased: limit("max_leased"),
+                    max_tasks: limit("max_tasks"),
+                    max_bytes: limit("max_bytes"),
+                    rate_per_s: option("rate_per_s").map(|text| text.parse().ok()),
+                    keep_result_ms: limit("keep_result_ms"),
+                    priority: limit("priority").map(|p| p.map(|p| p as u8)),
+                    max_attempts: limit("max_attempts").map(|n| n.map(|n| n as u16)),
+                    ttl_ms: limit("ttl_ms"),
+                    deliver: rest.contains(&"early").then_some(Deliver::Early),
+                    order: number("aged").map(|headstart_ms| Order::Aged { headstart_ms }),
+                    ..Changes::default()
+                };
+                Manage::Declare { queue, changes: Box::new(changes) }
+            }
+            other => panic!("no operator can {other}"),
+        };
+        let call = self.call();
+        self.arrive(Command::Manage { call, access: None, manage });
     }
 
     fn submit(&mut self, who: &str, rest: &[&str]) {
@@ -424,6 +635,14 @@ impl Stage {
                         if_absent: IfAbsent::Wait,
                     });
                 }
+                "order_key" => submit.order_key = Key::parse(next()),
+                "dedup_id" => submit.dedup_id = Key::parse(next()),
+                "fair_key" => submit.fair_key = Key::parse(next()),
+                "sticky_key" => {
+                    submit.sticky_key = Key::parse(next());
+                    submit.assign = Some(Assign::Sticky);
+                }
+                "least_loaded" => submit.assign = Some(Assign::LeastLoaded),
                 "memory" => submit.confirm = Some(Confirm::Memory),
                 "unconfirmed" => submit.confirm = Some(Confirm::None),
                 "priority" => submit.priority = Some(Int::nearest(next().parse().unwrap())),
@@ -441,7 +660,10 @@ impl Stage {
         }
         self.next += 1;
         let task = TaskId(0x7 << 76 | 0x2 << 62 | u128::from(self.next));
-        self.tasks.insert(label.into(), task);
+        // One that is sent again is told by the first one's name.
+        if !self.tasks.contains_key(label) || submit.dedup_id.is_none() {
+            self.tasks.insert(label.into(), task);
+        }
         let origin = match who {
             "call" => Origin::Call(CallId(self.next)),
             _ => Origin::Session(self.session(who), Some(RequestId::Integer(self.next as i64))),

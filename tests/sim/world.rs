@@ -5,10 +5,12 @@
 
 use std::collections::BTreeMap;
 
+use taskyard::core::manage::{Manage, Report as Told};
 use taskyard::core::shard::Config;
-use taskyard::core::{Command, Origin, Output, SessionId};
+use taskyard::core::{CallId, Command, Origin, Output, Pull, SessionId};
 use taskyard_proto::{
-    Ack, ClientMessage, Hello, LeaseList, Payload, RequestId, ServerMessage, Subscribe, TaskId, WorkerName,
+    Ack, ClientMessage, Hello, LeaseList, Payload, QueueName, RequestId, ServerMessage, Subscribe, TaskId,
+    WorkerName,
 };
 
 use crate::broker::{Broker, Written};
@@ -58,6 +60,10 @@ pub(crate) struct Plan {
     cuts: u64,
     stalls: u64,
     floods: u64,
+    window_ms: u64,
+    /// How often operators do something.
+    pub(crate) operations: u64,
+    pub(crate) pulls: u64,
 }
 
 #[derive(Debug)]
@@ -124,6 +130,15 @@ pub(crate) enum Up {
     },
     Message(Box<ClientMessage>, Option<RequestId>),
     Call(u64, Box<ClientMessage>),
+    Manage(u64, Box<Manage>),
+    Pull {
+        call: u64,
+        queue: QueueName,
+        worker: WorkerName,
+        credit: u32,
+    },
+    PullOver(u64),
+    Settle(u64, Box<ClientMessage>),
     Leave {
         call: u64,
         task: TaskId,
@@ -155,7 +170,7 @@ impl World {
     pub(crate) fn new(seed: u64, trace: bool) -> World {
         let mut dice = Dice::new(seed);
         let plan = Plan::roll(&mut dice);
-        let config = Config { keep_ms: plan.keep_ms, ..Config::default() };
+        let config = Config { keep_ms: plan.keep_ms, resume_window_ms: plan.window_ms, ..Config::default() };
         let mut world = World {
             now: BEGIN,
             oracle: Oracle::new(plan.keep_ms, trace),
@@ -176,6 +191,7 @@ impl World {
             plan,
         };
         world.oracle.now(BEGIN);
+        world.oracle.window_ms = plan.window_ms;
         world.oracle.note(None, || format!("seed {seed}: {plan:?}"));
         Client::populate(&mut world);
         world.at(BEGIN, Event::Start);
@@ -356,6 +372,9 @@ impl World {
                 self.plan_turn(0);
                 self.kick_disk();
                 self.within(SECOND, Event::Write { life: self.life });
+                if self.calm {
+                    Client::open_all(self);
+                }
             }
             Err(error) if self.disk.operations() > 0 && !self.calm => {
                 self.oracle.note(None, || format!("the start fails: {error}"));
@@ -547,7 +566,9 @@ impl World {
                     let id = call.0;
                     Client::called(self, id, message);
                 }
-                // The clients here ask for neither yet.
+                Output::Report { call, report: Told::Pulled(tasks) } => {
+                    Client::pulled(self, call.0, tasks);
+                }
                 Output::Report { .. } | Output::Publish { .. } => {}
                 Output::Close { session, .. } => {
                     self.send_down(session.0, Down::Close);
@@ -622,6 +643,10 @@ impl World {
         if !found.broker_open || found.dead || found.life != self.life {
             return;
         }
+        if self.calm && matches!(frame, Up::Manage(..) | Up::Pull { .. }) {
+            // What holds workers and queues up has had its time.
+            return;
+        }
         let pinged = std::mem::take(&mut found.pinged);
         let next = self.next_task;
         let Some(broker) = &mut self.broker else { return };
@@ -640,6 +665,7 @@ impl World {
             message => Command::Message { origin, message },
         };
         let made_up_name = WorkerName::parse(&format!("anonymous-{id}")).expect("a name");
+        let resume_key = u128::from(self.dice.roll()) << 64 | u128::from(id);
         let command = match frame {
             Up::Hello(hello, reference) => Command::Open {
                 session,
@@ -647,12 +673,12 @@ impl World {
                 hello,
                 reference,
                 made_up_name,
-                resume_key: 0,
+                resume_key,
                 subscribe: None,
                 join: None,
             },
             Up::Url(hello, subscribe) => Command::Open {
-                resume_key: 0,
+                resume_key,
                 join: None,
                 session,
                 access: None,
@@ -663,6 +689,21 @@ impl World {
             },
             Up::Oldest { ack } => Command::SettleOldest { session, ack },
             Up::Message(message, reference) => door(Origin::Session(session, reference), *message),
+            Up::Manage(call, manage) => Command::Manage { call: CallId(call), access: None, manage: *manage },
+            Up::Pull { call, queue, worker, credit } => Command::Pull(Box::new(Pull {
+                call: CallId(call),
+                // Numbers that no connection gets.
+                session: SessionId(1 << 40 | call & 0xff_ffff_ffff),
+                access: None,
+                queue,
+                credit,
+                worker,
+                groups: Vec::new(),
+            })),
+            Up::PullOver(call) => Command::PullOver { call: CallId(call) },
+            Up::Settle(call, message) => {
+                Command::Settle { call: CallId(call), access: None, message: *message }
+            }
             Up::Call(call, message) => door(Origin::Call(taskyard::core::CallId(call)), *message),
             Up::Leave { call, task } => Command::HangUp { call: taskyard::core::CallId(call), task },
             Up::Pong => {
@@ -676,6 +717,14 @@ impl World {
         self.next_task += 1;
         let after = self.dice.below(200);
         self.plan_turn(after);
+    }
+
+    /// An operator asks for something, without a network between.
+    pub(crate) fn manage(&mut self, call: u64, manage: Manage) {
+        if let Some(broker) = &mut self.broker {
+            broker.arrive(self.now, Command::Manage { call: CallId(call), access: None, manage });
+            self.plan_turn(0);
+        }
     }
 
     fn down(&mut self, id: u64, frame: Down) {
@@ -800,6 +849,7 @@ impl World {
         for client in 0..self.clients.len() {
             Client::recover(self, client);
         }
+        Client::open_all(self);
     }
 
     // --- The end ----------------------------------------------------------------------------
@@ -836,8 +886,13 @@ impl World {
         let dead = self.oracle.dead(&broker.shard);
         // What is finished is kept for a while, and no timer outlives it.
         self.clients.clear();
-        self.end_all_connections();
-        self.run_until(self.now + (self.plan.keep_ms * MS).max(100 * SECOND))?;
+        let open: Vec<u64> =
+            self.connections.iter().filter(|(_, c)| c.broker_open).map(|(id, _)| *id).collect();
+        for id in open {
+            self.gone(id);
+        }
+        let window = if self.oracle.remembers_ids() { 600 * SECOND } else { 0 };
+        self.run_until(self.now + (self.plan.keep_ms * MS).max(100 * SECOND).max(window))?;
         self.run_until(self.now + 10 * SECOND)?;
         let broker = self.broker.as_mut().expect("nothing fails here");
         if let Some(deadline) = broker.next_deadline() {
@@ -907,7 +962,16 @@ impl Plan {
     fn roll(dice: &mut Dice) -> Plan {
         let mut one_of = |choices: &[u64]| choices[dice.below(choices.len() as u64) as usize];
         Plan {
-            horizon: one_of(&[200 * MS, 2 * SECOND, 2 * SECOND, 20 * SECOND, 90 * SECOND]),
+            horizon: one_of(&[
+                200 * MS,
+                2 * SECOND,
+                2 * SECOND,
+                2 * SECOND,
+                20 * SECOND,
+                20 * SECOND,
+                90 * SECOND,
+                1200 * SECOND,
+            ]),
             submits: one_of(&[8, 16, 16, 30]),
             keep_ms: one_of(&[600_000, 600_000, 600_000, 1_500]),
             network_delay: one_of(&[50, MS, 20 * MS, 200 * MS]),
@@ -917,6 +981,9 @@ impl Plan {
             cuts: one_of(&[0, 1, 3, 8]),
             stalls: one_of(&[0, 0, 1, 3]),
             floods: one_of(&[0, 0, 0, 1]),
+            window_ms: one_of(&[5000, 5000, 1000, 60_000, 0]),
+            operations: one_of(&[0, 0, 2, 6]),
+            pulls: one_of(&[0, 0, 0, 6]),
         }
     }
 }

@@ -3,16 +3,19 @@
 use super::*;
 
 impl Oracle {
-    pub(crate) fn input(&mut self, now: u64, arrived: u64, command: &Command) {
+    /// `shard` is what the command has made of the broker: asked only where the promise leaves something open.
+    pub(crate) fn input(&mut self, now: u64, arrived: u64, command: &Command, shard: &Shard) {
         self.now = now;
         self.input += 1;
         self.report.inputs += 1;
-        let judged = self.take_in(arrived, command);
+        let judged = self.take_in(arrived, command, shard);
         self.judge(judged);
     }
 
     pub(crate) fn input_done(&mut self) {
         self.activating = false;
+        let judged = self.input_is_over();
+        self.judge(judged);
         if let Some(expect) = self.due_answers.pop() {
             self.due_answers.clear();
             let violation = self.broken(
@@ -27,40 +30,23 @@ impl Oracle {
         }
     }
 
-    pub(super) fn take_in(&mut self, arrived: u64, command: &Command) -> Judged {
+    pub(super) fn take_in(&mut self, arrived: u64, command: &Command, shard: &Shard) -> Judged {
         match command {
-            Command::Open { session, access: _, hello, reference, made_up_name, subscribe, .. } => {
-                let worker = hello.worker.clone().unwrap_or_else(|| made_up_name.clone());
-                self.note(None, || format!("{session:?} says hello as {worker}, groups {:?}", hello.groups));
-                let other = self.sessions.iter().find(|(_, s)| s.worker == worker).map(|(id, _)| *id);
-                if let Some(other) = other {
-                    self.end_session(other, false);
-                }
-                let mut pending = BTreeMap::new();
-                if let Some(reference) = reference {
-                    pending.insert(reference.clone(), Wanted::Welcome);
-                }
-                self.sessions.insert(
-                    *session,
-                    Session {
-                        worker,
-                        groups: hello.groups.iter().cloned().collect(),
-                        subscriptions: BTreeMap::new(),
-                        silent: false,
-                        draining: false,
-                        settles: Vec::new(),
-                        watching: BTreeMap::new(),
-                        pending,
-                    },
-                );
+            Command::Open {
+                session, hello, reference, made_up_name, resume_key, subscribe, join, ..
+            } => {
+                self.opened(*session, hello, reference.as_ref(), made_up_name, *resume_key);
                 if let Some(subscribe) = subscribe {
                     self.subscribed(*session, subscribe);
                 }
+                if let Some(room) = join {
+                    self.joined(*session, room);
+                }
             }
-            Command::SettleOldest { session, ack } => self.oldest(*session, *ack),
+            Command::SettleOldest { session, ack } => self.oldest(*session, *ack, shard),
             Command::End { session } => {
                 self.note(None, || format!("{session:?} ends"));
-                self.end_session(*session, false);
+                self.socket_ended(*session);
             }
             Command::Heard { session } => {
                 self.note(None, || format!("{session:?} is heard again"));
@@ -69,34 +55,41 @@ impl Oracle {
                 }
             }
             Command::Submit { origin, access: _, task, run_at, submit } => {
-                self.submitted(origin, *task, run_at.map(|t| t.0), submit)
+                self.submitted(origin, *task, run_at.map(|t| t.0), submit, shard)
             }
-            Command::Message { origin, message } => return self.said(origin, message, arrived),
+            Command::Message { origin, message } => return self.said(origin, message, arrived, shard),
             Command::HangUp { call, .. } => {
                 self.calls.remove(call);
             }
-            Command::Manage { .. }
-            | Command::Pull(_)
-            | Command::PullOver { .. }
-            | Command::Follow { .. }
-            | Command::Publish { .. }
-            | Command::Settle { .. } => {}
+            Command::Manage { call, manage, .. } => self.managed(*call, manage, shard),
+            Command::Pull(pull) => self.pulls(pull),
+            Command::PullOver { .. } => {}
+            Command::Follow { .. } => {}
+            Command::Publish { call, publish, .. } => {
+                self.published(None, &publish.room, false);
+                self.want(&Origin::Call(*call), Wanted::Ok);
+            }
+            Command::Settle { call, message, .. } => return self.settle_pulled(*call, message, shard),
             Command::Stored { .. } => {
                 let (turn, input) = (self.durable_turn, self.input);
+                for task in self.tasks.values_mut().filter(|t| !t.gone && t.submit_turn <= turn) {
+                    task.sure = true;
+                }
                 for task in self.tasks.values_mut().filter(|t| !t.gone && !t.active && t.submit_turn <= turn)
                 {
                     task.active = true;
-                    task.sure = true;
                     task.active_input = input;
-                    if task.recipients.is_empty() && matches!(task.submit.to, Some(Target::All(_))) {
+                    if task.over.is_none()
+                        && task.recipients.is_empty()
+                        && matches!(task.submit.to, Some(Target::All(_)))
+                    {
                         let state = match task.submit.complete {
                             Some(Complete::Quorum(_)) => TaskState::Dead,
                             _ => TaskState::Done,
                         };
                         // A dead letter is written by its acceptance alone.
                         let turn = if state == TaskState::Dead { 0 } else { self.turn };
-                        task.over =
-                            Some(Over { state, at: self.now, turn, result: Payload::NULL, told: false });
+                        task.over = Some(Over::new(state, self.now, turn));
                     }
                     for share in &mut task.shares {
                         share.touched = input;
@@ -115,13 +108,7 @@ impl Oracle {
                 let (turn, at) = (self.turn, self.now);
                 for task in self.tasks.values_mut().filter(|t| t.active_input == input && t.over.is_none()) {
                     if task.expires.is_some_and(|expires| expires <= at) {
-                        task.over = Some(Over {
-                            state: TaskState::Expired,
-                            at,
-                            turn,
-                            result: Payload::NULL,
-                            told: false,
-                        });
+                        task.over = Some(Over::new(TaskState::Expired, at, turn));
                     }
                 }
             }
@@ -155,17 +142,29 @@ impl Oracle {
         self.due_answers.push(Expect { origin: origin.clone(), code, lease: lease.cloned() });
     }
 
-    pub(super) fn submitted(&mut self, origin: &Origin, id: TaskId, run_at: Option<u64>, submit: &Submit) {
+    pub(super) fn submitted(
+        &mut self,
+        origin: &Origin,
+        id: TaskId,
+        run_at: Option<u64>,
+        submit: &Submit,
+        shard: &Shard,
+    ) {
         self.report.submitted += 1;
         if let Origin::Session(session, _) = origin
             && !self.sessions.contains_key(session)
         {
             return;
         }
+        if let Some(first) = self.is_duplicate(id, submit, shard) {
+            return self.duplicated(origin, first, submit, shard);
+        }
         let refusal = if self.draining {
             Some(ErrorCode::Draining)
         } else if self.full {
             Some(ErrorCode::StorageFull)
+        } else if let Some(code) = self.is_overfull(submit, shard.queue_of(id).is_none()) {
+            Some(code)
         } else {
             match &submit.to {
                 Some(Target::Worker { worker, if_absent: IfAbsent::Fail })
@@ -178,6 +177,12 @@ impl Oracle {
         };
         self.note(Some(id), || format!("{origin:?} submits {id} {}", describe(submit)));
         if let Some(code) = refusal {
+            if code == ErrorCode::QueueFull && self.is_unsure(&submit.queue) {
+                // For which reason of several, only the broker knows.
+                self.want(origin, Wanted::Anything);
+                self.loose_input = self.input;
+                return;
+            }
             return self.want_refusal(origin, code, None);
         }
         let recipients = match &submit.to {
@@ -185,6 +190,7 @@ impl Oracle {
                 let mut found: Vec<(u64, WorkerName)> = self
                     .sessions
                     .values()
+                    .filter(|session| session.pull.is_none())
                     .filter(|session| group.as_ref().is_none_or(|group| session.groups.contains(group)))
                     .filter_map(|s| Some((s.subscriptions.get(&submit.queue)?.place, s.worker.clone())))
                     .collect();
@@ -203,35 +209,69 @@ impl Oracle {
         let share =
             || Share { from: due, by: due, from_turn: self.turn, touched: self.input, ..Share::default() };
         self.order += 1;
+        let shape = self.shapes.get(&submit.queue);
+        let defaults = shape.map(|shape| shape.settings.defaults.clone()).unwrap_or_default();
+        let early = shape.is_some_and(|shape| shape.settings.deliver == Deliver::Early);
+        if let Some(key) = &submit.dedup_id {
+            let known = self.dedups.entry((submit.queue.clone(), key.clone())).or_default();
+            known.push((id, now + DEDUP_MS * MS));
+        }
+        let mut submit = submit.clone();
+        let retry = defaults.backoff.map(|retry| taskyard_proto::Backoff {
+            initial_ms: Some(taskyard_proto::message::Int::nearest(u64::from(retry.initial_ms))),
+            max_ms: Some(taskyard_proto::message::Int::nearest(u64::from(retry.max_ms))),
+            factor: taskyard_proto::Number::new(retry.factor),
+        });
+        submit.backoff = submit.backoff.or(retry);
+        let run_limit = defaults.timeout_ms.map(|ms| taskyard_proto::message::TimeoutMs::nearest(ms.into()));
+        submit.timeout_ms = submit.timeout_ms.or(run_limit);
+        let submit = &submit;
+        let ttl = submit.ttl_ms.map(|ttl| ttl.get()).or(defaults.ttl_ms);
         let tracked = Tracked {
             order: self.order,
             submit: submit.clone(),
-            priority: submit.priority.map_or(4, |p| p.get() as u8),
-            max_attempts: submit.max_attempts.map_or(5, |n| n.get() as u16),
-            ack_timeout: submit.ack_timeout_ms.map_or(30_000, |t| t.get()) * MS,
+            priority: submit.priority.map(|p| p.get() as u8).or(defaults.priority).unwrap_or(4),
+            max_attempts: submit.max_attempts.map(|n| n.get() as u16).or(defaults.max_attempts).unwrap_or(5),
+            ack_timeout: submit
+                .ack_timeout_ms
+                .map(|t| t.get())
+                .or(defaults.ack_timeout_ms.map(u64::from))
+                .unwrap_or(30_000)
+                * MS,
             accepted_at: now,
-            expires: submit.ttl_ms.map(|ttl| now + ttl.get() * MS),
+            expires: ttl.map(|ttl| now + ttl * MS),
             submit_turn: self.turn,
             sure: false,
             gone: false,
             confirmed: false,
             told_accepted: false,
-            active: false,
-            active_input: 0,
+            active: early,
+            active_input: if early { self.input } else { 0 },
             recipients,
             shares: (0..shares).map(|_| share()).collect(),
             over: None,
             unclean: false,
             forgotten: false,
+            cancelling: None,
+            murky: false,
+            deleted: None,
+            redriven: None,
+            early,
         };
         self.tasks.insert(id, tracked);
         self.by_order.push(id);
+        if early && matches!(submit.to, Some(Target::All(_))) {
+            self.decide(id);
+        }
         let confirm = submit.confirm.unwrap_or(Confirm::Durable);
         if matches!(origin, Origin::Call(_)) || confirm != Confirm::None {
             self.want(origin, Wanted::Accepted(id));
         }
         if submit.watch {
             self.watches(origin, id);
+            if early {
+                self.again.insert((super::verbs::origin_session(origin), id));
+            }
             if let Origin::Session(session, reference) = origin
                 && let Some(watching) = self.sessions.get_mut(session).and_then(|s| s.watching.get_mut(&id))
             {
@@ -258,13 +298,21 @@ impl Oracle {
         self.sessions.values().any(|s| s.worker == *worker && s.subscriptions.contains_key(queue))
     }
 
-    pub(super) fn said(&mut self, origin: &Origin, message: &ClientMessage, arrived: u64) -> Judged {
+    pub(super) fn said(
+        &mut self,
+        origin: &Origin,
+        message: &ClientMessage,
+        arrived: u64,
+        shard: &Shard,
+    ) -> Judged {
         let session = match origin {
             Origin::Session(session, _) if self.sessions.contains_key(session) => *session,
             Origin::Session(..) | Origin::Implied(_) => return Ok(()),
             Origin::Call(_) => {
-                if let ClientMessage::Watch(m) = message {
-                    self.watch(origin, m.task);
+                match message {
+                    ClientMessage::Watch(m) => self.watch(origin, m.task, 0, shard),
+                    ClientMessage::Cancel(m) => return self.cancel(origin, m, shard),
+                    _ => {}
                 }
                 return Ok(());
             }
@@ -313,7 +361,36 @@ impl Oracle {
             }
             ClientMessage::Ping(_) => self.want(origin, Wanted::Pong),
             ClientMessage::Watch(m) => {
-                self.watch(origin, m.task);
+                self.watch(origin, m.task, m.from_seq.unwrap_or(0), shard);
+            }
+            ClientMessage::Cancel(m) => return self.cancel(origin, m, shard),
+            ClientMessage::Cancelled(m) => {
+                let stopping = self
+                    .current(session, &m.lease)
+                    .is_none_or(|id| self.tasks[&self.leases[&id].task].cancelling.is_some());
+                if !stopping {
+                    self.want_refusal(origin, ErrorCode::Conflict, Some(&m.lease));
+                    return Ok(());
+                }
+                let error = m.error.as_ref().map(|e| e.as_str().to_owned());
+                let lease = LeaseList::One(m.lease.clone());
+                self.settle(origin, session, &lease, Verb::Cancelled, |oracle, id, share| {
+                    if oracle.tasks[&id].over.is_none() {
+                        oracle.broken_off(id, share, error.clone());
+                    }
+                });
+            }
+            ClientMessage::Join(m) => {
+                self.joined(session, &m.room);
+                self.want(origin, Wanted::Ok);
+            }
+            ClientMessage::Leave(m) => {
+                self.left(session, &m.room);
+                self.want(origin, Wanted::Ok);
+            }
+            ClientMessage::Publish(m) => {
+                self.published(Some(session), &m.room, m.exclude_self);
+                self.want(origin, Wanted::Ok);
             }
             ClientMessage::Unwatch(m) => {
                 // The end may be on its way already.
@@ -323,7 +400,7 @@ impl Oracle {
                     .is_some_and(|found| found.over.is_some() || !found.recipients.is_empty());
                 let watching = &mut self.sessions.get_mut(&session).expect("it was found").watching;
                 match watching.get_mut(&m.task) {
-                    Some(watching) if ended => watching.left = true,
+                    Some(watching) if ended || watching.again => watching.left = true,
                     _ => _ = watching.remove(&m.task),
                 }
                 self.want(origin, Wanted::Ok);
@@ -394,7 +471,7 @@ impl Oracle {
     }
 
     /// A client without a library settles the oldest that it holds.
-    pub(super) fn oldest(&mut self, session: SessionId, ack: bool) {
+    pub(super) fn oldest(&mut self, session: SessionId, ack: bool, shard: &Shard) {
         if !self.sessions.contains_key(&session) {
             return;
         }
@@ -410,24 +487,31 @@ impl Oracle {
         } else {
             Nack { leases: lease.into(), error: None, delay_ms: None, retry: None }.into()
         };
-        let judged = self.said(&origin, &message, self.now);
+        let judged = self.said(&origin, &message, self.now, shard);
         self.judge(judged);
     }
 
-    pub(super) fn watch(&mut self, origin: &Origin, id: TaskId) {
-        let keep = self.keep_ms * MS;
+    pub(super) fn watch(&mut self, origin: &Origin, id: TaskId, from_seq: u64, shard: &Shard) {
         match self.tasks.get(&id) {
-            Some(found) if !found.gone && !found.forgotten => {
-                // At the end of its keeping it may be there or not.
-                let kept = found
+            Some(found) if !found.gone && !found.forgotten && found.deleted.is_none() => {
+                let keep = self.keep_of(&found.submit.queue);
+                let sure = found
                     .over
                     .as_ref()
                     .is_none_or(|over| over.state == TaskState::Dead || self.now < over.at + keep);
-                if kept {
-                    self.watches(origin, id);
-                    if matches!(origin, Origin::Session(..)) {
-                        self.want(origin, Wanted::Ok);
+                // At the end of its keeping it may be there or not.
+                let kept = shard.queue_of(id).is_some() || (sure && !self.is_maybe_over(found));
+                if !kept {
+                    return self.want_refusal(origin, ErrorCode::NotFound, None);
+                }
+                self.watches(origin, id);
+                if let Origin::Session(session, _) = origin {
+                    if let Some(watching) =
+                        self.sessions.get_mut(session).and_then(|s| s.watching.get_mut(&id))
+                    {
+                        watching.last_seq = from_seq;
                     }
+                    self.want(origin, Wanted::Ok);
                 }
             }
             _ => self.want_refusal(origin, ErrorCode::NotFound, None),
@@ -477,7 +561,12 @@ impl Oracle {
                     self.sessions.get_mut(&session).expect("it was found").settles.push((id, verb));
                     // Of a task that was decided before, and of a free return, nothing has to be written.
                     let found = &self.tasks[&task];
-                    let written = found.over.is_none() && !self.is_maybe_over(found) && verb != Verb::Release;
+                    let kept = self.leases[&id].key.is_some();
+                    let written = found.over.is_none()
+                        && !self.is_maybe_over(found)
+                        && (verb != Verb::Release || kept)
+                        // Of a task to all that is being stopped the whole is written.
+                        && (found.recipients.is_empty() || found.cancelling.is_none());
                     let written_in = if written { self.turn } else { 0 };
                     self.leases.get_mut(&id).expect("it is there").settled = Some((verb, written_in));
                     turn = turn.max(written_in);

@@ -4,12 +4,15 @@ use super::*;
 
 impl Oracle {
     pub(super) fn release_lease(&mut self, id: LeaseId) {
-        let input = self.input;
+        let (input, turn) = (self.input, self.turn);
         let lease = self.leases.get_mut(&id).expect("a lease that ends was given");
         lease.live = false;
-        let share = &mut self.tasks.get_mut(&lease.task).expect("it was given").shares[lease.share];
+        lease.ended = Some(turn);
+        let task = lease.task;
+        let share = &mut self.tasks.get_mut(&task).expect("it was given").shares[lease.share];
         share.lease = None;
         share.touched = input;
+        self.touch_key(task);
     }
 
     pub(super) fn acked(&mut self, id: TaskId, share: usize, result: &Payload) {
@@ -18,11 +21,11 @@ impl Oracle {
         if found.over.is_some() {
             return;
         }
-        found.shares[share].ended = Some(Ended { done: true, turn, result: result.clone() });
+        found.shares[share].ended =
+            Some(Ended { done: true, cancelled: false, turn, result: result.clone() });
         found.shares[share].unsure = false;
         if found.recipients.is_empty() {
-            found.over =
-                Some(Over { state: TaskState::Done, at: now, turn, result: result.clone(), told: false });
+            found.over = Some(Over { result: result.clone(), ..Over::new(TaskState::Done, now, turn) });
         } else {
             self.decide(id);
         }
@@ -44,6 +47,9 @@ impl Oracle {
         if found.over.is_some() {
             return;
         }
+        if found.cancelling.is_some() {
+            return self.broken_off(id, share, error);
+        }
         let is_loss =
             |failure| matches!(failure, Failure::AckTimeout | Failure::RunLimit | Failure::WorkerLost);
         let of = &mut found.shares[share];
@@ -52,15 +58,15 @@ impl Oracle {
         of.free = 0;
         let attempt = of.charges.len();
         if !retry || attempt >= usize::from(found.max_attempts) {
-            of.ended = Some(Ended { done: false, turn, result: Payload::NULL });
+            of.ended = Some(Ended { done: false, cancelled: false, turn, result: Payload::NULL });
             if found.recipients.is_empty() {
-                found.over =
-                    Some(Over { state: TaskState::Dead, at: now, turn, result: Payload::NULL, told: false });
+                found.over = Some(Over::new(TaskState::Dead, now, turn));
             } else {
                 self.decide(id);
             }
             return;
         }
+        of.retrying = !first_loss;
         (of.from, of.by) = match delay_ms {
             _ if first_loss => (0, 0),
             Some(delay) => (now + delay * MS, now + delay * MS),
@@ -78,7 +84,11 @@ impl Oracle {
         if found.over.is_some() {
             return;
         }
+        if found.cancelling.is_some() {
+            return self.broken_off(id, share, None);
+        }
         let of = &mut found.shares[share];
+        of.retrying = false;
         of.free += 1;
         if of.free > FREE_RETURNS {
             return self.charge(id, share, Failure::Returned, None, None, None, true);
@@ -95,8 +105,9 @@ impl Oracle {
         let (turn, now) = (self.turn, self.now);
         let state = self.verdict_of(&self.tasks[&id]);
         let found = self.tasks.get_mut(&id).expect("it was given");
-        if let Some(state) = state {
-            found.over = Some(Over { state, at: now, turn, result: Payload::NULL, told: false });
+        if let Some(state) = state.filter(|_| !found.murky) {
+            found.over = Some(Over::new(state, now, turn));
+            self.touch_key(id);
         }
     }
 
@@ -107,6 +118,18 @@ impl Oracle {
             };
             found.shares.iter().filter(ended).count() as u64
         };
+        if found.cancelling.is_some() {
+            let needed = match found.submit.complete.unwrap_or_default() {
+                Complete::All => found.shares.len() as u64,
+                Complete::Any => 1,
+                Complete::Quorum(count) => count,
+            };
+            let held = found.shares.iter().any(|share| share.lease.is_some());
+            return match ended(true) >= needed {
+                true => Some(TaskState::Done),
+                false => (!held).then_some(TaskState::Cancelled),
+            };
+        }
         verdict(
             found.submit.complete.unwrap_or_default(),
             found.shares.len() as u64,
@@ -117,6 +140,11 @@ impl Oracle {
 
     pub(super) fn end_session(&mut self, id: SessionId, clean: bool) {
         let Some(session) = self.sessions.remove(&id) else { return };
+        if let Some(key) = session.key {
+            let (worker, born, ended) = (session.worker.clone(), session.born, self.turn);
+            self.buried.push(Buried { key, worker, born, ended });
+        }
+        self.leave_rooms(id);
         for queue in session.subscriptions.keys() {
             self.absent_since.insert((queue.clone(), session.worker.clone()), self.now);
         }

@@ -9,11 +9,15 @@ impl Oracle {
                 self.sent(*session, reference.as_ref(), *on_write, message)
             }
             Output::Answer { call, message } => self.answered_call(*call, message),
-            Output::Report { .. } | Output::Publish { .. } => return,
+            Output::Report { call, report } => self.reported(*call, report),
+            Output::Publish { members, message } => self.said_in_room(members, message),
             Output::Close { session, code, reason } => {
                 self.note(None, || format!("{session:?} is closed: {} {reason}", code.0));
                 self.require(
-                    *code == CloseCode::REPLACED || self.leaving.contains(session),
+                    *code == CloseCode::REPLACED
+                        || self.leaving.contains(session)
+                        || (*code == CloseCode::REMOVED
+                            && (self.removing.contains(session) || session.0 >= 1 << 63)),
                     "§5 a socket is closed only for the reasons that are told",
                     None,
                     || format!("{session:?} closed with {}", code.0),
@@ -41,12 +45,13 @@ impl Oracle {
             ServerMessage::Task(task) => return self.delivered(session, on_write, task),
             ServerMessage::Revoked(m) => return self.revoked(session, m.lease, m.reason),
             ServerMessage::Event(m) => return self.event(session, m),
+            ServerMessage::Stop(m) => return self.told_to_stop(session, m),
             ServerMessage::Finished(m) => {
                 self.note(Some(m.task), || format!("{session:?} is told {m:?}"));
                 let open = match self.sessions.get_mut(&session).and_then(|s| s.watching.get_mut(&m.task)) {
                     Some(watching) if watching.told < watching.asked => {
                         watching.told += 1;
-                        m.seq > watching.last_seq
+                        m.seq > watching.last_seq || watching.again
                     }
                     _ => {
                         return Err(self.broken(
@@ -65,11 +70,14 @@ impl Oracle {
         if self.leaving.contains(&session) {
             return Ok(());
         }
-        let Some(found) = self.sessions.get_mut(&session) else {
+        let Some(found) = self.sessions.get_mut(&session).filter(|found| found.away.is_none()) else {
             // Its answer was on the way when it left.
             return Ok(());
         };
         let wanted = reference.and_then(|reference| found.pending.remove(reference));
+        if let ServerMessage::Welcome(m) = message {
+            self.welcomed(session, m)?;
+        }
         let origin = Origin::Session(session, reference.cloned());
         if reference.is_some() && wanted.is_none() {
             return Err(self.broken(
@@ -95,6 +103,15 @@ impl Oracle {
             return self.finished(m);
         }
         let wanted = found.wanted.take();
+        if let (ServerMessage::Error(error), None) = (message, &wanted)
+            && error.code == ErrorCode::NotFound
+            && let Some((task, told)) = &mut found.watching
+            && error.task.0 == Some(*task)
+        {
+            // It was sent again when its first was no longer kept.
+            *told = true;
+            return Ok(());
+        }
         if wanted.is_none() {
             return Err(self.broken(
                 "§2 exactly one answer",
@@ -119,8 +136,14 @@ impl Oracle {
                 let Some(found) = self.tasks.get_mut(&id) else {
                     return Err(self.broken("I2", Some(id), "accepted a task that was never submitted"));
                 };
-                let meant = matches!(wanted, Some(Wanted::Accepted(task)) if task == id);
-                let durable = found.submit.confirm.unwrap_or(Confirm::Durable) == Confirm::Durable;
+                let meant = match wanted {
+                    Some(Wanted::Accepted(task)) => task == id && !m.duplicate,
+                    Some(Wanted::Duplicate(task)) => task == id && m.duplicate,
+                    _ => false,
+                };
+                self.report.duplicates += u64::from(m.duplicate);
+                let durable =
+                    m.duplicate || found.submit.confirm.unwrap_or(Confirm::Durable) == Confirm::Durable;
                 found.told_accepted = true;
                 found.confirmed |= durable;
                 let on_disk = found.submit_turn <= self.durable_turn || found.sure;
@@ -175,12 +198,15 @@ impl Oracle {
                     || format!("{origin:?}: {m:?}"),
                 )
             }
+            ServerMessage::Done(m) if matches!(wanted, Some(Wanted::Cancel { .. })) => {
+                self.cancel_answered(&origin, wanted, m.state.0)
+            }
             other => {
                 let right = matches!(
                     (&wanted, other),
                     (Some(Wanted::Welcome), ServerMessage::Welcome(_))
                         | (Some(Wanted::Subscribed), ServerMessage::Subscribed(_))
-                        | (Some(Wanted::Ok), ServerMessage::Done(_))
+                        | (Some(Wanted::Ok | Wanted::Anything), ServerMessage::Done(_))
                         | (Some(Wanted::Pong), ServerMessage::Pong(_))
                         | (None, ServerMessage::Welcome(_) | ServerMessage::Subscribed(_))
                 );
@@ -203,7 +229,16 @@ impl Oracle {
                 Ok(())
             }
             // What a finished task's keeping makes of a late watch is not foreseen.
-            None if error.code == ErrorCode::NotFound && wanted.is_none() => Ok(()),
+            None if error.code == ErrorCode::NotFound && wanted.is_none() => {
+                if let (Origin::Session(session, _), Some(task)) = (origin, error.task.0)
+                    && let Some(watching) =
+                        self.sessions.get_mut(session).and_then(|s| s.watching.get_mut(&task))
+                {
+                    watching.left = true;
+                }
+                Ok(())
+            }
+            None if matches!(wanted, Some(Wanted::Anything)) || self.loose_input == self.input => Ok(()),
             None if error.code == ErrorCode::LeaseLost => Err(self.broken(
                 "F26 a settle that comes in time counts",
                 None,
@@ -219,6 +254,7 @@ impl Oracle {
 
     pub(super) fn delivered(&mut self, session: SessionId, on_write: Option<LeaseId>, task: &Task) -> Judged {
         let id = task.task;
+        self.make_way(id);
         self.report.delivered += 1;
         self.report.redelivered += u64::from(task.redelivered);
         self.note(Some(id), || {
@@ -242,21 +278,33 @@ impl Oracle {
         if found.gone {
             return say(self, "I2 nothing is delivered that is gone", "it was lost in a crash before".into());
         }
-        if found.submit_turn > self.durable_turn && !found.sure {
+        if found.submit_turn > self.durable_turn && !found.sure && !found.early {
             return say(
                 self,
                 "promise 6: a task is delivered only once it is durable",
                 "it is not on disk yet".into(),
             );
         }
-        if let Some(over) = &found.over {
+        if let Some(over) = found.over.as_ref().filter(|_| !found.murky) {
             return say(
                 self,
                 "I3 a finished task is never delivered again",
                 format!("it is {} since {} ms", over.state, over.at / MS),
             );
         }
-        let Some(to) = self.sessions.get(&session) else {
+        if found.deleted.is_some() {
+            return say(self, "§7 a dead letter that was deleted is gone", String::new());
+        }
+        if found.cancelling.is_some() && !found.murky {
+            return say(self, "§4 what is cancelled is never handed out again", String::new());
+        }
+        if let Some(what) = self.is_blocked(id).filter(|_| !found.murky) {
+            return say(self, "§5 order_key: one at a time, in order of acceptance", what);
+        }
+        if let Some(what) = self.may_not_pass(&found.submit.queue) {
+            return say(self, "§7 what a queue lets through", what);
+        }
+        let Some(to) = self.sessions.get(&session).filter(|to| to.away.is_none()) else {
             return say(self, "§1 tasks are given to sessions that exist", format!("{session:?} has ended"));
         };
         let index = if matches!(found.submit.to, Some(Target::All(_))) {
@@ -274,14 +322,14 @@ impl Oracle {
             0
         };
         let share = &found.shares[index];
-        if let Some(ended) = share.ended.as_ref().filter(|_| !share.unsure) {
+        if let Some(ended) = share.ended.as_ref().filter(|_| !share.unsure && !found.murky) {
             return say(
                 self,
                 "I3 a settled task is never delivered again",
                 format!("recipient {} has ended: {ended:?}", to.worker),
             );
         }
-        if let Some(lease) = share.lease {
+        if let Some(lease) = share.lease.filter(|_| !found.murky) {
             return say(
                 self,
                 "I5 at most one live lease",
@@ -295,7 +343,7 @@ impl Oracle {
                 format!("it was delivered {} times before", share.deliveries),
             );
         }
-        if share.deliveries == 0 && !found.unclean && task.redelivered {
+        if share.deliveries == 0 && !found.unclean && !found.murky && task.redelivered {
             return say(
                 self,
                 "I4 what is certainly the first delivery is not flagged",
@@ -303,7 +351,7 @@ impl Oracle {
             );
         }
         let attempt = share.charges.len() as u64 + 1;
-        if task.attempt != attempt && !share.unsure {
+        if task.attempt != attempt && !share.unsure && !found.murky {
             return say(
                 self,
                 "§1 attempt = charged deliveries + 1",
@@ -358,7 +406,7 @@ impl Oracle {
                 to.worker.to_string(),
             );
         }
-        if self.now < share.from {
+        if self.now < share.from && !found.murky {
             return say(
                 self,
                 "§1 a task waits for its time",
@@ -382,20 +430,30 @@ impl Oracle {
             return say(self, "§3 the task message says what was submitted", format!("{task:?}"));
         }
         self.in_order(id, index, session)?;
-        self.in_turn(id, session)?;
+        if self.sessions[&session].pull.is_none() {
+            self.in_turn(id, session)?;
+        }
 
         let (now, input) = (self.now, self.input);
         let explicit = subscription.explicit_start;
         let place = subscription.place;
         let (worker, groups) = (to.worker.clone(), to.groups.clone());
+        let (key, pulling) = (to.key.filter(|_| !subscription.auto), to.pull.is_some());
+        let turn = self.turn;
+        self.hand_out(&task.queue);
+        let assign = self.shapes.get(&task.queue).and_then(|shape| shape.settings.assign);
         let found = self.tasks.get_mut(&id).expect("it was found");
+        if let Some(old) = found.shares[index].lease.and_then(|old| self.leases.get_mut(&old)) {
+            (old.live, old.ended) = (false, Some(turn));
+        }
         let run_deadline = found.submit.timeout_ms.map(|limit| now + limit.get() * MS);
         let deadline = now + found.ack_timeout;
-        found.sure = true;
+        found.sure |= !found.early;
         let share = &mut found.shares[index];
         share.deliveries += 1;
         share.lease = Some(lease);
         share.touched = input;
+        share.retrying = false;
         if share.unsure {
             share.unsure = false;
             share.ended = None;
@@ -410,6 +468,9 @@ impl Oracle {
             }
             _ => None,
         };
+        // Whom else than in turn somebody may be chosen for, and when a pull took its own, only the broker knows.
+        let odd = found.submit.assign.or(assign).is_some_and(|assign| assign != Assign::RoundRobin);
+        let ring = ring.map(|(group, last)| (group, last.filter(|_| !odd && !pulling)));
         if let Some((group, last)) = ring {
             self.rings.insert((task.queue.clone(), group), last);
         }
@@ -423,6 +484,15 @@ impl Oracle {
             unstarted: explicit,
             live: true,
             settled: None,
+            turn,
+            key,
+            attempt: task.attempt,
+            given_deadline: deadline,
+            latest: 0,
+            run_latest: run_deadline,
+            ended: None,
+            stop: None,
+            others: Vec::new(),
         };
         self.leases.insert(lease, lease_model);
         Ok(())
@@ -452,12 +522,22 @@ impl Oracle {
     pub(super) fn may_take(&self, found: &Tracked, index: usize, id: SessionId) -> bool {
         let session = &self.sessions[&id];
         let queue = &found.submit.queue;
-        if found.shares[index].avoid.is_some_and(|(whom, until)| whom == id && until > self.last_expire) {
+        let Some(share) = found.shares.get(index) else { return false };
+        if share.avoid.is_some_and(|(whom, until)| whom == id && until > self.last_expire) {
             return false;
         }
+        // Where a session and pulls have one name, tasks to it are the session's.
+        let second = |worker: &WorkerName| {
+            let other = |(other, s): (&SessionId, &Session)| {
+                *other != id && s.worker == *worker && s.subscriptions.contains_key(queue)
+            };
+            session.pull.is_some() && self.sessions.iter().any(other)
+        };
         match &found.submit.to {
             None | Some(Target::Any) => true,
             Some(Target::Group(group)) => session.groups.contains(group),
+            Some(Target::All(_)) if session.pull.is_some() => false,
+            Some(Target::Worker { worker, .. }) if second(worker) => false,
             Some(Target::Worker { worker, if_absent }) => {
                 session.worker == *worker || (*if_absent == IfAbsent::Any && !self.is_present(queue, worker))
             }
@@ -474,6 +554,10 @@ impl Oracle {
             if other.submit.queue != taken.submit.queue || *other_id == id {
                 continue;
             }
+            let fair = other.priority == taken.priority && self.takes_turns(taken);
+            if fair || self.is_aged(&taken.submit.queue) || self.a_pull_may_take(other) {
+                continue;
+            }
             let sooner = (u8::MAX - other.priority, other.order) < (u8::MAX - taken.priority, taken.order);
             if !sooner {
                 continue;
@@ -485,7 +569,11 @@ impl Oracle {
                         && other.priority == taken.priority
                         && share.by == 0
                         && share.deliveries == 0);
-                if waited && self.is_ready(other, share) && self.may_take(other, at, session) {
+                if waited
+                    && self.is_ready(other, share)
+                    && self.may_take(other, at, session)
+                    && !self.may_be_blocked(*other_id)
+                {
                     return Err(self.broken(
                         "promise 7: by priority, then by acceptance; what comes back takes its old place",
                         Some(id),
@@ -503,7 +591,7 @@ impl Oracle {
     /// The ring, for a task that has just become durable and goes to any, or to one of a group.
     pub(super) fn in_turn(&self, id: TaskId, session: SessionId) -> Judged {
         let found = &self.tasks[&id];
-        if !(self.activating && found.active_input == self.input) {
+        if !(self.activating && found.active_input == self.input) || self.is_shaped(found) {
             return Ok(());
         }
         let group = match &found.submit.to {
@@ -548,11 +636,13 @@ impl Oracle {
         let (live, of, deadline, run_deadline) =
             (lease.live, lease.session, lease.deadline, lease.run_deadline);
         self.note(Some(task), || format!("{session:?} loses lease {id}: {reason}"));
-        self.require(live && of == session, "§3 only a live lease is revoked", Some(task), || {
+        let same = of == session || of.0 >= 1 << 63;
+        let murky = self.tasks[&task].murky;
+        self.require((live && same) || murky, "§3 only a live lease is revoked", Some(task), || {
             format!("{id} of {of:?}")
         })?;
         let now = self.now;
-        let worker = self.sessions.get(&session).map(|s| s.worker.clone());
+        let worker = self.sessions.get(&of).map(|s| s.worker.clone());
         self.release_lease(id);
         match reason {
             RevokeReason::AckTimeout => {
@@ -562,7 +652,9 @@ impl Oracle {
                     Some(task),
                     || format!("{} µs too early, of what has been read", deadline - self.horizon),
                 )?;
-                if let Some(session) = self.sessions.get_mut(&session) {
+                if let Some(session) =
+                    self.sessions.get_mut(&session).filter(|s| s.away.is_none() && s.pull.is_none())
+                {
                     session.silent = true;
                 }
                 self.charge(task, share, Failure::AckTimeout, worker, None, None, true);
@@ -585,12 +677,31 @@ impl Oracle {
                     || format!("{expires:?}"),
                 )?;
             }
-            other => {
-                return Err(self.broken(
-                    "§3 a lease is revoked for a reason",
+            RevokeReason::Cancelled => {
+                let until = self.leases[&id].stop;
+                self.require(
+                    until.is_some_and(|at| self.horizon >= at) || murky,
+                    "§4 a worker that is stopped has its grace",
                     Some(task),
-                    format!("{other}"),
-                ));
+                    || format!("until {until:?}, it is {now}"),
+                )?;
+                if self.tasks[&task].over.is_none() {
+                    self.broken_off(task, share, None);
+                }
+            }
+            RevokeReason::Removed => {
+                let removed = self.removing.contains(&of);
+                self.require(
+                    removed || murky,
+                    "§7 only who is removed loses its leases so",
+                    Some(task),
+                    || format!("{session:?}"),
+                )?;
+                if self.leases[&id].unstarted {
+                    self.returned(task, share, None, 0);
+                } else {
+                    self.charge(task, share, Failure::WorkerLost, worker, None, None, true);
+                }
             }
         }
         Ok(())
@@ -598,6 +709,9 @@ impl Oracle {
 
     pub(super) fn event(&mut self, session: SessionId, m: &taskyard_proto::Event) -> Judged {
         let id = m.task;
+        if self.again.contains(&(Some(session), id)) {
+            return Ok(());
+        }
         let Some(watching) = self.sessions.get_mut(&session).and_then(|s| s.watching.get_mut(&id)) else {
             return Err(self.broken(
                 "§3 events are for those who watch",
@@ -605,7 +719,7 @@ impl Oracle {
                 format!("{session:?}: {m:?}"),
             ));
         };
-        let grows = m.seq > watching.last_seq && watching.told < watching.asked;
+        let grows = (m.seq > watching.last_seq && watching.told < watching.asked) || watching.again;
         let early = watching.waits_for_accepted;
         watching.last_seq = m.seq;
         self.require(grows, "§3 seq grows, and nothing follows `finished`", Some(id), || format!("{m:?}"))?;
@@ -624,13 +738,23 @@ impl Oracle {
         self.report.finished += 1;
         let (turn, now, durable) = (self.turn, self.now, self.durable_turn);
         let to_all = self.tasks.get(&id).is_some_and(|found| matches!(found.submit.to, Some(Target::All(_))));
-        if to_all {
+        let again = self.tasks.get(&id).is_some_and(|found| found.redriven.is_some());
+        if to_all && !(again && m.state == TaskState::Dead) {
             self.finished_by_all(m)?;
         }
         let Some(found) = self.tasks.get_mut(&id) else {
             return Err(self.broken("I2", Some(id), "finished a task that was never submitted"));
         };
         let max_attempts = u64::from(found.max_attempts);
+        if found.redriven.is_some() && m.state == TaskState::Dead {
+            // It was dead when this was written, and has new attempts since.
+            return Ok(());
+        }
+        if found.murky {
+            let over = Over { result: m.result.clone(), ..Over::new(m.state, now, turn) };
+            found.over.get_or_insert(over).told = true;
+            return Ok(());
+        }
         let Some(over) = &mut found.over else {
             return Err(self.broken(
                 "§3 `finished` is told of what has ended",
@@ -669,6 +793,7 @@ impl Oracle {
         let right = match m.state {
             TaskState::Done => told.is_none(),
             TaskState::Dead => told.is_some() && (why.is_none() || told == why),
+            TaskState::Cancelled => told == over.error,
             _ => told.is_some(),
         };
         self.require(right, "§3 the error says why", Some(id), || format!("told {told:?}, was {why:?}"))
@@ -702,7 +827,11 @@ impl Oracle {
         self.require(count(TaskState::Done) == acked, promise, Some(id), || {
             format!("{acked} acked: {list:?}")
         })?;
-        self.require(count(TaskState::Dead) == failed, promise, Some(id), || {
+        if found.murky {
+            return Ok(());
+        }
+        let stopped = if found.cancelling.is_some() { count(TaskState::Cancelled) } else { 0 };
+        self.require(count(TaskState::Dead) + stopped == failed, promise, Some(id), || {
             format!("{failed} failed: {list:?}")
         })?;
         for outcome in &list.0 {
@@ -716,7 +845,9 @@ impl Oracle {
         })?;
         let complete = found.submit.complete.unwrap_or_default();
         let state = verdict(complete, all, acked, failed);
-        let right = state == Some(m.state) || (m.state == TaskState::Expired && expired);
+        let right = state == Some(m.state)
+            || (m.state == TaskState::Expired && expired)
+            || (m.state == TaskState::Cancelled && found.cancelling.is_some());
         self.require(right, "§3 all, any and quorum decide", Some(id), || {
             format!(
                 "{complete:?} of {all}, {acked} acked and {failed} failed make {state:?}, told {}",
@@ -725,7 +856,7 @@ impl Oracle {
         })?;
         if self.tasks[&id].over.is_none() {
             // An absent recipient has decided it; when, only the broker knows.
-            let over = Over { state: m.state, at: self.now, turn: 0, result: Payload::NULL, told: true };
+            let over = Over { told: true, ..Over::new(m.state, self.now, 0) };
             self.tasks.get_mut(&id).expect("it was found").over = Some(over);
         }
         Ok(())
@@ -747,8 +878,10 @@ impl Oracle {
                 share.lease.is_none() && self.now >= found.accepted_at + ABSENT_MS * MS
             }
             TaskState::Dead => {
-                ended.is_some_and(|ended| !ended.done) && outcome.attempts == share.charges.len() as u64
+                ended.is_some_and(|ended| !ended.done && !ended.cancelled)
+                    && outcome.attempts == share.charges.len() as u64
             }
+            TaskState::Cancelled if ended.is_some_and(|ended| ended.cancelled) => true,
             _ => ended.is_none() || share.unsure,
         };
         self.require(right, "§3 a task to all tells what became of each recipient", Some(id), || {
