@@ -456,7 +456,6 @@ fn kept_leases_survive_a_crash_and_a_restart() {
 #[test]
 fn who_does_not_come_back_in_time_is_a_lost_worker() {
     for how in ["+ 0ms", "crash"] {
-        let flag = if how == "crash" { " redelivered" } else { " redelivered" };
         check(&format!(
             "a resumable
              a subscribe
@@ -469,7 +468,7 @@ fn who_does_not_come_back_in_time_is_a_lost_worker() {
              + 4999ms
              < nothing
              + 1ms
-             < b: t attempt 2{flag}
+             < b: t attempt 2 redelivered
              a returns t
              < a: anew kept [] lost 1
              a ack t
