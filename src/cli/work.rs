@@ -82,8 +82,15 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Failed> {
 fn log_event(event: WorkerEvent) {
     match event {
         WorkerEvent::Connected { .. } => tracing::info!("connected"),
-        WorkerEvent::Disconnected { closed, .. } => {
+        WorkerEvent::Disconnected { closed, held: 0, .. } => {
             tracing::warn!(code = closed.code, "the connection ended: {}", closed.reason);
+        }
+        WorkerEvent::Disconnected { closed, held, .. } => {
+            tracing::warn!(
+                code = closed.code,
+                "the connection ended: {}; {held} deliveries go on, and are this worker's still if it is back in time",
+                closed.reason
+            );
         }
         WorkerEvent::ConnectFailed { error, .. } => tracing::warn!("cannot connect: {error}"),
         WorkerEvent::LeaseLost { task, .. } => {

@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod auth;
+mod blips;
 mod cli;
 mod cli_manage;
 mod cli_requests;

@@ -6,12 +6,12 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use taskyard_proto::code::CloseCode;
+use taskyard_proto::code::{Advice, CloseCode};
 use taskyard_proto::codec::{Frame, Request, Response};
 use taskyard_proto::message::BATCH_MAX;
 use taskyard_proto::{
-    AwayReason, Bye, ClientMessage, Error, ErrorCode, Finished, Hello, RequestId, ServerMessage, Submit,
-    TaskId, Text, Watch, Welcome,
+    AwayReason, Bye, ClientMessage, Error, ErrorCode, Finished, GivenLease, Hello, LeaseList, Release,
+    RequestId, ServerMessage, Submit, TaskId, Text, Watch, Welcome,
 };
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -20,7 +20,7 @@ use crate::client::{CLOSE_GRACE, Command, Link, RequestError, SubmitCommand, Sub
 use crate::connection::{ConnectError, Connection};
 use crate::options::{ClientEvent, ClientOptions};
 use crate::receiver::{Closed, Incoming, Receiver};
-use crate::reconnect::Backoff;
+use crate::reconnect::{Backoff, Reconnect};
 use crate::sender::{FLUSH_BYTES, PushError, Sender};
 
 /// How many frames are handled before what they led to is sent.
@@ -33,6 +33,9 @@ const BATCH_BYTES: usize = 256 << 10;
 /// How long the broker may take to answer a ping, and to close after `bye`.
 const PING_GRACE: Duration = Duration::from_secs(10);
 const BYE_GRACE: Duration = Duration::from_secs(1);
+/// How long a worker whose tasks go on waits between two tries at most: its session waits for it no
+/// longer than 5 s, unless the broker was told otherwise.
+const RESUME_WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// A connection on which the broker has said `welcome`.
 pub(crate) struct Opened {
@@ -82,7 +85,7 @@ async fn greet(options: &ClientOptions) -> Result<Opened, ConnectError> {
         None => Connection::open(&options.endpoint).await?,
     };
     let (mut sender, mut receiver) = connection.split();
-    let hello = Hello {
+    let mut hello = Hello {
         worker: options.worker.clone(),
         groups: options.groups.clone(),
         labels: options.labels.clone(),
@@ -90,8 +93,18 @@ async fn greet(options: &ClientOptions) -> Result<Opened, ConnectError> {
         client: Some(Text::cut(&options.program)),
         ..Hello::empty()
     };
-    let hello = Request { id: Some(RequestId::Integer(0)), message: hello.into() };
-    sender.push(&hello).map_err(|error| ConnectError::Handshake(error.to_string()))?;
+    if let Some(held) = &options.held {
+        sender.limit_message_bytes(held.introduce(&mut hello));
+    }
+    loop {
+        let request = Request { id: Some(RequestId::Integer(0)), message: hello.clone().into() };
+        match sender.push(&request) {
+            Ok(()) => break,
+            // A broker of short messages does not hear of all that is held: the rest is lost.
+            Err(_) if !hello.in_flight.is_empty() => hello.in_flight.truncate(hello.in_flight.len() / 2),
+            Err(error) => return Err(ConnectError::Handshake(error.to_string())),
+        }
+    }
     sender.flush().await?;
     loop {
         match receiver.receive().await.map_err(ConnectError::Closed)? {
@@ -298,6 +311,18 @@ impl Driver {
         self.away_until = None;
         self.backoff.connected(Instant::now());
         let connection = self.connection;
+        if let Some(held) = &self.options.held {
+            let unheld = held.welcomed(connection, &welcome);
+            if !unheld.is_empty() {
+                // Given up here while nobody could be told.
+                let leases = LeaseList::Many(unheld.into_iter().map(GivenLease::from).collect());
+                self.outgoing.push_front(Outgoing {
+                    message: Release { leases, delay_ms: None }.into(),
+                    connection: Some(connection),
+                    waiter: Waiter::Tell { reply: oneshot::channel().0 },
+                });
+            }
+        }
         emit(&self.options, || ClientEvent::Connected { connection, welcome: welcome.clone() });
         self.link.send_replace(Link::Up { connection, welcome: Box::new(welcome) });
         let watches = self.finishes.keys().map(|task| Outgoing {
@@ -493,6 +518,9 @@ impl Driver {
     /// The connection has ended: what may be sent again will be, the rest is told.
     fn lose(&mut self, closed: &Closed) {
         self.up = false;
+        if let Some(held) = &self.options.held {
+            held.disconnected(closed.advice != Advice::Stop && self.options.reconnect != Reconnect::Never);
+        }
         let mut again = Vec::new();
         for (id, waiter) in self.waiting.drain() {
             match waiter {
@@ -534,6 +562,9 @@ impl Driver {
         loop {
             let now = Instant::now();
             let Some(mut after) = self.backoff.next(advice, now, rand::random()) else { return Err(last) };
+            if self.options.held.as_ref().is_some_and(|held| held.count() > 0) {
+                after = after.min(RESUME_WAIT_MAX);
+            }
             if let Some(until) = self.away_until.take() {
                 after = until.saturating_duration_since(now);
             }
@@ -569,6 +600,9 @@ impl Driver {
     /// There is no connection any more: everybody is told.
     fn end(&mut self, closed: &Closed) {
         self.up = false;
+        if let Some(held) = &self.options.held {
+            held.end();
+        }
         self.commands.close();
         while let Ok(command) = self.commands.try_recv() {
             self.enqueue(command);

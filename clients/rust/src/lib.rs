@@ -15,6 +15,7 @@ pub mod connection;
 pub mod delivery;
 mod driver;
 pub mod endpoint;
+mod held;
 pub mod http;
 pub mod options;
 pub mod receiver;

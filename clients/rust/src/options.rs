@@ -11,6 +11,7 @@ use taskyard_proto::{Encoding, GroupName, Headers, Secret, ServerMessage, Welcom
 
 use crate::connection::Dialer;
 use crate::endpoint::{Endpoint, UrlError};
+use crate::held::Held;
 use crate::receiver::Closed;
 use crate::reconnect::Reconnect;
 
@@ -28,6 +29,8 @@ pub struct ClientOptions {
     pub(crate) reconnect: Reconnect,
     pub(crate) wait_for_broker: bool,
     pub(crate) on_event: Option<EventHook>,
+    /// What a worker holds; a session of others is not resumed.
+    pub(crate) held: Option<Arc<Held>>,
 }
 
 /// How many submits may wait for their answer, unless told otherwise.
@@ -48,6 +51,7 @@ impl ClientOptions {
             reconnect: Reconnect::Always,
             wait_for_broker: false,
             on_event: None,
+            held: None,
         })
     }
 

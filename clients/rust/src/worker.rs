@@ -1,8 +1,13 @@
 //! Takes tasks from a queue and gives each to a handler: leases are extended while it runs, its
-//! result is the ack, its error or its panic the nack, and a lost connection is made again.
+//! result is the ack, its error or its panic the nack.
+//!
+//! A lost connection is made again, and the session with it: what runs goes on meanwhile, and what
+//! gets done waits. Then the broker says which leases are still this worker's. Those live on the new
+//! connection, their results are said there, and again if they may not have arrived; the handlers of
+//! the others hear [`Ending::Disconnected`], as all do whose ack timeout goes by before the broker is
+//! back. [`Worker::resume`] turns this off.
 
 use std::any::Any;
-use std::collections::HashMap;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,9 +18,9 @@ use std::time::Duration;
 
 use taskyard_proto::message::CREDIT_MAX;
 use taskyard_proto::{
-    Ack, AwayReason, Cancelled, ClientMessage, Credit, DelayMs, Drain, Error, ErrorCode, ErrorText, Extend,
-    Flag, LeaseId, LeaseList, Nack, Payload, QueueName, Release, ServerMessage, SettleOutcome, Subscribe,
-    Task, TaskId, Welcome,
+    Ack, AwayReason, Cancelled, ClientMessage, Credit, DelayMs, Drain, Error, ErrorCode, ErrorText, Flag,
+    LeaseId, LeaseList, Nack, Payload, QueueName, Release, ServerMessage, SettleOutcome, Subscribe, Task,
+    TaskId, Welcome,
 };
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
@@ -24,6 +29,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 use crate::client::{Client, Link, RequestError};
 use crate::connection::ConnectError;
 use crate::delivery::{Delivery, Ending};
+use crate::held::{Held, Standing};
 use crate::options::{ClientEvent, ClientOptions, EventHook};
 use crate::receiver::Closed;
 
@@ -44,6 +50,7 @@ struct Settings {
     prefetch: usize,
     settle: Settle,
     auto_extend: bool,
+    resume: bool,
     grace: Duration,
     on_event: Option<WorkerHook>,
 }
@@ -51,7 +58,9 @@ struct Settings {
 /// When a handler's result counts as told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Settle {
-    /// When it is on its way. If the connection breaks just then the task may be done again.
+    /// When it is on its way. If the connection breaks just then the task may be done again; not so where the
+    /// session can be resumed, for there a worker has to hear in any case that the broker has the result, to know
+    /// whether to say it again.
     #[default]
     Sent,
     /// When the broker has said that it is durable; what it says else is an event.
@@ -112,20 +121,23 @@ impl<E: std::error::Error> From<E> for Failure {
 pub enum WorkerEvent {
     /// Subscribed: tasks will come.
     Connected {
-        /// What the broker said.
+        /// What the broker said; after a lost connection also which leases were kept, and which not.
         welcome: Box<Welcome>,
     },
-    /// The connection ended. What still runs has lost its lease; the broker gives it to another.
+    /// The connection ended.
     Disconnected {
         /// How.
         closed: Closed,
+        /// How many deliveries go on, to be taken up with the session. All others have lost their lease; the broker
+        /// gives their tasks to another.
+        held: usize,
     },
     /// A connect has failed.
     ConnectFailed {
         /// Why.
         error: String,
     },
-    /// A handler's result was dropped, for its lease was gone.
+    /// A handler's result does not count, for its lease was gone; or the handler was not begun for that.
     LeaseLost {
         /// The task.
         task: TaskId,
@@ -174,6 +186,7 @@ impl Worker {
             prefetch: 1,
             settle: Settle::default(),
             auto_extend: true,
+            resume: true,
             grace: GRACE,
             on_event: None,
         };
@@ -206,6 +219,14 @@ impl Worker {
         self
     }
 
+    /// Whether tasks go on while the connection is lost, and are still this worker's when it is back within the
+    /// broker's `resume_window_ms`, also after a restart of the broker; on by default. It costs the broker a record
+    /// in its store for each delivery, and an answer to each result. Without it a lost connection ends all leases.
+    pub fn resume(mut self, resume: bool) -> Self {
+        self.settings.resume = resume;
+        self
+    }
+
     /// How long a shutdown waits for what runs; 30 s by default. What runs longer is broken off
     /// and goes back to the queue.
     pub fn grace(mut self, limit: Duration) -> Self {
@@ -229,7 +250,10 @@ impl Worker {
         let Worker { mut options, settings } = self;
         let credit = (settings.concurrency * settings.prefetch).min(CREDIT_MAX as usize);
         let (events, event_queue) = mpsc::channel(EVENTS_PER_LEASE * credit + 64);
-        options.on_event = Some(forward(events, settings.on_event.clone(), options.on_event.take()));
+        let held = Held::new(settings.resume);
+        options.held = Some(held.clone());
+        options.on_event =
+            Some(forward(events, held.clone(), settings.on_event.clone(), options.on_event.take()));
 
         let mut shutdown = std::pin::pin!(shutdown);
         let client = tokio::select! {
@@ -248,18 +272,17 @@ impl Worker {
             credit,
             job: Arc::new(job),
             events: event_queue,
-            leases: HashMap::new(),
+            held,
             tasks: JoinSet::new(),
             connection: 0,
-            up: false,
         };
         running.work(shutdown).await
     }
 }
 
-/// What waits to be handled here for each lease at most: the task, a stop, a revocation, an error,
-/// for the leases of this connection and the last.
-const EVENTS_PER_LEASE: usize = 8;
+/// What waits to be handled here for each lease at most: the task and an error, for the leases of this
+/// connection and the last.
+const EVENTS_PER_LEASE: usize = 4;
 
 type Handling = Pin<Box<dyn Future<Output = Result<Payload, Failure>> + Send>>;
 
@@ -277,15 +300,12 @@ struct Running {
     client: Client,
     credit: usize,
     job: Arc<Job>,
-    events: mpsc::Receiver<(u64, ServerMessage)>,
+    events: mpsc::Receiver<ServerMessage>,
     link: watch::Receiver<Link>,
-    /// What is held, to tell its handler how it ended.
-    leases: HashMap<LeaseId, watch::Sender<Option<Ending>>>,
-    tasks: JoinSet<LeaseId>,
-    /// The connection that the leases belong to; 0 before the first.
+    held: Arc<Held>,
+    tasks: JoinSet<()>,
+    /// The latest connection; 0 before the first.
     connection: u64,
-    /// Whether it still stands.
-    up: bool,
 }
 
 type Subscribing = Pin<Box<dyn Future<Output = Result<(), Box<Error>>> + Send>>;
@@ -313,8 +333,8 @@ impl Running {
                         return Err(WorkerError::Refused(error));
                     }
                 }
-                Some((connection, message)) = self.events.recv() => {
-                    if let Next::Leave = self.take(connection, message) {
+                Some(message) = self.events.recv() => {
+                    if let Next::Leave = self.take(message) {
                         break;
                     }
                 }
@@ -363,91 +383,56 @@ impl Running {
     fn follow_link(&mut self, driver_gone: bool) -> Linked {
         let link = self.link.borrow_and_update().clone();
         if driver_gone {
-            self.lose_leases();
+            self.held.end();
             return Linked::Ended(Closed::broken("the task that drives the connection is gone"));
         }
         match link {
             Link::Up { connection, .. } if connection == self.connection => Linked::Same,
             Link::Up { connection, .. } => {
-                self.lose_leases();
                 self.connection = connection;
-                self.up = true;
                 Linked::Up
             }
-            Link::Down { .. } => {
-                self.lose_leases();
-                Linked::Down
-            }
-            Link::Ended { closed } => {
-                self.lose_leases();
-                Linked::Ended(closed)
-            }
+            Link::Down { .. } => Linked::Down,
+            Link::Ended { closed } => Linked::Ended(closed),
         }
     }
 
-    /// Tells every handler of the last connection that its lease is gone.
-    fn lose_leases(&mut self) {
-        self.up = false;
-        for (_, ending) in self.leases.drain() {
-            ending.send_replace(Some(Ending::Disconnected));
-        }
-    }
-
-    fn take(&mut self, connection: u64, message: ServerMessage) -> Next {
+    fn take(&mut self, message: ServerMessage) -> Next {
         match message {
-            ServerMessage::Task(task) => self.start(connection, task),
-            ServerMessage::Stop(stop) => {
-                let grace = Duration::from_millis(stop.grace_ms);
-                self.end(stop.lease, Ending::Stop { reason: stop.reason.as_str().into(), grace });
+            ServerMessage::Task(task) => self.start(task),
+            ServerMessage::Error(error) => {
+                let message = format!("{}: {}", error.code, error.message.as_str());
+                self.job.emit(|| WorkerEvent::Error { message });
             }
-            ServerMessage::Revoked(revoked) => self.end(revoked.lease, Ending::Revoked(revoked.reason)),
-            ServerMessage::Error(error) => self.refused(&error),
             ServerMessage::GoingAway(away) if away.reason == AwayReason::Operator => return Next::Leave,
             _ => {}
         }
         Next::Go
     }
 
-    fn start(&mut self, connection: u64, task: Task) {
+    fn start(&mut self, task: Task) {
         let Some(lease) = task.lease else { return };
-        // Of a connection that is over already: the broker gives it to another.
-        if !self.up || connection != self.connection {
-            return;
-        }
-        let (ending, ending_seen) = watch::channel(None);
-        self.leases.insert(lease, ending);
-        let delivery = Delivery::new(task, lease, connection, self.client.clone(), ending_seen);
+        let Some(standing) = self.held.follow(lease) else {
+            // Lost before it began: the broker gives it to another.
+            let task = task.task;
+            return self.job.emit(|| WorkerEvent::LeaseLost { task });
+        };
+        let holding = Holding { held: self.held.clone(), lease, standing: standing.clone() };
+        let delivery = Delivery::new(task, lease, self.client.clone(), self.held.clone(), standing);
         let job = self.job.clone();
         self.tasks.spawn(async move {
+            let _holding = holding;
             job.handle(delivery).await;
-            lease
         });
     }
 
-    fn end(&mut self, lease: LeaseId, ending: Ending) {
-        if let Some(sender) = self.leases.get(&lease) {
-            sender.send_replace(Some(ending));
-        }
-    }
-
-    /// An error about something that was said without asking for an answer.
-    fn refused(&mut self, error: &Error) {
-        let lease = error.lease.0.as_ref().and_then(|lease| LeaseId::parse(lease.as_str()));
-        if let (ErrorCode::LeaseLost, Some(lease)) = (error.code, lease) {
-            self.end(lease, Ending::Revoked(taskyard_proto::RevokeReason::AckTimeout));
-        }
-        let message = format!("{}: {}", error.code, error.message.as_str());
-        self.job.emit(|| WorkerEvent::Error { message });
-    }
-
-    fn forget(&mut self, ended: Result<LeaseId, tokio::task::JoinError>) {
-        match ended {
-            Ok(lease) => drop(self.leases.remove(&lease)),
-            Err(error) => self.job.emit(|| WorkerEvent::Error {
+    fn forget(&mut self, ended: Result<(), tokio::task::JoinError>) {
+        if let Err(error) = ended {
+            self.job.emit(|| WorkerEvent::Error {
                 message: format!(
                     "a delivery ended without a settle: {error}; its task comes again when its lease ends"
                 ),
-            }),
+            });
         }
     }
 
@@ -470,16 +455,17 @@ impl Running {
             tokio::select! {
                 answer = done(&mut asked) => {
                     asked = None;
-                    if let Err(error) = answer {
+                    // Without a connection there is nothing to end: the next is not subscribed to anything.
+                    if let Err(error @ (RequestError::Refused(_) | RequestError::TooLarge(_))) = answer {
                         self.job.emit(|| WorkerEvent::Error { message: error.to_string() });
                     }
                 }
-                // A connection that is made again is not subscribed to anything.
+                // What is held may be taken up by a next connection, and its results said there.
                 changed = self.link.changed() => if let Linked::Ended(_) = self.follow_link(changed.is_err()) {
                     break;
                 },
-                Some((connection, message)) = self.events.recv() => {
-                    self.take(connection, message);
+                Some(message) = self.events.recv() => {
+                    self.take(message);
                 }
                 Some(ended) = self.tasks.join_next() => self.forget(ended),
                 () = &mut deadline => {
@@ -498,12 +484,25 @@ impl Running {
 
     /// There is no way to settle any more: what runs is told, and gets its time to end.
     async fn finish(&mut self) {
-        self.lose_leases();
+        self.held.end();
         let ending = async { while self.tasks.join_next().await.is_some() {} };
         // What does not end in time is broken off: its lease is gone anyway.
         let _ = timeout(self.job.settings.grace, ending).await;
         self.tasks.shutdown().await;
         self.client.clone().close().await;
+    }
+}
+
+/// One delivery at work. Dropped, however that ended, nobody holds its lease.
+struct Holding {
+    held: Arc<Held>,
+    lease: LeaseId,
+    standing: watch::Receiver<Standing>,
+}
+
+impl Drop for Holding {
+    fn drop(&mut self) {
+        self.held.forget(self.lease, &self.standing);
     }
 }
 
@@ -522,7 +521,14 @@ enum Next {
 impl Job {
     /// One delivery, from its arrival to its settle.
     async fn handle(&self, delivery: Delivery) {
-        let extending = self.extend(&delivery);
+        tokio::select! {
+            () = self.carry_out(&delivery) => {}
+            never = delivery.run_out() => never,
+        }
+    }
+
+    async fn carry_out(&self, delivery: &Delivery) {
+        let extending = self.extend(delivery);
         let handling = async {
             let mut draining = self.draining.subscribe();
             let slot = tokio::select! {
@@ -540,25 +546,33 @@ impl Job {
             result = handling => result,
             never = extending => never,
         };
-        self.settle(&delivery, result).await;
+        self.settle(delivery, result).await;
     }
 
     /// Keeps the lease alive for as long as it is polled.
     async fn extend<T>(&self, delivery: &Delivery) -> T {
         let every = Duration::from_millis(delivery.ack_timeout_ms.max(100)) / 3;
-        if self.settings.auto_extend {
-            let mut ticks = interval_at(Instant::now() + every, every);
-            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            loop {
-                ticks.tick().await;
-                let extend = Extend { lease: delivery.lease().into(), ack_timeout_ms: None };
-                // Without an `id`: an extension that is too late comes back as an error about the lease.
-                if delivery.holds_lease() && delivery.tell(extend).await.is_err() {
-                    break;
-                }
-            }
+        if !self.settings.auto_extend {
+            return std::future::pending().await;
         }
-        std::future::pending().await
+        let mut ticks = interval_at(Instant::now() + every, every);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut connection = delivery.connection();
+        let mut lost = false;
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                next = delivery.connection_but(connection), if !lost => match next {
+                    // While there was none nobody could.
+                    Some(_) => {
+                        connection = next;
+                        ticks.reset();
+                    }
+                    None => lost = true,
+                },
+            }
+            delivery.extend_now().await;
+        }
     }
 
     async fn settle(&self, delivery: &Delivery, result: Result<Payload, Failure>) {
@@ -567,16 +581,7 @@ impl Job {
             self.emit(|| WorkerEvent::LeaseLost { task });
             return;
         }
-        let message = settle_message(delivery, result);
-        let sent = match self.settings.settle {
-            Settle::Sent => delivery.tell(message).await,
-            Settle::Confirmed => delivery.request(message).await.map(|answer| match answer {
-                ServerMessage::Settled(settled) if settled.outcome.0 == Some(SettleOutcome::LeaseLost) => {
-                    self.emit(|| WorkerEvent::LeaseLost { task });
-                }
-                _ => {}
-            }),
-        };
+        let sent = self.say(delivery, settle_message(delivery, result)).await;
         match sent {
             Ok(()) => {}
             // What cannot be sent would never be settled: say so, and do not wait for the lease's end.
@@ -585,7 +590,7 @@ impl Job {
                     message: format!("the result of task {task} was not sent: {error}"),
                 });
                 let nack = settle_message(delivery, Err(Failure::fatal(error)));
-                if delivery.tell(nack).await.is_err() {
+                if self.say(delivery, nack).await.is_err() {
                     self.emit(|| WorkerEvent::LeaseLost { task });
                 }
             }
@@ -596,6 +601,22 @@ impl Job {
             }
             Err(_) => self.emit(|| WorkerEvent::LeaseLost { task }),
         }
+    }
+
+    /// Says a result, until the broker knows it where that must be known.
+    async fn say(&self, delivery: &Delivery, message: ClientMessage) -> Result<(), RequestError> {
+        if self.settings.settle == Settle::Sent && !delivery.is_resumable() {
+            return delivery.tell(message).await;
+        }
+        delivery.said();
+        match delivery.request(message).await? {
+            ServerMessage::Settled(settled) if settled.outcome.0 == Some(SettleOutcome::LeaseLost) => {
+                self.emit(|| WorkerEvent::LeaseLost { task: delivery.task });
+            }
+            // `ok`, or `already`: it had arrived before the connection was lost.
+            _ => {}
+        }
+        Ok(())
     }
 
     fn emit(&self, event: impl FnOnce() -> WorkerEvent) {
@@ -666,7 +687,8 @@ async fn done<F: Future + Unpin>(future: &mut Option<F>) -> F::Output {
 
 /// Sends the broker's messages to the worker, and tells its owner about the connection.
 fn forward(
-    events: mpsc::Sender<(u64, ServerMessage)>,
+    events: mpsc::Sender<ServerMessage>,
+    held: Arc<Held>,
     hook: Option<WorkerHook>,
     client_hook: Option<EventHook>,
 ) -> EventHook {
@@ -681,14 +703,27 @@ fn forward(
         };
         match event {
             ClientEvent::Message { connection, message } => {
-                let text = message.type_text();
-                if let Err(mpsc::error::TrySendError::Full(_)) = events.try_send((connection, message)) {
+                // At once: what has arrived is named when the session is taken up.
+                held.hear(connection, &message);
+                if !matches!(
+                    message,
+                    ServerMessage::Task(_) | ServerMessage::Error(_) | ServerMessage::GoingAway(_)
+                ) {
+                    return;
+                }
+                if let Err(mpsc::error::TrySendError::Full(message)) = events.try_send(message) {
+                    if let ServerMessage::Task(Task { lease: Some(lease), .. }) = &message {
+                        held.lose(*lease, Ending::Disconnected);
+                    }
+                    let text = message.type_text();
                     let message =
                         format!("a `{text}` was dropped: the broker sent more than the credit allows");
                     tell(WorkerEvent::Error { message });
                 }
             }
-            ClientEvent::Disconnected { closed, .. } => tell(WorkerEvent::Disconnected { closed }),
+            ClientEvent::Disconnected { closed, .. } => {
+                tell(WorkerEvent::Disconnected { closed, held: held.count() });
+            }
             ClientEvent::ConnectFailed { error } => tell(WorkerEvent::ConnectFailed { error }),
             ClientEvent::Connected { .. } | ClientEvent::Retry { .. } | ClientEvent::Ended { .. } => {}
         }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use taskyard_client::proto::codec::{self, Encoding, Request, Response};
 use taskyard_client::proto::{
-    Accepted, ClientMessage, LeaseId, Limits, Payload, QueueName, RequestId, ServerMessage, Submit,
+    Accepted, ClientMessage, Hello, LeaseId, Limits, Payload, QueueName, RequestId, ServerMessage, Submit,
     Subscribed, Task, TaskId, Text, Welcome, WorkerName,
 };
 use taskyard_client::{ClientOptions, Dialer};
@@ -51,11 +51,29 @@ impl Broker {
 
     /// The next connection, upgraded and welcomed.
     pub(crate) async fn welcomed(&mut self) -> Peer {
-        let mut peer = self.upgraded().await;
-        let hello = peer.request().await;
-        assert!(matches!(hello.message, ClientMessage::Hello(_)), "{hello:?}");
-        peer.answer(&hello, welcome()).await;
+        let (mut peer, _) = self.greeted().await;
+        peer.welcome(welcome()).await;
         peer
+    }
+
+    /// The next connection that is still there, upgraded, and what it said first.
+    pub(crate) async fn greeted(&mut self) -> (Peer, Hello) {
+        loop {
+            let mut stream = self.stream().await;
+            // One that was given up while nobody answered it.
+            let Some(key) = try_read_upgrade(&mut stream).await else { continue };
+            let answer = upgrade_answer(&key.accept, &key.protocol);
+            if stream.write_all(answer.as_bytes()).await.is_err() {
+                continue;
+            }
+            let mut peer = Peer::new(stream, &key.protocol);
+            let hello = peer.request().await;
+            assert_eq!(hello.id, Some(RequestId::Integer(0)));
+            match hello.message {
+                ClientMessage::Hello(hello) => return (peer, *hello),
+                other => panic!("expected a hello, heard {other:?}"),
+            }
+        }
     }
 }
 
@@ -191,6 +209,11 @@ impl Peer {
             *byte ^= mask[at % 4];
         }
         Some((head[0] & 0x0F, body))
+    }
+
+    /// Answers the hello.
+    pub(crate) async fn welcome(&mut self, welcome: Welcome) {
+        self.respond(Some(RequestId::Integer(0)), welcome).await;
     }
 
     pub(crate) async fn say(&mut self, message: impl Into<ServerMessage>) {

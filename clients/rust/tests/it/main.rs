@@ -5,6 +5,7 @@
 mod client;
 mod connection;
 mod fake;
+mod resume;
 #[cfg(feature = "tls")]
 mod tls;
 mod worker;

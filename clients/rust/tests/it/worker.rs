@@ -16,13 +16,16 @@ use tokio::time::Instant;
 
 use crate::fake::{Broker, Heard, Peer, broker, queue, submit};
 
-fn worker(options: ClientOptions) -> (Worker, mpsc::UnboundedReceiver<WorkerEvent>) {
+pub(crate) fn worker(options: ClientOptions) -> (Worker, mpsc::UnboundedReceiver<WorkerEvent>) {
     let (sender, events) = mpsc::unbounded_channel();
     (Worker::new(options, queue()).on_event(move |event| drop(sender.send(event))), events)
 }
 
 /// A worker at work until the sender is dropped or used.
-fn run<H, F>(worker: Worker, handler: H) -> (JoinHandle<Result<(), WorkerError>>, oneshot::Sender<()>)
+pub(crate) fn run<H, F>(
+    worker: Worker,
+    handler: H,
+) -> (JoinHandle<Result<(), WorkerError>>, oneshot::Sender<()>)
 where
     H: Fn(taskyard_client::Delivery) -> F + Send + Sync + 'static,
     F: Future<Output = Result<Payload, Failure>> + Send + 'static,
@@ -31,13 +34,13 @@ where
     (tokio::spawn(worker.run(handler, stopped)), stop)
 }
 
-async fn subscribed(broker: &mut Broker) -> Peer {
+pub(crate) async fn subscribed(broker: &mut Broker) -> Peer {
     let mut peer = broker.welcomed().await;
     peer.subscribed().await;
     peer
 }
 
-fn leases(message: &ClientMessage) -> LeaseId {
+pub(crate) fn leases(message: &ClientMessage) -> LeaseId {
     match message {
         ClientMessage::Ack(ack) => match &ack.leases {
             LeaseList::One(lease) => lease.id().unwrap(),
@@ -48,14 +51,14 @@ fn leases(message: &ClientMessage) -> LeaseId {
 }
 
 /// Answers what a worker says when it leaves.
-async fn leaves(peer: &mut Peer) {
+pub(crate) async fn leaves(peer: &mut Peer) {
     let drain = peer.request().await;
     assert!(matches!(drain.message, ClientMessage::Drain(_)), "{drain:?}");
     peer.answer(&drain, Done::PLAIN).await;
     bye(peer).await;
 }
 
-async fn bye(peer: &mut Peer) {
+pub(crate) async fn bye(peer: &mut Peer) {
     let bye = peer.request().await;
     assert!(matches!(bye.message, ClientMessage::Bye(_)), "{bye:?}");
     peer.close(1000, "").await;
@@ -297,7 +300,7 @@ async fn the_result_of_a_lost_lease_is_dropped_and_told() {
     peer.close(1012, "restart").await;
     until(
         &mut events,
-        |event| matches!(event, WorkerEvent::Disconnected { closed } if closed.code == Some(1012)),
+        |event| matches!(event, WorkerEvent::Disconnected { closed, held: 0 } if closed.code == Some(1012)),
     )
     .await;
     until(&mut events, |event| matches!(event, WorkerEvent::LeaseLost { task: TaskId(2) })).await;
@@ -311,7 +314,10 @@ async fn the_result_of_a_lost_lease_is_dropped_and_told() {
     assert!(tokio::time::timeout(Duration::from_secs(1), peer.hear()).await.is_err());
 }
 
-async fn until(events: &mut mpsc::UnboundedReceiver<WorkerEvent>, wanted: impl Fn(&WorkerEvent) -> bool) {
+pub(crate) async fn until(
+    events: &mut mpsc::UnboundedReceiver<WorkerEvent>,
+    wanted: impl Fn(&WorkerEvent) -> bool,
+) {
     loop {
         let event = events.recv().await.expect("the worker is there");
         if wanted(&event) {
