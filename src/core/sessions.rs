@@ -191,9 +191,10 @@ impl Shard {
                 let of = subscriptions.get(key.0 as usize).and_then(|s| sessions.get(&s.session));
                 of.is_some_and(|other| other.worker == session.worker)
             });
-            if next.is_some() {
-                queue.workers[lane as usize].subscription = next;
-                return;
+            if let Some(next) = next {
+                queue.workers[lane as usize].subscription = Some(next);
+                // What waits for that worker waits for this one now.
+                return self.feed(next, fx);
             }
         }
         queue.workers[lane as usize].subscription = None;
