@@ -157,6 +157,11 @@ impl<S: Storage> Log<S> {
         for name in &directory.leftovers {
             self.storage.remove(name).map_err(LogError::io("remove", name))?;
         }
+        if !directory.leftovers.is_empty() {
+            // A file system without a journal could else keep the rename of a new file of that name, and not that
+            // it is a new one.
+            self.storage.sync_dir().map_err(LogError::io("sync the directory of", "what was left over"))?;
+        }
         for (number, name) in &directory.spares {
             let file = self.storage.open(name).map_err(LogError::io("open", name))?;
             let bytes = file.length().map_err(LogError::io("measure", name))?;
