@@ -322,6 +322,9 @@ impl Shard {
         if lease.slot != task {
             self.aliases.remove(&lease.number);
         }
+        if !self.stops.is_empty() {
+            self.stops.remove(&lease.number);
+        }
         fx.hops.push((Hop::DeliveredToSettled, self.now.micros_since(lease.since)));
         self.leases_out -= 1;
         let of = &mut self.queues[queue as usize];

@@ -91,6 +91,8 @@ impl Shard {
                     let (session, number) = (lease.session, lease.number);
                     let stop = Stop { lease: lease.id(recipient), reason: Text::cut("cancelled"), grace_ms };
                     fx.send(session, stop);
+                    let by = self.stops.entry(number).or_insert(until);
+                    *by = until.min(*by);
                     self.timers.set(until, Timer::Stop { task: key, recipient, number });
                 }
                 _ => {

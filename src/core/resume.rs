@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use taskyard_proto::message::lease_text;
-use taskyard_proto::{CloseCode, GivenLease, Hello, LeaseId, Resume, Secret, Text};
+use taskyard_proto::{CloseCode, GivenLease, Hello, LeaseId, Resume, Secret, Stop, Text};
 
 use super::access::Access;
 use super::command::SessionId;
@@ -22,6 +22,8 @@ pub(super) struct Resumed {
     pub(super) lost: Vec<Text<48>>,
     /// Leases that were not named: they return, free.
     pub(super) dropped: Vec<(u32, u32)>,
+    /// What was said while nobody was there to hear it.
+    pub(super) stops: Vec<Stop>,
 }
 
 /// A resume token as text.
@@ -94,6 +96,12 @@ impl Shard {
         resumed
             .dropped
             .sort_unstable_by_key(|(task, recipient)| (self.tasks[*task as usize].spec.seq, *recipient));
+        for lease in &resumed.kept {
+            if let Some(until) = self.stops.get(&lease.number) {
+                let grace_ms = until.ms_since(self.now);
+                resumed.stops.push(Stop { lease: *lease, reason: Text::cut("cancelled"), grace_ms });
+            }
+        }
         if let Some(key) = session.resume_key {
             self.resume_keys.insert(key, id);
         }

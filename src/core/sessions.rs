@@ -126,6 +126,9 @@ impl Shard {
             barrier: false,
             message: welcome.into(),
         });
+        for stop in resumed.stops {
+            fx.send(id, stop);
+        }
         self.return_dropped(resumed.dropped, fx);
     }
 

@@ -156,6 +156,8 @@ pub struct Shard {
     pub(super) resume_keys: HashMap<u128, SessionId>,
     /// Where the tasks are whose leases were given before a restart, by the number of the lease.
     pub(super) aliases: HashMap<u64, u32>,
+    /// Until when workers may take to stop, by the number of the lease: whoever was away is told once more.
+    pub(super) stops: HashMap<u64, Time>,
     /// Pulls that wait.
     pub(super) pulls: HashMap<CallId, SessionId>,
     /// The latest settles of what pulls brought, and their order.
@@ -201,6 +203,7 @@ impl Shard {
             rooms: Rooms::default(),
             resume_keys: HashMap::default(),
             aliases: HashMap::default(),
+            stops: HashMap::default(),
             pulls: HashMap::default(),
             pulled_settles: HashMap::default(),
             pulled_order: VecDeque::new(),

@@ -349,3 +349,26 @@ fn an_old_socket_is_replaced_by_the_one_that_resumes() {
     let welcome = broker.ws().gets("welcome", json!({"type": "hello", "resume": token}));
     assert_eq!(welcome["resumed"], false);
 }
+
+#[test]
+fn a_stop_that_came_while_a_worker_was_away_is_said_again() {
+    let broker = Broker::in_memory();
+    let (mut worker, token) = resumable(&broker, "w");
+    worker.subscribe("q", 10);
+    let mut producer = broker.ws();
+    let id = producer.submit(json!({"queue": "q", "watch": true}));
+    let task = worker.task();
+    drop(worker);
+    until("it is away", || {
+        let workers = broker.get("/v1/workers").json()["workers"].clone();
+        workers.as_array().unwrap().iter().any(|w| w["worker"] == "w" && w["away"] == true).then_some(())
+    });
+    producer.gets("ok", json!({"type": "cancel", "task": id, "grace_ms": 60_000}));
+    let mut back = broker.ws();
+    back.gets("welcome", json!({"type": "hello", "resume": token, "in_flight": [task["lease"]]}));
+    let stop = back.wait_for("stop");
+    assert_eq!(stop["lease"], task["lease"]);
+    assert!(stop["grace_ms"].as_u64().is_some_and(|ms| ms > 0 && ms <= 60_000), "{stop}");
+    back.gets("settled", json!({"type": "cancelled", "lease": task["lease"]}));
+    assert_eq!(producer.wait_for("finished")["state"], "cancelled");
+}
