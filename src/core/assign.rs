@@ -5,6 +5,7 @@ use std::hash::{BuildHasher as _, Hasher as _};
 use taskyard_proto::{Assign, Key, LeaseId, Mode, WorkerName};
 
 use super::effect::{Effects, Hop, Output};
+use super::pull::BYTES_MAX;
 use super::queue::{LaneKey, Rate, Tally};
 use super::ready::{Entry, Rank, Ranking, Verdict};
 use super::record::{Amendment, StoreOp};
@@ -170,6 +171,9 @@ impl Shard {
         let held_at = session.held.len() as u32;
         session.held.push((task, recipient));
         let found = &self.tasks[task as usize];
+        if let Some(pull) = &mut session.pull {
+            pull.bytes += found.spec.payload.bytes().len();
+        }
         let deadline = self.now.plus_ms(u64::from(found.spec.ack_timeout_ms));
         let resume_key = session.resume_key.filter(|_| !auto);
         let pulled = session.pull.is_some();
@@ -275,10 +279,14 @@ impl Shard {
         let fair = tasks[task as usize].spec.keys.as_ref().and_then(|keys| keys.fair.as_ref());
         let queue = &mut queues[queue as usize];
         queue.ready_mut(&lane).remove(priority, entry, fair);
-        if let LaneKey::Worker(lane) = lane {
-            // It may have come to anybody while its worker was absent.
-            queue.any.ready.remove(priority, entry, fair);
-            queue.drop_worker_lane_if_empty(lane);
+        match lane {
+            LaneKey::Any => {}
+            LaneKey::Group(group) => queue.drop_group_lane_if_empty(&group),
+            LaneKey::Worker(lane) => {
+                // It may have come to anybody while its worker was absent.
+                queue.any.ready.remove(priority, entry, fair);
+                queue.drop_worker_lane_if_empty(lane);
+            }
         }
     }
 
@@ -289,6 +297,7 @@ impl Shard {
         let open = !self.draining
             && !session.draining
             && !session.silent
+            && session.pull.as_ref().is_none_or(|pull| pull.bytes < BYTES_MAX)
             && subscription.unsettled < subscription.credit;
         if open == subscription.open {
             return;

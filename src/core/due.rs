@@ -5,7 +5,7 @@ use taskyard_proto::{RevokeReason, TaskState};
 
 use super::effect::{Effects, Output};
 use super::fanout::Fate;
-use super::queue::Tally;
+use super::queue::{Queue, Tally};
 use super::record::Failure;
 use super::session::SubscriptionKey;
 use super::shard::{ABSENT_MS, Shard};
@@ -165,8 +165,9 @@ impl Shard {
 }
 
 /// Whether a timer may still do something.
-pub(super) fn timer_matters(tasks: &Slab<Task>, timer: &Timer) -> bool {
+pub(super) fn timer_matters(tasks: &Slab<Task>, queues: &Slab<Queue>, at: Time, timer: &Timer) -> bool {
     let task = |key: u32| tasks.get(key as usize);
+    let queue = |key: u32| queues.get(key as usize);
     match *timer {
         Timer::Lease { task: key, recipient, number }
         | Timer::RunLimit { task: key, recipient, number }
@@ -177,11 +178,14 @@ pub(super) fn timer_matters(tasks: &Slab<Task>, timer: &Timer) -> bool {
         Timer::Due { task: key, seq, .. }
         | Timer::Expires { task: key, seq }
         | Timer::Offer { task: key, seq, .. } => task(key).is_some_and(|t| t.spec.seq == seq),
+        // Each that is said anew sets another: only the latest stands for something.
+        Timer::Kept { queue: key } => queue(key).is_some_and(|q| q.kept_timer == Some(at)),
+        Timer::Rate { queue: key } => queue(key).is_some_and(|q| q.rate_timer == Some(at)),
+        Timer::Unpause { queue: key } => {
+            queue(key).and_then(|q| q.pause.as_ref()).is_some_and(|pause| pause.until == Some(at))
+        }
         Timer::Absent { .. }
-        | Timer::Kept { .. }
-        | Timer::Rate { .. }
         | Timer::Dedup { .. }
-        | Timer::Unpause { .. }
         | Timer::Resume { .. }
         | Timer::Schedule { .. }
         | Timer::Job { .. } => true,

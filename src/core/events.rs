@@ -27,8 +27,8 @@ impl History {
     fn push(&mut self, event: Event) {
         self.bytes += event.data.bytes().len();
         self.events.push_back(event);
-        while self.events.len() > HISTORY_EVENTS || (self.bytes > HISTORY_BYTES && self.events.len() > 1) {
-            let gone = self.events.pop_front().expect("there is more than one");
+        while self.events.len() > HISTORY_EVENTS || self.bytes > HISTORY_BYTES {
+            let gone = self.events.pop_front().expect("what is over a bound is there");
             self.bytes -= gone.data.bytes().len();
         }
     }

@@ -72,7 +72,8 @@ impl Shard {
         match found.shut(now) {
             None => false,
             Some(Shut::Rate(at)) => {
-                if !std::mem::replace(&mut found.rate_timer, true) {
+                if found.rate_timer.is_none() {
+                    found.rate_timer = Some(at);
                     self.timers.set(at, Timer::Rate { queue });
                 }
                 true
@@ -81,9 +82,11 @@ impl Shard {
         }
     }
 
-    pub(super) fn rate_due(&mut self, queue: u32) {
-        if let Some(found) = self.queues.get_mut(queue as usize) {
-            found.rate_timer = false;
+    pub(super) fn rate_due(&mut self, queue: u32, at: Time) {
+        if let Some(found) = self.queues.get_mut(queue as usize)
+            && found.rate_timer == Some(at)
+        {
+            found.rate_timer = None;
             self.pump_later(queue);
         }
     }

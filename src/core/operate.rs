@@ -46,6 +46,13 @@ enum Kind {
     Delete { tasks: VecDeque<TaskId> },
 }
 
+impl Kind {
+    /// Whether it goes on at a rate of its own, however long that takes.
+    fn is_slow(&self) -> bool {
+        matches!(self, Kind::Redrive { rate_per_s: Some(_), .. })
+    }
+}
+
 impl Shard {
     pub(super) fn manage(
         &mut self,
@@ -83,7 +90,7 @@ impl Shard {
                 if found.settings.rate_per_s != rate {
                     // What the old rate would make wait does not wait for it.
                     found.rate_until = found.rate_until.min(self.now);
-                    found.rate_timer = false;
+                    found.rate_timer = None;
                 }
                 found.recheck();
                 if let Some(oldest) = found.kept.front() {
@@ -280,7 +287,10 @@ impl Shard {
         kind: Kind,
         fx: &mut Effects,
     ) -> Result<(), Error> {
-        if self.jobs.len() >= JOBS_MAX {
+        if kind.is_slow() {
+            // One may take years: a queue has one, the latest, and it is in nobody else's way.
+            self.jobs.retain(|_, job| job.queue != queue || !job.kind.is_slow());
+        } else if self.jobs.values().filter(|job| !job.kind.is_slow()).count() >= JOBS_MAX {
             let text = format!(
                 "{JOBS_MAX} purges, redrives and the like are under way, the most that may: try again when one is done"
             );
@@ -347,7 +357,7 @@ impl Shard {
                 _ => job.count += 1,
             }
         }
-        more.then_some(self.now)
+        more.then_some(self.soon())
     }
 
     fn dead_slice(&mut self, job: &mut Job, fx: &mut Effects) -> Option<Time> {
@@ -358,9 +368,10 @@ impl Shard {
         };
         // At a rate, a hundredth of a second's worth at a time.
         let most = rate.map_or(SLICE_TASKS, |rate| ((rate * 0.01) as usize).clamp(1, SLICE_TASKS));
-        let mut done = 0;
-        while done < most {
+        let (mut done, mut looked) = (0, 0);
+        while done < most && looked < SLICE_SLOTS {
             let id = tasks.pop_front()?;
+            looked += 1;
             // Somebody else may have been quicker.
             let Some(key) = self.dead_letter(job.queue, id) else { continue };
             if again {
@@ -372,7 +383,13 @@ impl Shard {
             job.count += 1;
         }
         let pause_us = rate.map_or(0.0, |rate| done as f64 / rate * 1e6);
-        (!tasks.is_empty()).then_some(Time(self.now.0.saturating_add(pause_us as u64)))
+        (!tasks.is_empty()).then_some(self.soon().max(Time(self.now.0.saturating_add(pause_us as u64))))
+    }
+
+    /// When the next slice is due: not at this very moment, which whoever does all that is due would call due still,
+    /// and no command would come between two slices.
+    fn soon(&self) -> Time {
+        Time(self.now.0.saturating_add(1))
     }
 }
 

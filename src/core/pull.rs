@@ -3,6 +3,8 @@
 //! What a pull brought is held by a session of its own, which no socket belongs to; it ends with its last lease.
 //! Whoever shows such a lease, and may consume from its queue, may settle it.
 
+use std::sync::Arc;
+
 use taskyard_proto::message::Credit;
 use taskyard_proto::{ClientMessage, Error, ErrorCode, GivenLease, LeaseList, Mode, Subscribe};
 
@@ -19,6 +21,10 @@ use super::shard::Shard;
 /// is sent again soon.
 const SETTLED_MAX: usize = 65_536;
 
+/// How many bytes of payloads an answer has, beyond which it takes no further task: unlike a socket's, it is written
+/// as a whole.
+pub(super) const BYTES_MAX: usize = 16 << 20;
+
 impl Shard {
     pub(super) fn pull(&mut self, pull: Pull, fx: &mut Effects) {
         let refused = |error, fx: &mut Effects| {
@@ -30,14 +36,19 @@ impl Shard {
             return refused(error, fx);
         }
         let allowed = self.check_grant(pull.access.as_deref(), Action::Consume, &pull.queue);
-        if let Err(error) = allowed.and_then(|()| self.use_queue(pull.access.as_deref(), &pull.queue)) {
+        let queue = match allowed.and_then(|()| self.use_queue(pull.access.as_deref(), &pull.queue)) {
+            Ok(queue) => queue,
+            Err(error) => return refused(error, fx),
+        };
+        if let Some(error) = self.name_is_anothers(&pull, queue) {
             return refused(error, fx);
         }
         let mut session = Session::new(pull.worker, pull.groups, self.now);
         session.groups.sort_unstable();
         session.groups.dedup();
         session.access = pull.access;
-        session.pull = Some(Box::new(Pulling { call: pull.call, tasks: Vec::new(), answered: false }));
+        session.pull =
+            Some(Box::new(Pulling { call: pull.call, tasks: Vec::new(), bytes: 0, answered: false }));
         self.sessions.insert(pull.session, session);
         self.pulls.insert(pull.call, pull.session);
         let subscribe = Subscribe {
@@ -47,6 +58,21 @@ impl Shard {
             explicit_start: false,
         };
         self.subscribe(Origin::Implied(pull.session), pull.session, subscribe, fx);
+    }
+
+    /// Tasks to a worker go by its name, and on a queue that is whose account came first. Several of one account may
+    /// go by it.
+    fn name_is_anothers(&self, pull: &Pull, queue: u32) -> Option<Error> {
+        let holder = self.queues[queue as usize].worker_subscription(&pull.worker)?;
+        let holder = self.sessions.get(&self.subscriptions.get(holder.0 as usize)?.session)?;
+        let account = |access: Option<&Arc<Access>>| access.map(|access| access.account.clone());
+        (account(holder.access.as_ref()) != account(pull.access.as_ref())).then(|| {
+            let text = format!(
+                "worker name {} is taken on queue {} by a worker of another account: choose another name",
+                pull.worker, pull.queue
+            );
+            Error::new(ErrorCode::Conflict, text)
+        })
     }
 
     /// Answers a pull with what it has got: its subscription is gone with that.
@@ -114,7 +140,13 @@ impl Shard {
             return fx.answer(&origin, Error::new(ErrorCode::BadRequest, text));
         };
         let session = self.pulled_by(&lease, access);
-        let known = lease.id().is_some_and(|id| self.pulled_settles.contains_key(&id.number));
+        let may = |queue: &u32| {
+            let queue = self.queues.get(*queue as usize);
+            queue.is_some_and(|q| access.is_none_or(|a| a.grants.may(Action::Consume, q.name.as_str())))
+        };
+        let settled = lease.id().and_then(|id| self.pulled_settles.get(&id.number));
+        // Of a queue that is not theirs: as if it were not.
+        let known = settled.is_some_and(|(_, queue)| may(queue));
         // One that was settled has no session any longer; what was said of it is remembered all the same.
         match session.or(known.then_some(NOBODY)) {
             Some(session) => self.say(origin, session, message, fx),
@@ -145,7 +177,7 @@ impl Shard {
         }
     }
 
-    pub(super) fn remember_settle(&mut self, session: SessionId, number: u64, verb: Verb) {
+    pub(super) fn remember_settle(&mut self, session: SessionId, queue: u32, number: u64, verb: Verb) {
         let Some(found) = self.sessions.get_mut(&session) else { return };
         if found.pull.is_none() {
             return found.remember_settle(number, verb);
@@ -156,12 +188,12 @@ impl Shard {
             self.pulled_settles.remove(&oldest);
         }
         self.pulled_order.push_back(number);
-        self.pulled_settles.insert(number, verb);
+        self.pulled_settles.insert(number, (verb, queue));
     }
 
     pub(super) fn has_settled(&self, session: SessionId, lease: taskyard_proto::LeaseId, verb: Verb) -> bool {
         if session == NOBODY {
-            return self.pulled_settles.get(&lease.number) == Some(&verb);
+            return self.pulled_settles.get(&lease.number).is_some_and(|(settled, _)| *settled == verb);
         }
         self.sessions.get(&session).is_some_and(|found| found.has_settled(lease, verb))
     }

@@ -78,8 +78,8 @@ pub(super) struct Queue {
     pub(super) bytes: u64,
     /// When the rate is used up to.
     pub(super) rate_until: Time,
-    /// Whether a timer stands for the rate.
-    pub(super) rate_timer: bool,
+    /// When the timer for the rate goes off.
+    pub(super) rate_timer: Option<Time>,
     /// Tasks that have an order key, by the key.
     pub(super) chains: HashMap<Key, Chain>,
     /// Those of them that wait behind another of their key, by their place in order of acceptance.
@@ -112,6 +112,8 @@ pub(super) struct Queue {
 pub(super) struct Lane {
     pub(super) ready: ReadyList,
     pub(super) ring: Ring,
+    /// How many subscriptions there are of a group's.
+    pub(super) members: u32,
 }
 
 /// The tasks of one worker.
@@ -143,7 +145,7 @@ impl Queue {
             leased: 0,
             bytes: 0,
             rate_until: Time(0),
-            rate_timer: false,
+            rate_timer: None,
             chains: HashMap::default(),
             blocked: BTreeMap::new(),
             dead: BTreeMap::new(),
@@ -240,6 +242,14 @@ impl Queue {
         let blocked = self.blocked.values().find_map(|task| Some(tasks.get(*task as usize)?.spec.accepted));
         let ready = std::iter::once(&self.any.ready).chain(lanes).filter_map(|list| list.oldest(waits)).min();
         [ready, blocked].into_iter().flatten().min()
+    }
+
+    /// Forgets a group's lane if nothing is left of it: names come and go without end. The turn is remembered while
+    /// anybody of the group is there.
+    pub(super) fn drop_group_lane_if_empty(&mut self, group: &GroupName) {
+        if self.groups.get(group).is_some_and(|lane| lane.members == 0 && lane.ready.is_empty()) {
+            self.groups.remove(group);
+        }
     }
 
     pub(super) fn ready_mut(&mut self, lane: &LaneKey) -> &mut ReadyList {

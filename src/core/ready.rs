@@ -1,6 +1,7 @@
 //! Tasks that wait for a worker, in the order in which they are to go.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::RangeBounds;
 
 use slab::Slab;
 use smallvec::SmallVec;
@@ -113,6 +114,25 @@ impl Fair {
         &mut self.turns.entry(place).or_insert_with(|| (key.clone(), Sorted::new())).1
     }
 
+    /// The first entry to take of the keys with these places, in turn. There may be as many keys as tasks: no more of
+    /// them are looked at than have nothing to give.
+    fn first_of(
+        &mut self,
+        places: impl RangeBounds<u64>,
+        judge: &mut impl FnMut(Entry) -> Verdict,
+    ) -> Option<Entry> {
+        let mut empty: SmallVec<[u64; 8]> = SmallVec::new();
+        let found = self.turns.range_mut(places).find_map(|(place, (_, list))| {
+            let found = first_sorted(list, judge);
+            if list.is_empty() {
+                empty.push(*place);
+            }
+            found
+        });
+        empty.into_iter().for_each(|place| self.drop_if_empty(place));
+        found
+    }
+
     fn drop_if_empty(&mut self, place: u64) {
         if let Some((key, list)) = self.turns.get(&place)
             && list.is_empty()
@@ -165,20 +185,11 @@ impl Level {
 
     fn first(&mut self, judge: &mut impl FnMut(Entry) -> Verdict) -> Option<Entry> {
         let Some(mut fair) = self.fair.take() else { return self.first_plain(judge) };
-        let (places, last): (SmallVec<[u64; 8]>, u64) = (fair.turns.keys().copied().collect(), fair.last);
-        let later = places.iter().copied().filter(|place| *place > last);
-        let earlier = places.iter().copied().filter(|place| *place <= last);
-        let mut found = None;
-        for place in later.chain([0]).chain(earlier) {
-            found = match fair.turns.get_mut(&place) {
-                None => self.first_plain(judge),
-                Some((_, list)) => first_sorted(list, judge),
-            };
-            if found.is_some() {
-                break;
-            }
-            fair.drop_if_empty(place);
-        }
+        let last = fair.last;
+        let found = fair
+            .first_of(last + 1.., judge)
+            .or_else(|| self.first_plain(judge))
+            .or_else(|| fair.first_of(..=last, judge));
         self.fair = Some(fair);
         found
     }

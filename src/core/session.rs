@@ -48,8 +48,9 @@ pub(super) enum Verb {
 #[derive(Debug)]
 pub(super) struct Pulling {
     pub(super) call: CallId,
-    /// What it will be answered with.
+    /// What it will be answered with, and the bytes of its payloads.
     pub(super) tasks: Vec<Task>,
+    pub(super) bytes: usize,
     pub(super) answered: bool,
 }
 

@@ -169,19 +169,8 @@ impl Shard {
         for group in &session.groups {
             let Some(lane) = queue.groups.get_mut(group) else { continue };
             lane.ring.close(subscription.place);
-            if !lane.ready.is_empty() || !lane.ring.is_empty() {
-                continue;
-            }
-            // The turn is remembered while anybody of the group is there; after that the lane goes, since
-            // names come and go without end.
-            let (sessions, subscriptions) = (&self.sessions, &self.subscriptions);
-            let of_group = |key: &SubscriptionKey| {
-                let session = subscriptions.get(key.0 as usize).and_then(|s| sessions.get(&s.session));
-                session.is_some_and(|session| session.groups.contains(group))
-            };
-            if !queue.subscribers.values().any(of_group) {
-                queue.groups.remove(group);
-            }
+            lane.members -= 1;
+            queue.drop_group_lane_if_empty(group);
         }
         let Some(lane) = queue.worker_names.get(&session.worker).copied() else { return };
         if queue.workers[lane as usize].subscription != Some(key) {
@@ -421,6 +410,9 @@ impl Shard {
                 session.subscriptions.push((queue, key));
                 let found = &mut self.queues[queue as usize];
                 found.subscribers.insert(place, key);
+                for group in &session.groups {
+                    found.groups.entry(group.clone()).or_default().members += 1;
+                }
                 let lane = found.worker_lane(&session.worker, self.now);
                 // Several pulls may be of one worker; tasks to it go to the first that waits.
                 let slot = &mut found.workers[lane as usize].subscription;

@@ -96,7 +96,7 @@ impl Shard {
                 let queue = shard.tasks[task as usize].queue;
                 shard.queues[queue as usize].rates.count(shard.now, Rate::Settled);
                 if let Some(id) = lease.id() {
-                    shard.remember_settle(session, id.number, verb);
+                    shard.remember_settle(session, queue, id.number, verb);
                 }
                 let key = how(shard, task, recipient, fx);
                 freed.extend(key.filter(|key| freed.last() != Some(key)));

@@ -160,8 +160,8 @@ pub struct Shard {
     pub(super) stops: HashMap<u64, Time>,
     /// Pulls that wait.
     pub(super) pulls: HashMap<CallId, SessionId>,
-    /// The latest settles of what pulls brought, and their order.
-    pub(super) pulled_settles: HashMap<u64, Verb>,
+    /// The latest settles of what pulls brought, with their queues, and their order.
+    pub(super) pulled_settles: HashMap<u64, (Verb, u32)>,
     pub(super) pulled_order: VecDeque<u64>,
     /// Long pieces of work.
     pub(super) jobs: BTreeMap<u64, Job>,
@@ -280,10 +280,12 @@ impl Shard {
     pub fn expire(&mut self, now: Time, fx: &mut Effects) {
         self.now = self.now.max(now);
         if self.timers.wants_cleaning() {
-            let (tasks, mut timers) = (&self.tasks, std::mem::take(&mut self.timers));
-            timers.clean(|timer| match *timer {
+            let (tasks, queues) = (&self.tasks, &self.queues);
+            let mut timers = std::mem::take(&mut self.timers);
+            timers.clean(|at, timer| match *timer {
                 Timer::Schedule { schedule, serial } => self.schedules.timer_matters(schedule, serial),
-                _ => timer_matters(tasks, timer),
+                Timer::Job { number } => self.jobs.contains_key(&number),
+                _ => timer_matters(tasks, queues, at, timer),
             });
             self.timers = timers;
         }
@@ -301,7 +303,7 @@ impl Shard {
                 Timer::Absent { queue, lane } => self.absent_due(queue, lane, at, fx),
                 Timer::Kept { queue } => self.forget_expired(queue, at, fx),
                 Timer::Stop { task, recipient, number } => self.stop_due(task, recipient, number, fx),
-                Timer::Rate { queue } => self.rate_due(queue),
+                Timer::Rate { queue } => self.rate_due(queue, at),
                 Timer::Dedup { queue } => self.dedup_due(queue, fx),
                 Timer::Unpause { queue } => self.unpause_due(queue, at, fx),
                 Timer::Resume { session } => self.resume_due(session, fx),

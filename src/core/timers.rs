@@ -75,8 +75,8 @@ impl Timers {
     }
 
     /// Drops what is no longer `live`.
-    pub(super) fn clean(&mut self, mut live: impl FnMut(&Timer) -> bool) {
-        self.heap.retain(|Reverse((_, timer))| live(timer));
+    pub(super) fn clean(&mut self, mut live: impl FnMut(Time, &Timer) -> bool) {
+        self.heap.retain(|Reverse((at, timer))| live(*at, timer));
         self.clean = self.heap.len();
     }
 }

@@ -79,8 +79,8 @@ pub struct WorkerView {
 pub struct Cursor {
     /// The next slot of the tasks that live.
     live: usize,
-    /// The next of those that are kept.
-    kept: usize,
+    /// The serial number of the next of those that are kept: the oldest go meanwhile.
+    kept: u64,
 }
 
 /// So many slots are looked at in one go, in a few milliseconds at most.
@@ -189,15 +189,17 @@ impl Shard {
         let mut next = Cursor { live: slots.end, kept: from.kept };
         let mut more = slots.end < self.tasks.capacity();
         if !more {
-            let kept = &self.queues[key as usize].kept;
-            let part = from.kept..(from.kept + SCAN_SLOTS).min(kept.len());
+            let (kept, first) = (&self.queues[key as usize].kept, self.queues[key as usize].kept_first);
+            let begin =
+                usize::try_from(from.kept.saturating_sub(first)).unwrap_or(usize::MAX).min(kept.len());
+            let part = begin..(begin + SCAN_SLOTS).min(kept.len());
             ids.extend(
                 part.clone()
                     .map(|at| &*kept[at].record)
                     .filter(|record| wanted(record.task) && filter.lets_through_kept(record, now))
                     .map(|record| record.task),
             );
-            next.kept = part.end;
+            next.kept = first + part.end as u64;
             more = part.end < kept.len();
         }
         ids.sort_unstable();

@@ -86,12 +86,13 @@ pub(super) async fn redrive(
     State(app): State<App>,
     Extension(identity): Caller,
     queue: Segment,
+    RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,
 ) -> Response {
     let encoding = body::answer_encoding(&headers);
     let redriven = async {
-        let (queue, fields) = managed(&app, &identity, queue, &headers, body).await?;
+        let (queue, fields) = managed(&app, &identity, (queue, query.as_deref()), &headers, body).await?;
         let (which, rate_per_s) = which(fields).map_err(plain)?;
         count(&app, &identity, Manage::Redrive { queue, which, rate_per_s }).await.map_err(plain)
     };

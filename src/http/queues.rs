@@ -1,7 +1,7 @@
 //! Queues: what is in them, their settings, pause and purge.
 
 use axum::body::Body;
-use axum::extract::{Extension, State};
+use axum::extract::{Extension, RawQuery, State};
 use axum::response::Response;
 use hyper::StatusCode;
 use hyper::header::HeaderMap;
@@ -9,6 +9,7 @@ use taskyard_proto::message::YEAR_MS;
 use taskyard_proto::{Encoding, Error, ErrorCode, QueueName};
 
 use super::fields::Fields;
+use super::query::Parameters;
 use super::request::{
     Caller, Segment, allowed, answer, count, manage, misfit, no_queue, plain, queue_name, show,
 };
@@ -100,12 +101,14 @@ async fn show_queue(app: &App, status: StatusCode, encoding: Encoding, name: Que
 pub(super) async fn managed(
     app: &App,
     identity: &Identity,
-    queue: Segment,
+    (queue, query): (Segment, Option<&str>),
     headers: &HeaderMap,
     body: Body,
 ) -> Result<(QueueName, Fields), (StatusCode, Error)> {
     let queue = queue_name(queue).map_err(plain)?;
     allowed(app, identity, Action::Manage, &queue).map_err(plain)?;
+    // What it says is in its body: a filter in the query would be none, and all would be meant.
+    Parameters::of(query).end().map_err(plain)?;
     let bytes = body::read(headers, body, app.sockets.settings.message_bytes).await?;
     Ok((queue, Fields::read(headers, &bytes)?))
 }
@@ -130,12 +133,13 @@ pub(super) async fn put(
     State(app): State<App>,
     Extension(identity): Caller,
     queue: Segment,
+    RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,
 ) -> Response {
     let encoding = body::answer_encoding(&headers);
     let declared = async {
-        let (queue, fields) = managed(&app, &identity, queue, &headers, body).await?;
+        let (queue, fields) = managed(&app, &identity, (queue, query.as_deref()), &headers, body).await?;
         let changes = Box::new(settings::read(fields).map_err(plain)?);
         let declare = Manage::Declare { queue: queue.clone(), changes };
         match manage(&app, &identity, declare).await.map_err(plain)? {
@@ -167,12 +171,13 @@ pub(super) async fn pause(
     State(app): State<App>,
     Extension(identity): Caller,
     queue: Segment,
+    RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,
 ) -> Response {
     let encoding = body::answer_encoding(&headers);
     let paused = async {
-        let (queue, mut fields) = managed(&app, &identity, queue, &headers, body).await?;
+        let (queue, mut fields) = managed(&app, &identity, (queue, query.as_deref()), &headers, body).await?;
         let read = || {
             let for_ms = fields.integer("for_ms", 1..=YEAR_MS)?.flatten();
             let reason = fields.text("reason", 0..=REASON_BYTES_MAX)?;
@@ -208,12 +213,13 @@ pub(super) async fn unpause(
     State(app): State<App>,
     Extension(identity): Caller,
     queue: Segment,
+    RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,
 ) -> Response {
     let encoding = body::answer_encoding(&headers);
     let unpaused = async {
-        let (queue, fields) = managed(&app, &identity, queue, &headers, body).await?;
+        let (queue, fields) = managed(&app, &identity, (queue, query.as_deref()), &headers, body).await?;
         fields.end().map_err(plain)?;
         manage(&app, &identity, Manage::Unpause { queue: queue.clone() }).await.map_err(plain)?;
         Ok(queue)
@@ -242,11 +248,12 @@ pub(super) async fn purge(
     State(app): State<App>,
     Extension(identity): Caller,
     queue: Segment,
+    RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,
 ) -> Response {
     let encoding = body::answer_encoding(&headers);
-    let (queue, fields) = match managed(&app, &identity, queue, &headers, body).await {
+    let (queue, fields) = match managed(&app, &identity, (queue, query.as_deref()), &headers, body).await {
         Ok(parts) => parts,
         Err((status, error)) => return body::refused_as(status, encoding, error),
     };

@@ -17,6 +17,7 @@ mod encodings;
 mod examples;
 mod frames;
 mod handshake;
+mod hostile_requests;
 mod http;
 mod http_leases;
 mod http_openapi;
