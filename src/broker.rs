@@ -151,9 +151,10 @@ pub struct Wanted {
     pub groups: Vec<GroupName>,
 }
 
-/// The name of a worker that gave none.
+/// The name of a worker that gave none: one that nobody gives himself, since tasks go by it.
 pub fn made_up_name(session: SessionId) -> WorkerName {
-    WorkerName::parse(&format!("worker-{:x}", session.0)).expect("letters, digits and a hyphen are a name")
+    WorkerName::parse(&format!("w-{:08x}{:08x}", session.0, rand::random::<u32>()))
+        .expect("hexadecimal digits behind a letter are a name")
 }
 
 impl Call {

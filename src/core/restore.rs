@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::command::SessionId;
 use super::effect::Effects;
-use super::record::{Amendment, DedupRecord, Ended, Failure, FinishRecord, SessionRecord, StoreOp};
+use super::record::{
+    Amendment, DedupRecord, Ended, Failure, FinishRecord, ScheduleName, SessionRecord, StoreOp,
+};
 use super::session::Session;
 use super::shard::{Place, Shard};
 use super::task::{Lease, ShareState, Task};
@@ -26,6 +28,8 @@ pub struct Replay {
     dedups: Vec<DedupRecord>,
     /// Words on what has ended, each of which the store keeps until it is told that it need not.
     ended: Vec<StoreOp>,
+    /// The same of schedules, which may be made anew.
+    unscheduled: BTreeSet<ScheduleName>,
 }
 
 /// A lease that an earlier process gave.
@@ -49,6 +53,7 @@ impl Replay {
             sessions: BTreeMap::new(),
             dedups: Vec::new(),
             ended: Vec::new(),
+            unscheduled: BTreeSet::new(),
         }
     }
 
@@ -100,12 +105,12 @@ impl Replay {
                 self.ended.push(StoreOp::Ended(Ended::Session(key)));
             }
             StoreOp::Schedule(record) => {
-                self.ended.retain(|op| *op != StoreOp::Ended(Ended::Schedule(record.name.clone())));
+                self.unscheduled.remove(&record.name);
                 self.shard.restore_schedule(*record);
             }
             StoreOp::Unschedule(name) => {
                 self.shard.restore_no_schedule(&name);
-                self.ended.push(StoreOp::Ended(Ended::Schedule(name)));
+                self.unscheduled.insert(name);
             }
             StoreOp::Delete(id) => {
                 self.drop_task(id);
@@ -247,7 +252,9 @@ impl Replay {
         let mut finished = std::mem::take(&mut self.finished);
         let records = self.order.iter().filter_map(|id| finished.remove(id)).collect();
         self.shard.restore_kept(records, fx);
-        for ended in std::mem::take(&mut self.ended) {
+        let unscheduled = std::mem::take(&mut self.unscheduled).into_iter();
+        let unscheduled = unscheduled.map(|name| StoreOp::Ended(Ended::Schedule(name)));
+        for ended in std::mem::take(&mut self.ended).into_iter().chain(unscheduled) {
             self.shard.store(ended, fx);
         }
         self.restore_dedups(fx);

@@ -11,7 +11,7 @@ use taskyard_proto::codec::{ClientFrame, decode_client};
 use taskyard_proto::message::UNCONFIRMED_MAX;
 use taskyard_proto::{
     ClientMessage, CloseCode, Encoding, Error, ErrorCode, Hello, Pong, Rejection, Request, RequestId,
-    Response, RoomName, Secret, ServerMessage, Submit, Subscribe, WorkerName,
+    Response, RoomName, Secret, ServerMessage, Submit, Subscribe,
 };
 use tokio::io::AsyncRead;
 use tokio::sync::Semaphore;
@@ -25,7 +25,7 @@ use super::inbound::{Arrived, Inbound};
 use super::raw::{Said, Target};
 use super::text;
 use crate::auth::Denied;
-use crate::broker::{Gone, Item, submit_command};
+use crate::broker::{Gone, Item, made_up_name, submit_command};
 use crate::core::{Command, Origin, SessionId};
 use crate::metrics::Refused;
 use crate::outbox::{Closing, Outbox};
@@ -483,16 +483,13 @@ impl Reader {
         if hello.batch {
             self.outbox.take_arrays();
         }
-        let made_up_name =
-            WorkerName::parse(&format!("w-{:08x}{:08x}", self.session.0, rand::random::<u32>()))
-                .expect("hexadecimal digits behind a letter are a name");
         let access = self.caller.access();
         let open = Command::Open {
             session: self.session,
             access,
             hello,
             reference,
-            made_up_name,
+            made_up_name: made_up_name(self.session),
             resume_key: rand::random(),
             subscribe,
             join,

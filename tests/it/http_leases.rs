@@ -234,3 +234,16 @@ fn a_pulled_lease_has_its_ack_timeout() {
     say(&broker, &first, "ack", &Value::Null).is_error(409, "lease_lost");
     assert_eq!(say(&broker, &second, "ack", &Value::Null).status, 200);
 }
+
+/// A pull without a name was once called `worker-` and a small number, as many a worker is.
+#[test]
+fn a_pull_without_a_name_takes_nobody_s_tasks() {
+    let broker = Broker::in_memory();
+    for number in 0..16 {
+        broker.submit("q", &json!({"payload": number, "to": {"worker": format!("worker-{number:x}")}}));
+    }
+    for _ in 0..4 {
+        let answer = broker.post("/v1/queues/q/lease?credit=16", &json!({}));
+        assert_eq!(answer.json()["tasks"], json!([]), "{answer:?}");
+    }
+}
