@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Broker, Child, Output, until};
+use crate::support::{Broker, Child, Output, Ws, until};
 
 /// Runs a command that must succeed; gives what it printed.
 #[track_caller]
@@ -17,10 +17,8 @@ fn json_of(broker: &Broker, line: &str) -> Value {
 }
 
 /// A task that is dead, with this error.
-fn dead(broker: &Broker, error: &str) -> String {
+fn dead(broker: &Broker, ws: &mut Ws, error: &str) -> String {
     let task = broker.submit("q", &json!({"max_attempts": 1}));
-    let mut ws = broker.ws();
-    ws.subscribe("q", 1);
     let lease = ws.task()["lease"].clone();
     ws.gets("settled", json!({"type": "nack", "lease": lease, "error": error}));
     assert_eq!(broker.task(&task)["state"], "dead");
@@ -107,7 +105,12 @@ fn tasks_are_listed_and_cancelled() {
 #[test]
 fn dead_letters_are_listed_redriven_and_deleted() {
     let broker = Broker::start();
-    let [paper, ink, power] = ["out of paper", "out of ink", "no power"].map(|error| dead(&broker, error));
+    // One worker for all, and it says that it wants no more: a task must not go to one that is leaving.
+    let mut ws = broker.ws();
+    ws.subscribe("q", 1);
+    let [paper, ink, power] =
+        ["out of paper", "out of ink", "no power"].map(|error| dead(&broker, &mut ws, error));
+    ws.gets("ok", json!({"type": "unsubscribe", "queue": "q"}));
     let table = done(&broker, "dead list q");
     assert!(table.contains("out of paper") && table.contains(&ink), "{table}");
     assert_eq!(done(&broker, "dead list q --error-contains ink -o id"), format!("{ink}\n"));
