@@ -7,7 +7,7 @@ use crate::field::{Field, FieldError, RequestId, Scalar, Text};
 use crate::message::{BATCH_MAX, ClientMessage, Error, ServerMessage};
 use crate::msgpack::Head;
 use crate::raw::{Entries, Raw, SyntaxError, Value};
-use crate::write::{JsonWriter, MessagePackWriter, Write};
+use crate::write::{JsonWriter, MessagePackWriter, Name, Write, name};
 use crate::{json, msgpack};
 
 /// How messages are spelled.
@@ -158,14 +158,14 @@ pub fn decode_server(encoding: Encoding, bytes: &[u8]) -> Result<Frame<Response>
 }
 
 /// `None` when the message's type is unknown.
-fn server_message(item: Item<'_>) -> Result<Option<Response>, Undecodable> {
-    let Item::Map(mut entries) = item else {
+fn server_message(item: Item<'_, '_>) -> Result<Option<Response>, Undecodable> {
+    let Item::Map(entries) = item else {
         return Err(Undecodable("the broker sent something that is no message".into()));
     };
     let wrong = |error: FieldError| Undecodable(error.message);
-    let reference: Option<RequestId> = Field::take(&mut entries, "ref").map_err(wrong)?;
-    let type_text: Text<64> = Field::take(&mut entries, "type").map_err(wrong)?;
-    let message = ServerMessage::take(type_text.as_str(), &mut entries).transpose().map_err(wrong)?;
+    let reference: Option<RequestId> = Field::take(entries, "ref").map_err(wrong)?;
+    let type_text: Text<64> = Field::take(entries, "type").map_err(wrong)?;
+    let message = ServerMessage::take(type_text.as_str(), entries).transpose().map_err(wrong)?;
     Ok(message.map(|message| Response { reference, message }))
 }
 
@@ -187,8 +187,8 @@ pub fn decode_body(
     let mut entries = if empty {
         Entries::default()
     } else {
-        match decode(encoding, bytes, |item| item).map_err(|fault| fault.of_body(encoding))? {
-            Frame::One(Item::Map(entries)) => entries,
+        match decode(encoding, bytes, |item| item.into_entries()).map_err(|fault| fault.of_body(encoding))? {
+            Frame::One(Some(entries)) => entries,
             _ => return Err(bad(format!("expected one object with the fields of `{type_text}`"))),
         }
     };
@@ -202,12 +202,16 @@ pub fn decode_body(
         .collect();
     for ((name, _), span) in extra.iter().zip(spans) {
         entries.take(name);
-        entries.push((*name).into(), Raw { encoding: Encoding::Json, bytes: &writer.out[span] });
+        entries.push((*name).into(), Raw::Json(written(&writer, span)));
     }
     if let Some(fault) = entries.fault() {
         return Err(bad(fault));
     }
     client_fields(type_text, &mut entries)
+}
+
+fn written(writer: &JsonWriter, span: std::ops::Range<usize>) -> &str {
+    std::str::from_utf8(&writer.out[span]).expect("the JSON writer writes UTF-8")
 }
 
 /// Reads a message from pairs of text, as a query string holds them. A value that is a JSON number,
@@ -233,7 +237,7 @@ pub fn decode_pairs(
     }
     let mut entries = Entries::default();
     for (key, span) in spans {
-        entries.push(key.as_str().into(), Raw { encoding: Encoding::Json, bytes: &writer.out[span] });
+        entries.push(key.as_str().into(), Raw::Json(written(&writer, span)));
     }
     if let Some(fault) = entries.fault() {
         return Err(Error::new(ErrorCode::BadRequest, fault));
@@ -244,9 +248,9 @@ pub fn decode_pairs(
 /// Splits the body of a bulk submit into its submits: an array.
 pub fn decode_bulk(encoding: Encoding, bytes: &[u8]) -> Result<Vec<Result<ClientMessage, Error>>, Error> {
     let frame = decode(encoding, bytes, |item| match item {
-        Item::Map(mut entries) => match entries.fault() {
+        Item::Map(entries) => match entries.fault() {
             Some(fault) => Err(Error::new(ErrorCode::BadRequest, fault)),
-            None => client_fields("submit", &mut entries),
+            None => client_fields("submit", entries),
         },
         Item::Other(_) => {
             Err(Error::new(ErrorCode::BadRequest, "expected an object with the fields of `submit`"))
@@ -261,30 +265,39 @@ pub fn decode_bulk(encoding: Encoding, bytes: &[u8]) -> Result<Vec<Result<Client
     }
 }
 
-/// Something at the top of a frame.
-#[expect(clippy::large_enum_variant, reason = "nearly always the map, which is on the stack to be cheap")]
-enum Item<'a> {
-    Map(Entries<'a>),
+/// Something at the top of a frame. The entries of a map are filled in where they stay, one map after the
+/// other: they are long to move.
+enum Item<'e, 'a> {
+    Map(&'e mut Entries<'a>),
     Other(Raw<'a>),
+}
+
+impl<'a> Item<'_, 'a> {
+    fn into_entries(self) -> Option<Entries<'a>> {
+        match self {
+            Item::Map(entries) => Some(std::mem::take(entries)),
+            Item::Other(_) => None,
+        }
+    }
 }
 
 fn decode<'a, T>(
     encoding: Encoding,
     bytes: &'a [u8],
-    mut read: impl FnMut(Item<'a>) -> T,
+    mut read: impl FnMut(Item<'_, 'a>) -> T,
 ) -> Result<Frame<T>, Fault> {
+    let mut entries = Entries::default();
     let (frame, end) = match encoding {
         Encoding::Json => {
             // Here once, for all that is cut out of the frame later.
-            if let Err(error) = std::str::from_utf8(bytes) {
-                return Err(SyntaxError::new(error.valid_up_to(), "not UTF-8").into());
-            }
+            let text = std::str::from_utf8(bytes)
+                .map_err(|error| SyntaxError::new(error.valid_up_to(), "not UTF-8"))?;
             let start = json::skip_space(bytes, 0);
             let (frame, end) = if bytes.get(start) == Some(&b'[') {
-                let (items, end) = json_array(bytes, start, &mut read)?;
+                let (items, end) = json_array(text, start, &mut entries, &mut read)?;
                 (Frame::Many(items), end)
             } else {
-                let (item, end) = json_item(bytes, start)?;
+                let (item, end) = json_item(text, start, &mut entries)?;
                 (Frame::One(read(item)), end)
             };
             (frame, json::skip_space(bytes, end))
@@ -293,14 +306,14 @@ fn decode<'a, T>(
             (Head::Array(count), mut at) => {
                 let mut items = Vec::new();
                 for _ in 0..count {
-                    let (item, end) = msgpack_item(bytes, at)?;
+                    let (item, end) = msgpack_item(bytes, at, &mut entries)?;
                     push_item(&mut items, read(item))?;
                     at = end;
                 }
                 (Frame::Many(items), at)
             }
             _ => {
-                let (item, end) = msgpack_item(bytes, 0)?;
+                let (item, end) = msgpack_item(bytes, 0, &mut entries)?;
                 (Frame::One(read(item)), end)
             }
         },
@@ -322,17 +335,19 @@ fn push_item<T>(items: &mut Vec<T>, item: T) -> Result<(), Fault> {
 /// Reads the items of the array at `start`. Each is walked by itself, so that depth is counted from
 /// the message and not from the array around it.
 fn json_array<'a, T>(
-    bytes: &'a [u8],
+    text: &'a str,
     start: usize,
-    read: &mut impl FnMut(Item<'a>) -> T,
+    entries: &mut Entries<'a>,
+    read: &mut impl FnMut(Item<'_, 'a>) -> T,
 ) -> Result<(Vec<T>, usize), Fault> {
+    let bytes = text.as_bytes();
     let mut items = Vec::new();
     let mut at = json::skip_space(bytes, start + 1);
     if bytes.get(at) == Some(&b']') {
         return Ok((items, at + 1));
     }
     loop {
-        let (item, end) = json_item(bytes, at)?;
+        let (item, end) = json_item(text, at, entries)?;
         push_item(&mut items, read(item))?;
         at = json::skip_space(bytes, end);
         match bytes.get(at) {
@@ -343,28 +358,40 @@ fn json_array<'a, T>(
     }
 }
 
-fn json_item(bytes: &[u8], at: usize) -> Result<(Item<'_>, usize), SyntaxError> {
-    if bytes.get(at) == Some(&b'{') {
-        return json::object(bytes, at).map(|(entries, end)| (Item::Map(entries), end));
+fn json_item<'e, 'a>(
+    text: &'a str,
+    at: usize,
+    entries: &'e mut Entries<'a>,
+) -> Result<(Item<'e, 'a>, usize), SyntaxError> {
+    if text.as_bytes().get(at) == Some(&b'{') {
+        entries.clear();
+        let end = json::object(text, at, entries)?;
+        return Ok((Item::Map(entries), end));
     }
-    let end = json::skip_value(bytes, at)?;
-    Ok((Item::Other(Raw { encoding: Encoding::Json, bytes: &bytes[at..end] }), end))
+    let end = json::skip_value(text.as_bytes(), at)?;
+    Ok((Item::Other(Raw::Json(&text[at..end])), end))
 }
 
-fn msgpack_item(bytes: &[u8], at: usize) -> Result<(Item<'_>, usize), SyntaxError> {
+fn msgpack_item<'e, 'a>(
+    bytes: &'a [u8],
+    at: usize,
+    entries: &'e mut Entries<'a>,
+) -> Result<(Item<'e, 'a>, usize), SyntaxError> {
     if let (Head::Map(_), _) = msgpack::head(bytes, at)? {
-        return msgpack::map(bytes, at).map(|(entries, end)| (Item::Map(entries), end));
+        entries.clear();
+        let end = msgpack::map(bytes, at, entries)?;
+        return Ok((Item::Map(entries), end));
     }
     let end = msgpack::skip_value(bytes, at)?;
-    Ok((Item::Other(Raw { encoding: Encoding::MessagePack, bytes: &bytes[at..end] }), end))
+    Ok((Item::Other(Raw::MessagePack(&bytes[at..end])), end))
 }
 
-fn client_message(item: Item<'_>) -> Result<Request, Rejection> {
+fn client_message(item: Item<'_, '_>) -> Result<Request, Rejection> {
     let bad = |id: Option<RequestId>, message: String| Rejection {
         id,
         error: Error::new(ErrorCode::BadRequest, message),
     };
-    let mut entries = match item {
+    let entries = match item {
         Item::Map(entries) => entries,
         Item::Other(raw) => {
             let what = match raw.value() {
@@ -375,8 +402,8 @@ fn client_message(item: Item<'_>) -> Result<Request, Rejection> {
         }
     };
     // Which of two was meant cannot be known, be it the `id` itself.
-    let twice_id = entries.duplicate() == Some("id");
     let fault = entries.fault();
+    let twice_id = fault.is_some() && entries.duplicate() == Some("id");
     let id = match entries.take("id") {
         Some(raw) if !raw.is_null() => match RequestId::read(raw) {
             Ok(id) => Some(id),
@@ -398,7 +425,7 @@ fn client_message(item: Item<'_>) -> Result<Request, Rejection> {
             return Err(Rejection { id, error: error.field("type") });
         }
     };
-    match client_fields(&type_text, &mut entries) {
+    match client_fields(&type_text, entries) {
         Ok(message) => Ok(Request { id, message }),
         Err(error) => Err(Rejection { id, error }),
     }
@@ -422,7 +449,7 @@ fn client_fields(type_text: &str, entries: &mut Entries<'_>) -> Result<ClientMes
 }
 
 trait Message {
-    const TAG: &'static str;
+    const TAG: Name;
     fn tag(&self) -> Option<&RequestId>;
     fn type_text(&self) -> &'static str;
     fn count_fields(&self) -> usize;
@@ -430,7 +457,7 @@ trait Message {
 
     fn write(&self, writer: &mut impl Write) {
         writer.begin_map(1 + usize::from(self.tag().is_some()) + self.count_fields());
-        writer.key("type");
+        writer.key(name!("type"));
         writer.plain(self.type_text());
         if let Some(tag) = self.tag() {
             writer.key(Self::TAG);
@@ -442,7 +469,7 @@ trait Message {
 }
 
 impl Message for Response {
-    const TAG: &'static str = "ref";
+    const TAG: Name = name!("ref");
     fn tag(&self) -> Option<&RequestId> {
         self.reference.as_ref()
     }
@@ -458,7 +485,7 @@ impl Message for Response {
 }
 
 impl Message for Request {
-    const TAG: &'static str = "id";
+    const TAG: Name = name!("id");
     fn tag(&self) -> Option<&RequestId> {
         self.id.as_ref()
     }

@@ -11,7 +11,7 @@ use smol_str::SmolStr;
 use crate::name::{GroupName, LeaseId, QueueName, RoomName, TaskId, WorkerName};
 use crate::payload::Payload;
 use crate::raw::{Entries, Raw, Value, quoted};
-use crate::write::Write;
+use crate::write::{Name, Write, name};
 
 /// A field that is not what its message allows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,7 +30,11 @@ impl FieldError {
 pub(crate) trait Field: Sized {
     fn take(entries: &mut Entries<'_>, name: &'static str) -> Result<Self, FieldError>;
 
-    fn put(&self, name: &'static str, writer: &mut impl Write);
+    /// What [`Field::take`] gives where nothing was said. Apart from it, because most fields of most messages are
+    /// absent: once all that was said is taken, nobody looks for the rest.
+    fn absent(name: &'static str) -> Result<Self, FieldError>;
+
+    fn put(&self, name: Name, writer: &mut impl Write);
 
     /// Whether the field is left out. `lean` messages leave out what says nothing new.
     fn omit(&self, lean: bool) -> bool;
@@ -53,10 +57,14 @@ fn take_some<T: Scalar>(entries: &mut Entries<'_>, name: &'static str) -> Result
 
 impl<T: Scalar> Field for T {
     fn take(entries: &mut Entries<'_>, name: &'static str) -> Result<T, FieldError> {
-        take_some(entries, name)?.ok_or_else(|| FieldError::new(name, "is missing"))
+        take_some(entries, name)?.map_or_else(|| Self::absent(name), Ok)
     }
 
-    fn put(&self, name: &'static str, writer: &mut impl Write) {
+    fn absent(name: &'static str) -> Result<T, FieldError> {
+        Err(FieldError::new(name, "is missing"))
+    }
+
+    fn put(&self, name: Name, writer: &mut impl Write) {
         writer.key(name);
         self.write(writer);
     }
@@ -71,7 +79,12 @@ impl<T: Scalar> Field for Option<T> {
         take_some(entries, name)
     }
 
-    fn put(&self, name: &'static str, writer: &mut impl Write) {
+    #[inline]
+    fn absent(_: &'static str) -> Result<Self, FieldError> {
+        Ok(None)
+    }
+
+    fn put(&self, name: Name, writer: &mut impl Write) {
         writer.key(name);
         match self {
             Some(value) => value.write(writer),
@@ -88,11 +101,16 @@ impl<T: Scalar> Field for Vec<T> {
     fn take(entries: &mut Entries<'_>, name: &'static str) -> Result<Self, FieldError> {
         match entries.take(name) {
             Some(raw) if !raw.is_null() => read_list(raw).map_err(|e| FieldError::new(name, e)),
-            _ => Ok(Vec::new()),
+            _ => Self::absent(name),
         }
     }
 
-    fn put(&self, name: &'static str, writer: &mut impl Write) {
+    #[inline]
+    fn absent(_: &'static str) -> Result<Self, FieldError> {
+        Ok(Vec::new())
+    }
+
+    fn put(&self, name: Name, writer: &mut impl Write) {
         writer.key(name);
         write_list(self, writer);
     }
@@ -143,7 +161,12 @@ impl<T: Scalar> Field for Applies<T> {
         take_some(entries, name).map(Applies)
     }
 
-    fn put(&self, name: &'static str, writer: &mut impl Write) {
+    #[inline]
+    fn absent(_: &'static str) -> Result<Self, FieldError> {
+        Ok(Applies(None))
+    }
+
+    fn put(&self, name: Name, writer: &mut impl Write) {
         self.0.put(name, writer);
     }
 
@@ -158,11 +181,16 @@ impl<T: Scalar> Field for Applies<Vec<T>> {
             Some(raw) if !raw.is_null() => {
                 read_list(raw).map(|list| Applies(Some(list))).map_err(|e| FieldError::new(name, e))
             }
-            _ => Ok(Applies(None)),
+            _ => Self::absent(name),
         }
     }
 
-    fn put(&self, name: &'static str, writer: &mut impl Write) {
+    #[inline]
+    fn absent(_: &'static str) -> Result<Self, FieldError> {
+        Ok(Applies(None))
+    }
+
+    fn put(&self, name: Name, writer: &mut impl Write) {
         writer.key(name);
         write_list(self.0.as_deref().unwrap_or_default(), writer);
     }
@@ -196,7 +224,12 @@ impl Field for bool {
         Ok(take_some::<Flag>(entries, name)?.is_some_and(|flag| flag.0))
     }
 
-    fn put(&self, name: &'static str, writer: &mut impl Write) {
+    #[inline]
+    fn absent(_: &'static str) -> Result<bool, FieldError> {
+        Ok(false)
+    }
+
+    fn put(&self, name: Name, writer: &mut impl Write) {
         writer.key(name);
         writer.bool(*self);
     }
@@ -552,7 +585,7 @@ impl From<LeaseId> for LeaseList {
 }
 
 impl Field for LeaseList {
-    fn take(entries: &mut Entries<'_>, _: &'static str) -> Result<Self, FieldError> {
+    fn take(entries: &mut Entries<'_>, name: &'static str) -> Result<Self, FieldError> {
         let one: Option<GivenLease> = take_some(entries, "lease")?;
         let many = entries.take("leases").filter(|raw| !raw.is_null());
         match (one, many) {
@@ -560,17 +593,21 @@ impl Field for LeaseList {
             (None, Some(raw)) => {
                 read_list(raw).map(LeaseList::Many).map_err(|e| FieldError::new("leases", e))
             }
-            (None, None) => Err(FieldError::new("lease", "is missing: give `lease`, or `leases`")),
+            (None, None) => Self::absent(name),
             (Some(_), Some(_)) => {
                 Err(FieldError::new("leases", "both `lease` and `leases` were given: give one of them"))
             }
         }
     }
 
-    fn put(&self, _: &'static str, writer: &mut impl Write) {
+    fn absent(_: &'static str) -> Result<Self, FieldError> {
+        Err(FieldError::new("lease", "is missing: give `lease`, or `leases`"))
+    }
+
+    fn put(&self, _: Name, writer: &mut impl Write) {
         match self {
-            LeaseList::One(lease) => lease.put("lease", writer),
-            LeaseList::Many(leases) => leases.put("leases", writer),
+            LeaseList::One(lease) => lease.put(name!("lease"), writer),
+            LeaseList::Many(leases) => leases.put(name!("leases"), writer),
         }
     }
 
@@ -608,8 +645,19 @@ impl Field for Payload {
         }
     }
 
-    fn put(&self, name: &'static str, writer: &mut impl Write) {
-        writer.payload_field(name, base64_name(name), self);
+    #[inline]
+    fn absent(_: &'static str) -> Result<Self, FieldError> {
+        Ok(Payload::NULL)
+    }
+
+    fn put(&self, name: Name, writer: &mut impl Write) {
+        let name_b64 = match name.as_str() {
+            "payload" => name!("payload_b64"),
+            "result" => name!("result_b64"),
+            "data" => name!("data_b64"),
+            _ => unreachable!("the protocol has three payload-like fields"),
+        };
+        writer.payload_field(name, name_b64, self);
     }
 
     fn omit(&self, lean: bool) -> bool {
@@ -657,7 +705,7 @@ impl Headers {
 impl Field for Headers {
     fn take(entries: &mut Entries<'_>, name: &'static str) -> Result<Self, FieldError> {
         let Some(raw) = entries.take(name).filter(|raw| !raw.is_null()) else {
-            return Ok(Headers::default());
+            return Self::absent(name);
         };
         let pairs = read_map(raw)
             .map_err(|e| FieldError::new(name, e))?
@@ -672,7 +720,12 @@ impl Field for Headers {
             .map_err(|e| FieldError::new(name, e))
     }
 
-    fn put(&self, name: &'static str, writer: &mut impl Write) {
+    #[inline]
+    fn absent(_: &'static str) -> Result<Self, FieldError> {
+        Ok(Headers::default())
+    }
+
+    fn put(&self, name: Name, writer: &mut impl Write) {
         writer.key(name);
         writer.begin_map(self.0.len());
         for (key, value) in self.iter() {

@@ -5,7 +5,6 @@
 
 use std::borrow::Cow;
 
-use crate::codec::Encoding;
 use crate::raw::{DEPTH_MAX, Entries, Raw, SyntaxError, Value};
 
 pub(crate) fn skip_space(bytes: &[u8], mut at: usize) -> usize {
@@ -104,7 +103,7 @@ pub(crate) fn walk(bytes: &[u8], mut at: usize, visit: &mut impl Visit) -> Resul
 
 fn skip_scalar(bytes: &[u8], at: usize) -> Result<usize, SyntaxError> {
     match bytes.get(at) {
-        Some(b'"') => skip_string(bytes, at),
+        Some(b'"') => skip_string(bytes, at).map(|(end, _)| end),
         Some(b'-' | b'0'..=b'9') => skip_number(bytes, at),
         Some(b't') => skip_word(bytes, at, b"true"),
         Some(b'f') => skip_word(bytes, at, b"false"),
@@ -115,22 +114,29 @@ fn skip_scalar(bytes: &[u8], at: usize) -> Result<usize, SyntaxError> {
 }
 
 fn walk_key(bytes: &[u8], at: usize, visit: &mut impl Visit) -> Result<usize, SyntaxError> {
-    let (end, value) = skip_key(bytes, at)?;
-    visit.key(at, end);
-    Ok(value)
+    let key = skip_key(bytes, at)?;
+    visit.key(at, key.end);
+    Ok(key.value)
 }
 
-/// Skips `"key" :` and the space after it: the end of the key, and where its value begins.
-fn skip_key(bytes: &[u8], at: usize) -> Result<(usize, usize), SyntaxError> {
+/// Where a key ends, with its quotes, whether anything in it is escaped, and where its value begins.
+struct KeyEnd {
+    end: usize,
+    escaped: bool,
+    value: usize,
+}
+
+/// Skips `"key" :` and the space after it.
+fn skip_key(bytes: &[u8], at: usize) -> Result<KeyEnd, SyntaxError> {
     if bytes.get(at) != Some(&b'"') {
         return Err(SyntaxError::new(at, "expected a JSON object key in double quotes"));
     }
-    let end = skip_string(bytes, at)?;
+    let (end, escaped) = skip_string(bytes, at)?;
     let colon = skip_space(bytes, end);
     if bytes.get(colon) != Some(&b':') {
         return Err(SyntaxError::new(colon, "expected ':' after a JSON object key"));
     }
-    Ok((end, skip_space(bytes, colon + 1)))
+    Ok(KeyEnd { end, escaped, value: skip_space(bytes, colon + 1) })
 }
 
 fn skip_word(bytes: &[u8], at: usize, word: &[u8]) -> Result<usize, SyntaxError> {
@@ -141,20 +147,16 @@ fn skip_word(bytes: &[u8], at: usize, word: &[u8]) -> Result<usize, SyntaxError>
     }
 }
 
-fn skip_string(bytes: &[u8], start: usize) -> Result<usize, SyntaxError> {
+/// The end of the string that begins at `start`, and whether anything in it is escaped.
+fn skip_string(bytes: &[u8], start: usize) -> Result<(usize, bool), SyntaxError> {
     let mut at = start + 1;
+    let mut escaped = false;
     loop {
-        let Some(run) = memchr::memchr2(b'"', b'\\', &bytes[at..]) else {
-            return Err(SyntaxError::new(bytes.len(), "JSON string without an end"));
-        };
-        // Checked a run at a time, so that the compiler makes vector code of it.
-        if bytes[at..at + run].iter().fold(false, |bad, b| bad | (*b < 0x20)) {
-            return Err(SyntaxError::new(at, "control character in a JSON string"));
-        }
-        at += run;
+        at = skip_plain(bytes, at)?;
         if bytes[at] == b'"' {
-            return Ok(at + 1);
+            return Ok((at + 1, escaped));
         }
+        escaped = true;
         match bytes.get(at + 1) {
             Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => at += 2,
             Some(b'u') => {
@@ -167,6 +169,48 @@ fn skip_string(bytes: &[u8], start: usize) -> Result<usize, SyntaxError> {
             _ => return Err(SyntaxError::new(at, "bad escape in a JSON string")),
         }
     }
+}
+
+/// So many words of a string are looked at one by one: most keys, types, ids and names end before. What is longer
+/// is worth a vectorised search.
+const WORDS: usize = 4;
+
+/// The first quote or backslash of a string, from `at` on.
+fn skip_plain(bytes: &[u8], mut at: usize) -> Result<usize, SyntaxError> {
+    for _ in 0..WORDS {
+        let Some(word) = bytes.get(at..at + 8) else { break };
+        let stop = first_special(u64::from_le_bytes(word.try_into().expect("a word has 8 bytes")));
+        at += stop;
+        if stop < 8 {
+            return plain_end(bytes, at);
+        }
+    }
+    let rest = bytes.get(at..).unwrap_or_default();
+    let run = memchr::memchr2(b'"', b'\\', rest).unwrap_or(rest.len());
+    // Checked a run at a time, so that the compiler makes vector code of it.
+    if rest[..run].iter().fold(false, |bad, b| bad | (*b < 0x20)) {
+        return Err(SyntaxError::new(at, "control character in a JSON string"));
+    }
+    plain_end(bytes, at + run)
+}
+
+fn plain_end(bytes: &[u8], at: usize) -> Result<usize, SyntaxError> {
+    match bytes.get(at) {
+        Some(b'"' | b'\\') => Ok(at),
+        Some(_) => Err(SyntaxError::new(at, "control character in a JSON string")),
+        None => Err(SyntaxError::new(bytes.len(), "JSON string without an end")),
+    }
+}
+
+/// The place of the first byte of a little-endian word that is a quote, a backslash or a control character; 8: there
+/// is none. A byte below `n` borrows into its highest bit when `n` is taken off it; of two that do, the lower is
+/// right, and that is the one that counts.
+fn first_special(word: u64) -> usize {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const HIGH: u64 = 0x8080_8080_8080_8080;
+    let below = |word: u64, n: u8| word.wrapping_sub(ONES * u64::from(n)) & !word & HIGH;
+    let equal = |byte: u8| below(word ^ (ONES * u64::from(byte)), 1);
+    ((below(word, 0x20) | equal(b'"') | equal(b'\\')).trailing_zeros() / 8) as usize
 }
 
 fn skip_digits(bytes: &[u8], mut at: usize) -> Result<usize, SyntaxError> {
@@ -198,20 +242,24 @@ fn skip_number(bytes: &[u8], mut at: usize) -> Result<usize, SyntaxError> {
     Ok(at)
 }
 
-/// The value of `bytes`, which hold one checked JSON value and nothing else.
-pub(crate) fn value(bytes: &[u8]) -> Value<'_> {
-    match bytes.first() {
-        Some(b'"') => Value::Text(unescape(&bytes[1..bytes.len() - 1])),
+/// The value of `text`, which holds one checked JSON value and nothing else.
+pub(crate) fn value(text: &str) -> Value<'_> {
+    match text.as_bytes().first() {
+        Some(b'"') => Value::Text(unescape(&text[1..text.len() - 1])),
         Some(b'{') => Value::Map,
         Some(b'[') => Value::Array,
         Some(b't') => Value::Bool(true),
         Some(b'f') => Value::Bool(false),
         Some(b'n') | None => Value::Null,
-        Some(_) => number(std::str::from_utf8(bytes).expect("a checked JSON number is ASCII")),
+        Some(_) => number(text),
     }
 }
 
 fn number(text: &str) -> Value<'_> {
+    // As most are; 18 digits fit.
+    if text.len() <= 18 && text.bytes().all(|b| b.is_ascii_digit()) {
+        return Value::Integer(text.bytes().fold(0, |sum, b| sum * 10 + i64::from(b - b'0')).into());
+    }
     let integral = !text.contains(['.', 'e', 'E']);
     // −0 stays a float: as an integer it would lose its sign.
     if integral
@@ -225,9 +273,8 @@ fn number(text: &str) -> Value<'_> {
 }
 
 /// The text between the quotes of a checked JSON string. A lone surrogate becomes U+FFFD.
-pub(crate) fn unescape(inner: &[u8]) -> Cow<'_, str> {
-    let text = std::str::from_utf8(inner).expect("frames are checked to be UTF-8 and strings end at ASCII");
-    let Some(first) = memchr::memchr(b'\\', inner) else {
+pub(crate) fn unescape(text: &str) -> Cow<'_, str> {
+    let Some(first) = memchr::memchr(b'\\', text.as_bytes()) else {
         return Cow::Borrowed(text);
     };
     let mut out = String::with_capacity(text.len());
@@ -268,29 +315,30 @@ fn hex4(text: &str) -> u32 {
 }
 
 /// The entries of a checked object.
-pub(crate) fn entries(bytes: &[u8]) -> Option<Entries<'_>> {
-    if bytes.first() != Some(&b'{') {
+pub(crate) fn entries(text: &str) -> Option<Entries<'_>> {
+    if !text.starts_with('{') {
         return None;
     }
-    object(bytes, 0).ok().map(|(entries, _)| entries)
+    let mut entries = Entries::default();
+    object(text, 0, &mut entries).ok().map(|_| entries)
 }
 
-/// Walks the object at `at`, checking as it goes; its entries and its end.
-pub(crate) fn object(bytes: &[u8], at: usize) -> Result<(Entries<'_>, usize), SyntaxError> {
-    let mut entries = Entries::default();
+/// Walks the object at `at`, checking as it goes: fills `entries`, gives its end.
+pub(crate) fn object<'a>(text: &'a str, at: usize, entries: &mut Entries<'a>) -> Result<usize, SyntaxError> {
+    let bytes = text.as_bytes();
     let mut at = skip_space(bytes, at + 1);
     if bytes.get(at) == Some(&b'}') {
-        return Ok((entries, at + 1));
+        return Ok(at + 1);
     }
     loop {
-        let (key_end, start) = skip_key(bytes, at)?;
-        let key = unescape(&bytes[at + 1..key_end - 1]);
-        let end = skip_value(bytes, start)?;
-        entries.push(key, Raw { encoding: Encoding::Json, bytes: &bytes[start..end] });
+        let KeyEnd { end: key_end, escaped, value } = skip_key(bytes, at)?;
+        let key = &text[at + 1..key_end - 1];
+        let end = skip_value(bytes, value)?;
+        entries.push(if escaped { unescape(key) } else { key.into() }, Raw::Json(&text[value..end]));
         at = skip_space(bytes, end);
         match bytes.get(at) {
             Some(b',') => at = skip_space(bytes, at + 1),
-            Some(b'}') => return Ok((entries, at + 1)),
+            Some(b'}') => return Ok(at + 1),
             Some(_) => return Err(SyntaxError::new(at, "expected ',' or '}' in a JSON object")),
             None => return Err(SyntaxError::new(at, "JSON ends too early")),
         }
@@ -298,15 +346,16 @@ pub(crate) fn object(bytes: &[u8], at: usize) -> Result<(Entries<'_>, usize), Sy
 }
 
 /// The first items of a checked array, at most `most`.
-pub(crate) fn items(bytes: &[u8], most: usize) -> Option<Vec<Raw<'_>>> {
-    if bytes.first() != Some(&b'[') {
+pub(crate) fn items(text: &str, most: usize) -> Option<Vec<Raw<'_>>> {
+    if !text.starts_with('[') {
         return None;
     }
+    let bytes = text.as_bytes();
     let mut items = Vec::new();
     let mut at = skip_space(bytes, 1);
     while items.len() < most && bytes.get(at).is_some_and(|b| *b != b']') {
         let end = skip_value(bytes, at).ok()?;
-        items.push(Raw { encoding: Encoding::Json, bytes: &bytes[at..end] });
+        items.push(Raw::Json(&text[at..end]));
         at = skip_space(bytes, end);
         if bytes.get(at) == Some(&b',') {
             at = skip_space(bytes, at + 1);
@@ -385,7 +434,7 @@ mod tests {
 
     #[test]
     fn strings_are_unescaped_and_lone_surrogates_replaced() {
-        let read = |text: &str| match value(text.as_bytes()) {
+        let read = |text: &str| match value(text) {
             Value::Text(text) => text.into_owned(),
             other => panic!("{other:?}"),
         };
@@ -398,10 +447,30 @@ mod tests {
 
     #[test]
     fn numbers_keep_their_kind() {
-        assert!(matches!(value(b"18446744073709551615"), Value::Integer(n) if n == i128::from(u64::MAX)));
-        assert!(matches!(value(b"18446744073709551616"), Value::Float(_)));
-        assert!(matches!(value(b"-9223372036854775808"), Value::Integer(n) if n == i128::from(i64::MIN)));
-        assert!(matches!(value(b"1.0"), Value::Float(f) if f == 1.0));
-        assert!(matches!(value(b"-0"), Value::Float(f) if f == 0.0 && f.is_sign_negative()));
+        assert!(matches!(value("18446744073709551615"), Value::Integer(n) if n == i128::from(u64::MAX)));
+        assert!(matches!(value("18446744073709551616"), Value::Float(_)));
+        assert!(matches!(value("-9223372036854775808"), Value::Integer(n) if n == i128::from(i64::MIN)));
+        assert!(matches!(value("1.0"), Value::Float(f) if f == 1.0));
+        assert!(matches!(value("-0"), Value::Float(f) if f == 0.0 && f.is_sign_negative()));
+    }
+
+    #[test]
+    fn a_string_ends_where_it_ends_however_long_it_is() {
+        for length in 0..100 {
+            for filler in ["x", "\u{7f}", "é", "\u{10ffff}", "]"] {
+                let inner = filler.repeat(length);
+                let text = format!("\"{inner}\", \"\\\"");
+                assert_eq!(skip_string(text.as_bytes(), 0), Ok((inner.len() + 2, false)), "{text}");
+                assert!(skip_string(&text.as_bytes()[..inner.len() + 1], 0).is_err(), "{text}");
+                for at in (0..inner.len()).filter(|at| inner.is_char_boundary(*at)) {
+                    let with = |special: &str| format!("\"{}{special}{}\"", &inner[..at], &inner[at..]);
+                    for bad in ["\0", "\n", "\u{1f}"] {
+                        assert!(skip_string(with(bad).as_bytes(), 0).is_err(), "{bad:?} at {at} of {length}");
+                    }
+                    let escaped = with("\\n");
+                    assert_eq!(skip_string(escaped.as_bytes(), 0), Ok((escaped.len(), true)));
+                }
+            }
+        }
     }
 }

@@ -14,7 +14,7 @@ use crate::field::{Field, FieldError, Scalar, expected, read_list, read_map, wor
 use crate::name::{GroupName, LeaseId, QueueName, RoomName, TaskId, WorkerName};
 use crate::payload::Payload;
 use crate::raw::{Entries, Raw, Value};
-use crate::write::Write;
+use crate::write::{Write, name};
 
 /// The most unsettled tasks a subscription may hold.
 pub const CREDIT_MAX: u64 = 1024;
@@ -142,7 +142,10 @@ macro_rules! fields {
         impl $name {
             fn take_fields(entries: &mut Entries<'_>) -> Result<Self, FieldError> {
                 let _ = &entries;
-                Ok($name { $($field: Field::take(entries, stringify!($field))?,)* })
+                Ok($name { $($field: match entries.is_empty() {
+                    true => Field::absent(stringify!($field))?,
+                    false => Field::take(entries, stringify!($field))?,
+                },)* })
             }
 
             fn count_fields(&self, lean: bool) -> usize {
@@ -153,7 +156,7 @@ macro_rules! fields {
             fn put_fields(&self, lean: bool, writer: &mut impl Write) {
                 let _ = (lean, &writer);
                 $(if !self.$field.omit(lean) {
-                    self.$field.put(stringify!($field), writer);
+                    self.$field.put(name!(stringify!($field)), writer);
                 })*
             }
         }
@@ -720,21 +723,21 @@ impl Scalar for Target {
             Target::Any => writer.begin_map(0),
             Target::Worker { worker, if_absent } => {
                 writer.begin_map(2);
-                worker.put("worker", writer);
-                if_absent.put("if_absent", writer);
+                worker.put(name!("worker"), writer);
+                if_absent.put(name!("if_absent"), writer);
             }
             Target::Group(group) => {
                 writer.begin_map(1);
-                group.put("group", writer);
+                group.put(name!("group"), writer);
             }
             Target::All(None) => {
                 writer.begin_map(1);
-                true.put("all", writer);
+                true.put(name!("all"), writer);
             }
             Target::All(Some(group)) => {
                 writer.begin_map(2);
-                group.put("group", writer);
-                true.put("all", writer);
+                group.put(name!("group"), writer);
+                true.put(name!("all"), writer);
             }
         }
         writer.end_map();
@@ -774,7 +777,7 @@ impl Scalar for Complete {
             Complete::Any => writer.plain("any"),
             Complete::Quorum(count) => {
                 writer.begin_map(1);
-                count.put("quorum", writer);
+                count.put(name!("quorum"), writer);
                 writer.end_map();
             }
         }

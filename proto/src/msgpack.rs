@@ -6,7 +6,6 @@ use std::borrow::Cow;
 
 use rmp::Marker;
 
-use crate::codec::Encoding;
 use crate::raw::{DEPTH_MAX, Entries, Raw, SyntaxError, Value};
 
 pub(crate) const NIL: u8 = 0xc0;
@@ -156,12 +155,12 @@ pub(crate) fn value(bytes: &[u8]) -> Value<'_> {
 
 /// The entries of a checked map.
 pub(crate) fn entries(bytes: &[u8]) -> Option<Entries<'_>> {
-    map(bytes, 0).ok().map(|(entries, _)| entries)
+    let mut entries = Entries::default();
+    map(bytes, 0, &mut entries).ok().map(|_| entries)
 }
 
-/// Walks the map at `at`, whose keys should be strings; its entries and its end.
-pub(crate) fn map(bytes: &[u8], at: usize) -> Result<(Entries<'_>, usize), SyntaxError> {
-    let mut entries = Entries::default();
+/// Walks the map at `at`, whose keys should be strings: fills `entries`, gives its end.
+pub(crate) fn map<'a>(bytes: &'a [u8], at: usize, entries: &mut Entries<'a>) -> Result<usize, SyntaxError> {
     let (found, mut at) = head(bytes, at)?;
     let Head::Map(count) = found else {
         return Err(SyntaxError::new(at, "expected a MessagePack map"));
@@ -171,13 +170,13 @@ pub(crate) fn map(bytes: &[u8], at: usize) -> Result<(Entries<'_>, usize), Synta
         let end = skip_value(bytes, key_end)?;
         match value(&bytes[at..key_end]) {
             Value::Text(key) => {
-                entries.push(key, Raw { encoding: Encoding::MessagePack, bytes: &bytes[key_end..end] });
+                entries.push(key, Raw::MessagePack(&bytes[key_end..end]));
             }
             _ => entries.refuse("a key is not a string"),
         }
         at = end;
     }
-    Ok((entries, at))
+    Ok(at)
 }
 
 /// The first items of a checked array, at most `most`.
@@ -186,7 +185,7 @@ pub(crate) fn items(bytes: &[u8], most: usize) -> Option<Vec<Raw<'_>>> {
     let mut items = Vec::new();
     for _ in 0..count.min(most) {
         let end = skip_value(bytes, at).ok()?;
-        items.push(Raw { encoding: Encoding::MessagePack, bytes: &bytes[at..end] });
+        items.push(Raw::MessagePack(&bytes[at..end]));
         at = end;
     }
     Some(items)

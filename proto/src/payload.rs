@@ -6,7 +6,6 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::codec::Encoding;
 use crate::msgpack::Head;
 use crate::raw::{Raw, SyntaxError, Value};
 use crate::write::{JsonWriter, MessagePackWriter, Write};
@@ -69,9 +68,9 @@ impl Payload {
 
     /// JSON text, checked for syntax and depth.
     pub fn json_text(text: &str) -> Result<Payload, PayloadError> {
-        let bytes = text.trim_matches([' ', '\t', '\r', '\n']).as_bytes();
-        match json::skip_value(bytes, 0) {
-            Ok(end) if end == bytes.len() => Ok(Self::from_raw(Raw { encoding: Encoding::Json, bytes })),
+        let text = text.trim_matches([' ', '\t', '\r', '\n']);
+        match json::skip_value(text.as_bytes(), 0) {
+            Ok(end) if end == text.len() => Ok(Self::from_raw(Raw::Json(text))),
             Ok(end) => Err(PayloadError(format!("more than one JSON value, the second at byte {end}"))),
             Err(error) => Err(PayloadError(format!("not JSON: {error}"))),
         }
@@ -87,7 +86,7 @@ impl Payload {
     pub fn message_pack<T: Serialize + ?Sized>(value: &T) -> Result<Payload, PayloadError> {
         let bytes = rmp_serde::to_vec_named(value).map_err(|e| PayloadError(e.to_string()))?;
         msgpack::skip_value(&bytes, 0).map_err(|e| PayloadError(e.to_string()))?;
-        Ok(Self::from_raw(Raw { encoding: Encoding::MessagePack, bytes: &bytes }))
+        Ok(Self::from_raw(Raw::MessagePack(&bytes)))
     }
 
     /// Puts together what [`Payload::kind`] and [`Payload::bytes`] gave: for the store, which holds
@@ -101,15 +100,15 @@ impl Payload {
         if raw.is_null() {
             return Payload::NULL;
         }
-        match (raw.encoding, raw.value()) {
-            (Encoding::MessagePack, Value::Binary(bytes)) => Payload::binary(Bytes::copy_from_slice(bytes)),
-            (Encoding::Json, _) => {
-                Payload { kind: PayloadKind::Json, bytes: Bytes::copy_from_slice(raw.bytes) }
-            }
-            (Encoding::MessagePack, _) => {
-                Payload { kind: PayloadKind::MessagePack, bytes: Bytes::copy_from_slice(raw.bytes) }
-            }
-        }
+        // JSON is not looked into: that would check, and perhaps unescape, all of it once more.
+        let (kind, bytes) = match raw {
+            Raw::Json(text) => (PayloadKind::Json, text.as_bytes()),
+            Raw::MessagePack(bytes) => match raw.value() {
+                Value::Binary(body) => (PayloadKind::Binary, body),
+                _ => (PayloadKind::MessagePack, bytes),
+            },
+        };
+        Payload { kind, bytes: Bytes::copy_from_slice(bytes) }
     }
 
     /// How [`Payload::bytes`] are to be read.
@@ -166,10 +165,13 @@ impl Payload {
         match self.kind {
             PayloadKind::Null => Bytes::new(),
             PayloadKind::Binary => self.bytes.clone(),
-            PayloadKind::Json => text(Raw { encoding: Encoding::Json, bytes: &self.bytes })
+            PayloadKind::Json => std::str::from_utf8(&self.bytes)
+                .ok()
+                .and_then(|json| text(Raw::Json(json)))
                 .unwrap_or_else(|| self.bytes.clone()),
-            PayloadKind::MessagePack => text(Raw { encoding: Encoding::MessagePack, bytes: &self.bytes })
-                .unwrap_or_else(|| Bytes::from(self.to_json())),
+            PayloadKind::MessagePack => {
+                text(Raw::MessagePack(&self.bytes)).unwrap_or_else(|| Bytes::from(self.to_json()))
+            }
         }
     }
 }
@@ -180,10 +182,12 @@ impl Payload {
 pub(crate) fn json_to_message_pack(bytes: &[u8], out: &mut MessagePackWriter) {
     let mut count = Count::default();
     let start = out.out.len();
-    let written = json::walk(bytes, 0, &mut count).and_then(|_| {
-        json::walk(bytes, 0, &mut Convert { bytes, counts: count.counts.into_iter(), out: &mut *out })
+    let written = std::str::from_utf8(bytes).is_ok_and(|text| {
+        let counted = json::walk(bytes, 0, &mut count);
+        let mut convert = Convert { text, counts: count.counts.into_iter(), out: &mut *out };
+        counted.and_then(|_| json::walk(bytes, 0, &mut convert)).is_ok()
     });
-    if written.is_err() {
+    if !written {
         // A damaged record of the store is the only way to here: rather null than a broken frame.
         out.out.truncate(start);
         out.null();
@@ -230,7 +234,7 @@ impl json::Visit for Count {
 }
 
 struct Convert<'a> {
-    bytes: &'a [u8],
+    text: &'a str,
     counts: std::vec::IntoIter<u32>,
     out: &'a mut MessagePackWriter,
 }
@@ -244,11 +248,11 @@ impl json::Visit for Convert<'_> {
     fn close(&mut self) {}
 
     fn key(&mut self, start: usize, end: usize) {
-        self.out.text(&json::unescape(&self.bytes[start + 1..end - 1]));
+        self.out.text(&json::unescape(&self.text[start + 1..end - 1]));
     }
 
     fn scalar(&mut self, start: usize, end: usize) {
-        write_scalar(json::value(&self.bytes[start..end]), self.out);
+        write_scalar(json::value(&self.text[start..end]), self.out);
     }
 }
 

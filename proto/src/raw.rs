@@ -5,7 +5,6 @@ use std::fmt;
 
 use smallvec::SmallVec;
 
-use crate::codec::Encoding;
 use crate::{json, msgpack};
 
 /// How deep a value may nest, counted from its own outermost container.
@@ -33,9 +32,10 @@ impl fmt::Display for SyntaxError {
 
 /// One value whose syntax has been checked.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Raw<'a> {
-    pub(crate) encoding: Encoding,
-    pub(crate) bytes: &'a [u8],
+pub(crate) enum Raw<'a> {
+    /// Text, so that what is cut out of it need not be checked to be UTF-8 again.
+    Json(&'a str),
+    MessagePack(&'a [u8]),
 }
 
 /// What a [`Raw`] turns out to be.
@@ -55,24 +55,24 @@ pub(crate) enum Value<'a> {
 
 impl<'a> Raw<'a> {
     pub(crate) fn value(self) -> Value<'a> {
-        match self.encoding {
-            Encoding::Json => json::value(self.bytes),
-            Encoding::MessagePack => msgpack::value(self.bytes),
+        match self {
+            Raw::Json(text) => json::value(text),
+            Raw::MessagePack(bytes) => msgpack::value(bytes),
         }
     }
 
     pub(crate) fn is_null(self) -> bool {
-        match self.encoding {
-            Encoding::Json => self.bytes == b"null",
-            Encoding::MessagePack => self.bytes == [msgpack::NIL],
+        match self {
+            Raw::Json(text) => text == "null",
+            Raw::MessagePack(bytes) => bytes == [msgpack::NIL],
         }
     }
 
     /// The entries of a map; `None` when this is no map.
     pub(crate) fn entries(self) -> Option<Entries<'a>> {
-        match self.encoding {
-            Encoding::Json => json::entries(self.bytes),
-            Encoding::MessagePack => msgpack::entries(self.bytes),
+        match self {
+            Raw::Json(text) => json::entries(text),
+            Raw::MessagePack(bytes) => msgpack::entries(bytes),
         }
     }
 
@@ -80,9 +80,9 @@ impl<'a> Raw<'a> {
     ///
     /// Bounded because an item of one byte costs a slice of many.
     pub(crate) fn items(self, most: usize) -> Option<Vec<Raw<'a>>> {
-        match self.encoding {
-            Encoding::Json => json::items(self.bytes, most),
-            Encoding::MessagePack => msgpack::items(self.bytes, most),
+        match self {
+            Raw::Json(text) => json::items(text, most),
+            Raw::MessagePack(bytes) => msgpack::items(bytes, most),
         }
     }
 }
@@ -118,13 +118,24 @@ impl<'a> Entries<'a> {
         }
     }
 
+    /// Makes room for the next map.
+    pub(crate) fn clear(&mut self) {
+        self.list.clear();
+        self.unfit = None;
+    }
+
     /// Notes that the map as a whole is unfit; [`Entries::fault`] tells it.
     pub(crate) fn refuse(&mut self, why: &'static str) {
         self.unfit = Some(why);
     }
 
+    /// Whether all were taken.
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
     pub(crate) fn take(&mut self, key: &str) -> Option<Raw<'a>> {
-        // Most messages carry few of their fields: once all are taken each further look is free.
         let at = self.list.iter().position(|(name, _)| name == key)?;
         Some(self.list.swap_remove(at).1)
     }
@@ -161,7 +172,7 @@ mod tests {
 
     #[test]
     fn a_key_that_stands_twice_is_found_among_few_and_among_many() {
-        let null = Raw { encoding: Encoding::Json, bytes: b"null" };
+        let null = Raw::Json("null");
         for count in [1, Entries::PAIRWISE_MAX - 1, Entries::PAIRWISE_MAX, 1000] {
             let mut entries = Entries::default();
             for i in 0..count {

@@ -5,13 +5,31 @@ use base64::engine::general_purpose::STANDARD;
 
 use crate::payload::{Payload, PayloadKind, json_to_message_pack, message_pack_to_json};
 
+/// A key of the protocol's own, made by [`name!`]: as JSON spells it behind another entry, for one copy writes it so.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Name(pub(crate) &'static str);
+
+impl Name {
+    /// The key itself.
+    pub(crate) fn as_str(self) -> &'static str {
+        &self.0[2..self.0.len() - 2]
+    }
+}
+
+/// The [`Name`] of a literal, which needs no escaping.
+macro_rules! name {
+    ($text:expr) => {
+        $crate::write::Name(concat!(",\"", $text, "\":"))
+    };
+}
+pub(crate) use name;
+
 /// Writes one message, value by value. Appending to memory does not fail.
 pub(crate) trait Write {
     /// A map of exactly `entries` entries follows, each a key and a value.
     fn begin_map(&mut self, entries: usize);
     fn end_map(&mut self);
-    /// `key` is one of the protocol's own and needs no escaping.
-    fn key(&mut self, key: &'static str);
+    fn key(&mut self, key: Name);
     /// A key that somebody else chose.
     fn any_key(&mut self, key: &str);
     /// An array of exactly `items` items follows, each after [`Write::element`].
@@ -27,7 +45,7 @@ pub(crate) trait Write {
     /// Text that is known to hold nothing that JSON escapes.
     fn plain(&mut self, value: &str);
     /// A payload-like field, under `name` or `name_b64` as its kind and the encoding want.
-    fn payload_field(&mut self, name: &'static str, name_b64: &'static str, payload: &Payload);
+    fn payload_field(&mut self, name: Name, name_b64: Name, payload: &Payload);
 }
 
 /// Writes JSON text.
@@ -81,10 +99,9 @@ impl Write for JsonWriter {
         self.comma = true;
     }
 
-    fn key(&mut self, key: &'static str) {
-        self.separate();
-        self.plain(key);
-        self.out.push(b':');
+    fn key(&mut self, key: Name) {
+        self.out.extend_from_slice(&key.0.as_bytes()[usize::from(!self.comma)..]);
+        self.comma = true;
     }
 
     fn any_key(&mut self, key: &str) {
@@ -143,7 +160,7 @@ impl Write for JsonWriter {
         self.out.push(b'"');
     }
 
-    fn payload_field(&mut self, name: &'static str, name_b64: &'static str, payload: &Payload) {
+    fn payload_field(&mut self, name: Name, name_b64: Name, payload: &Payload) {
         self.key(if payload.kind() == PayloadKind::Binary { name_b64 } else { name });
         self.payload(payload);
         self.comma = true;
@@ -169,8 +186,8 @@ impl Write for MessagePackWriter {
 
     fn end_map(&mut self) {}
 
-    fn key(&mut self, key: &'static str) {
-        self.text(key);
+    fn key(&mut self, key: Name) {
+        self.text(key.as_str());
     }
 
     fn any_key(&mut self, key: &str) {
@@ -214,7 +231,7 @@ impl Write for MessagePackWriter {
         self.text(value);
     }
 
-    fn payload_field(&mut self, name: &'static str, _: &'static str, payload: &Payload) {
+    fn payload_field(&mut self, name: Name, _: Name, payload: &Payload) {
         self.key(name);
         self.payload(payload);
     }
