@@ -426,10 +426,80 @@ fn control(opcode: OpCode, body: &[u8]) -> Result<Incoming<'_>, Broken> {
 
 /// Appends a frame as a server sends it: whole, unmasked.
 pub fn write(out: &mut Vec<u8>, opcode: OpCode, compressed: bool, body: &[u8]) {
-    let mut head = [0; HEADER_BYTES];
-    let payload = fastwebsockets::Payload::Borrowed(body);
-    let length = fastwebsockets::Frame::new(true, opcode, None, payload).fmt_head(&mut head);
-    head[0] |= u8::from(compressed) << 6;
+    let (head, length) = head(opcode, compressed, body.len());
     out.extend_from_slice(&head[..length]);
     out.extend_from_slice(body);
+}
+
+/// Room for the header of a frame of 126 bytes to 64 KiB, as most are.
+const USUAL_HEAD: usize = 4;
+
+/// Begins a frame in `out`, behind which its body is to be appended; to be ended by [`end`], which wants to be told
+/// what this gives.
+pub fn begin(out: &mut Vec<u8>) -> usize {
+    let start = out.len();
+    out.extend_from_slice(&[0; USUAL_HEAD]);
+    start
+}
+
+/// The body of a frame that was begun.
+pub fn begun(out: &[u8], start: usize) -> &[u8] {
+    &out[start + USUAL_HEAD..]
+}
+
+/// Ends a frame: puts its header in front of its body, which is moved where that is longer or shorter than most.
+pub fn end(out: &mut Vec<u8>, start: usize, opcode: OpCode) {
+    let (head, length) = head(opcode, false, out.len() - start - USUAL_HEAD);
+    if length == USUAL_HEAD {
+        out[start..start + USUAL_HEAD].copy_from_slice(&head[..USUAL_HEAD]);
+    } else {
+        out.splice(start..start + USUAL_HEAD, head[..length].iter().copied());
+    }
+}
+
+/// A header, and how long it is. Of a server's: RFC 6455, section 5.2, without a mask.
+fn head(opcode: OpCode, compressed: bool, body_bytes: usize) -> ([u8; HEADER_BYTES], usize) {
+    let mut head = [0; HEADER_BYTES];
+    head[0] = 0x80 | u8::from(compressed) << 6 | opcode as u8;
+    let length = match body_bytes {
+        0..126 => {
+            head[1] = body_bytes as u8;
+            2
+        }
+        126..0x1_0000 => {
+            head[1] = 126;
+            head[2..4].copy_from_slice(&(body_bytes as u16).to_be_bytes());
+            4
+        }
+        _ => {
+            head[1] = 127;
+            head[2..10].copy_from_slice(&(body_bytes as u64).to_be_bytes());
+            10
+        }
+    };
+    (head, length)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_encoded_in_place_is_the_one_that_is_written_whole() {
+        for length in [0, 1, 125, 126, 127, 1000, 65_535, 65_536, 70_000] {
+            let body = vec![b'x'; length];
+            let (mut whole, mut in_place) = (b"before".to_vec(), b"before".to_vec());
+            write(&mut whole, OpCode::Text, false, &body);
+            let start = begin(&mut in_place);
+            in_place.extend_from_slice(&body);
+            assert_eq!(begun(&in_place, start), body);
+            end(&mut in_place, start, OpCode::Text);
+            assert!(in_place == whole, "{length}");
+            // As the library spells it.
+            let mut head = [0; HEADER_BYTES];
+            let payload = fastwebsockets::Payload::Borrowed(&body);
+            let size = fastwebsockets::Frame::new(true, OpCode::Text, None, payload).fmt_head(&mut head);
+            assert_eq!(whole[6..6 + size], head[..size], "{length}");
+        }
+    }
 }

@@ -215,7 +215,6 @@ async fn settle_written(broker: &Broker, session: SessionId, leases: Vec<GivenLe
 
 struct Encoder {
     out: Vec<u8>,
-    scratch: Vec<u8>,
     /// The longest array of messages that is sent as one frame.
     array_bytes: usize,
     /// How messages of at least so many bytes are compressed.
@@ -225,7 +224,7 @@ struct Encoder {
 
 impl Encoder {
     fn new(array_bytes: usize, compression: Option<(Agreed, usize)>) -> Encoder {
-        Encoder { out: Vec::new(), scratch: Vec::new(), array_bytes, compression, compressed: Vec::new() }
+        Encoder { out: Vec::new(), array_bytes, compression, compressed: Vec::new() }
     }
 
     fn frame(&mut self, opcode: OpCode, body: &[u8]) {
@@ -244,12 +243,18 @@ impl Encoder {
         }
     }
 
-    /// The frame of what was encoded.
-    fn scratch_frame(&mut self, encoding: Encoding) {
-        let scratch = std::mem::take(&mut self.scratch);
-        self.data_frame(opcode(encoding), &scratch);
-        self.scratch = scratch;
-        self.scratch.clear();
+    /// A frame of what `encode` appends: encoded where it is written from, unless it is to be compressed.
+    fn encoded_frame(&mut self, encoding: Encoding, encode: impl FnOnce(&mut Vec<u8>)) {
+        let start = frames::begin(&mut self.out);
+        encode(&mut self.out);
+        if let Some((agreed, min)) = self.compression
+            && frames::begun(&self.out, start).len() >= min
+            && deflate::compress(frames::begun(&self.out, start), agreed.window_bits, &mut self.compressed)
+        {
+            self.out.truncate(start);
+            return frames::write(&mut self.out, opcode(encoding), true, &self.compressed);
+        }
+        frames::end(&mut self.out, start, opcode(encoding));
     }
 
     /// Encodes messages of a lane until there is enough for one write; gives those that are left.
@@ -263,13 +268,15 @@ impl Encoder {
         while let Some(first) = left.first().map(View::from)
             && self.out.len() < WRITE_BYTES
         {
-            let count = if arrays { self.array(encoding, left) } else { 1 };
+            let count = if arrays { self.fitting(left) } else { 1 };
             match first {
-                _ if count > 1 => self.scratch_frame(encoding),
+                _ if count > 1 => {
+                    let responses = left[..count].iter().map(|item| View::from(item).response());
+                    self.encoded_frame(encoding, |out| codec::encode_server_array(encoding, responses, out));
+                }
                 view if raw => self.raw(view),
                 View::Own(own) => {
-                    codec::encode_server(encoding, &own.response, &mut self.scratch);
-                    self.scratch_frame(encoding);
+                    self.encoded_frame(encoding, |out| codec::encode_server(encoding, &own.response, out));
                 }
                 View::Shared(shared) => self.shared(encoding, shared),
             }
@@ -309,9 +316,8 @@ impl Encoder {
         self.data_frame(opcode(encoding), body);
     }
 
-    /// Encodes as many messages as go well into one array; 1 says that an array is not worth it, and
-    /// that nothing was encoded. What is said to many is a frame of its own.
-    fn array<'a, T>(&mut self, encoding: Encoding, items: &'a [T]) -> usize
+    /// How many messages go well into one array, at least 1. What is said to many is a frame of its own.
+    fn fitting<'a, T>(&self, items: &'a [T]) -> usize
     where
         View<'a>: From<&'a T>,
     {
@@ -323,16 +329,11 @@ impl Encoder {
             }
             View::Shared(_) => false,
         };
-        let count = items.iter().map(View::from).take(BATCH_MAX).take_while(fits).count().max(1);
-        if count > 1 {
-            let responses = items[..count].iter().map(|item| View::from(item).response());
-            codec::encode_server_array(encoding, responses, &mut self.scratch);
-        }
-        count
+        items.iter().map(View::from).take(BATCH_MAX).take_while(fits).count().max(1)
     }
 
     fn shrink(&mut self) {
-        for buffer in [&mut self.out, &mut self.scratch, &mut self.compressed] {
+        for buffer in [&mut self.out, &mut self.compressed] {
             if buffer.capacity() > KEPT_BYTES {
                 *buffer = Vec::new();
             }
