@@ -6,6 +6,7 @@ mod certificate;
 mod descriptors;
 mod floor;
 mod handshakes;
+mod hot;
 mod idle;
 mod latency;
 mod peers;
@@ -35,6 +36,8 @@ enum Command {
     Idle(idle::Args),
     /// Upgrades a second, and the server's CPU time for them, beside a bare server
     Handshakes(handshakes::Args),
+    /// What the broker does for one task, apart from sockets, threads and the disk: nanoseconds on one core
+    Hot(hot::Args),
     /// The bare WebSocket server that idle and handshakes are compared with: upgrades and echoes
     #[command(hide = true)]
     BareServer,
@@ -70,6 +73,7 @@ type Failed = Box<dyn std::error::Error + Send + Sync>;
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Hot(args) => hot::run(&args),
         Command::BareServer => bare::serve(),
         Command::Idle(args) => on_runtime(idle::run(args)),
         Command::Handshakes(args) => on_runtime(handshakes::run(args)),
