@@ -71,10 +71,10 @@ impl Connections {
     }
 
     /// Puts what is said in a room into the outboxes of all who are in it.
-    pub fn publish(&self, members: &[SessionId], shared: &Arc<Shared>) {
+    pub fn publish(&self, members: &[SessionId], said: &[Arc<Shared>]) {
         for id in members {
             if let Some(connection) = self.map.get(id) {
-                connection.outbox.publish(shared);
+                connection.outbox.publish(said);
             }
         }
     }

@@ -66,8 +66,8 @@ struct Mail {
     slots: HashMap<SessionId, usize>,
     boxes: Vec<(SessionId, Vec<Outbound>)>,
     used: usize,
-    /// What was said in rooms, and to whom.
-    said: Vec<(Vec<SessionId>, Arc<Shared>)>,
+    /// What was said in rooms, and to whom: what one room's members hear in a row is one entry.
+    said: Vec<(Vec<SessionId>, Vec<Arc<Shared>>)>,
 }
 
 impl Mail {
@@ -85,7 +85,11 @@ impl Mail {
     }
 
     fn publish(&mut self, members: Vec<SessionId>, message: RoomMessage) {
-        self.said.push((members, Arc::new(Shared::new(message))));
+        let shared = Arc::new(Shared::new(message));
+        match self.said.last_mut() {
+            Some((same, said)) if *same == members => said.push(shared),
+            _ => self.said.push((members, vec![shared])),
+        }
     }
 
     fn deliver(&mut self, connections: &Connections) {
@@ -95,8 +99,8 @@ impl Mail {
         self.used = 0;
         self.slots.clear();
         // Behind the answers: nobody hears a room before being told that they are in it.
-        for (members, shared) in self.said.drain(..) {
-            connections.publish(&members, &shared);
+        for (members, said) in self.said.drain(..) {
+            connections.publish(&members, &said);
         }
     }
 }

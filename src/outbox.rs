@@ -504,14 +504,16 @@ impl Outbox {
         self.wake.notify_one();
     }
 
-    /// Adds what is said in a room. It closes no socket: the oldest make room for it.
-    pub fn publish(&self, shared: &Arc<Shared>) {
+    /// Adds what is said in rooms. It closes no socket: the oldest make room for it.
+    pub fn publish(&self, said: &[Arc<Shared>]) {
         let mut state = self.state();
         if state.close.is_some() {
             return;
         }
-        let dropped = state.rest().events.add(Lossy::Room(shared.clone()));
-        state.bytes = (state.bytes + weight(shared.response())).saturating_sub(dropped);
+        for shared in said {
+            let dropped = state.rest().events.add(Lossy::Room(shared.clone()));
+            state.bytes = (state.bytes + weight(shared.response())).saturating_sub(dropped);
+        }
         drop(state);
         self.wake.notify_one();
     }
@@ -773,12 +775,12 @@ mod tests {
     #[test]
     fn control_comes_first_then_tasks_then_events_each_in_order() {
         let outbox = Outbox::default();
-        outbox.publish(&said("r", 1, 10));
+        outbox.publish(&[said("r", 1, 10)]);
         let barrier = Outbound { barrier: true, ..own(Done::PLAIN) };
         let revoked = own(Revoked { lease: LEASE, reason: RevokeReason::AckTimeout });
         let error = own(Error::new(ErrorCode::NotFound, "no"));
         outbox.push(&mut vec![event(1, 0), finished(2), task(5), revoked, barrier, own(Pong {}), error]);
-        outbox.publish(&said("r", 2, 10));
+        outbox.publish(&[said("r", 2, 10)]);
         let order = ["pong", "error", "task", "revoked", "ok", "r 1", "event 1", "finished 2", "r 2"];
         assert_eq!(take(&outbox, usize::MAX), order);
         assert_eq!((outbox.bytes(), outbox.delivered()), (0, 1));
@@ -789,7 +791,7 @@ mod tests {
     fn an_answer_overtakes_what_was_not_taken_yet() {
         let outbox = Outbox::default();
         outbox.push(&mut (0..3).map(|_| task(1000)).collect());
-        outbox.publish(&said("r", 1, 10));
+        outbox.publish(&[said("r", 1, 10)]);
         assert_eq!(take(&outbox, 1500), ["task", "task"]);
         outbox.push_one(own(Pong {}).response);
         assert_eq!(take(&outbox, 1), ["pong"]);
@@ -803,27 +805,27 @@ mod tests {
         let outbox = Outbox::default();
         let half = LOSSY_BYTES_MAX / 2 - 1000;
         for seq in 1..=5 {
-            outbox.publish(&said("a", seq, half));
+            outbox.publish(&[said("a", seq, half)]);
         }
-        outbox.publish(&said("b", 1, 10));
+        outbox.publish(&[said("b", 1, 10)]);
         assert!(outbox.bytes() <= LOSSY_BYTES_MAX);
         assert_eq!(take(&outbox, 1), ["a lagged 3", "a 4"]);
         // What is told is not told again, and new losses are.
-        outbox.publish(&said("a", 6, half));
-        outbox.publish(&said("a", 7, half));
+        outbox.publish(&[said("a", 6, half)]);
+        outbox.publish(&[said("a", 7, half)]);
         assert_eq!(take(&outbox, usize::MAX), ["b 1", "a lagged 1", "a 6", "a 7"]);
     }
 
     #[test]
     fn what_is_lost_of_a_room_where_nobody_speaks_any_more_is_told_in_the_end() {
         let outbox = Outbox::default();
-        outbox.publish(&said("quiet", 1, 10));
-        outbox.publish(&said("loud", 1, LOSSY_BYTES_MAX));
+        outbox.publish(&[said("quiet", 1, 10)]);
+        outbox.publish(&[said("loud", 1, LOSSY_BYTES_MAX)]);
         assert_eq!(take(&outbox, usize::MAX), ["loud 1", "quiet lagged 1"]);
         // One that is longer than the bound comes all the same.
         assert_eq!(outbox.bytes(), 0);
         for nth in 0..2 * MISSED_ROOMS_MAX as u64 {
-            outbox.publish(&said(&format!("r{nth}"), 1, LOSSY_BYTES_MAX));
+            outbox.publish(&[said(&format!("r{nth}"), 1, LOSSY_BYTES_MAX)]);
         }
         assert_eq!(take(&outbox, usize::MAX).len(), MISSED_ROOMS_MAX + 1);
     }
@@ -845,7 +847,7 @@ mod tests {
     fn rooms_close_nothing_and_other_things_do() {
         let outbox = Outbox::default();
         for seq in 0..10 {
-            outbox.publish(&said("r", seq, 1 << 20));
+            outbox.publish(&[said("r", seq, 1 << 20)]);
             outbox.push(&mut vec![event(seq, 1 << 20), task(1 << 20)]);
         }
         assert!(!outbox.is_closing());
@@ -868,7 +870,7 @@ mod tests {
         let away =
             GoingAway { reason: taskyard_proto::AwayReason::Restart, grace_ms: 1, reconnect_after_ms: 1 };
         outbox.push(&mut vec![own(Done::PLAIN), task(1), own(away), finished(1)]);
-        outbox.publish(&said("r", 1, 1));
+        outbox.publish(&[said("r", 1, 1)]);
         assert_eq!(take(&outbox, usize::MAX), ["task", "r 1"]);
         outbox.push_one(own(Error::new(ErrorCode::QueueFull, "full")).response);
         let closing = Closing { code: Some(CloseCode::OVERLOADED), reason: "queue_full".into() };
@@ -883,10 +885,10 @@ mod tests {
     fn the_end_comes_after_all_that_was_said() {
         let outbox = Outbox::default();
         outbox.push(&mut vec![task(1000), own(Pong {})]);
-        outbox.publish(&said("r", 1, 10));
+        outbox.publish(&[said("r", 1, 10)]);
         outbox.close(CloseCode::NORMAL, "bye");
         outbox.push(&mut vec![task(1)]);
-        outbox.publish(&said("r", 2, 10));
+        outbox.publish(&[said("r", 2, 10)]);
         let mut drained = Drained::default();
         let mut taken = 0;
         while outbox.take(&mut drained, 1) && drained.close.is_none() {
