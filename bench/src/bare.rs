@@ -1,13 +1,18 @@
 //! The bare WebSocket server: what hyper and fastwebsockets take by themselves. It upgrades and echoes,
-//! as the example of fastwebsockets does. No token, no session, no queue.
+//! as the example of fastwebsockets does; what is said at `/broadcast` it says to all others there. No token,
+//! no session, no queue.
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::io::IoSlice;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use fastwebsockets::{FragmentCollector, OpCode, Role, WebSocket, WebSocketError};
+use fastwebsockets::{
+    FragmentCollector, FragmentCollectorRead, Frame, OpCode, Payload, Role, WebSocket, WebSocketError,
+};
 use http_body_util::Empty;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -15,8 +20,9 @@ use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper::{Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use sha1::{Digest as _, Sha1};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::broadcast::{self, error::RecvError};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
@@ -95,7 +101,11 @@ async fn upgrade(mut request: Request<Incoming>) -> Result<Response<Empty<Bytes>
     }
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let upgraded = hyper::upgrade::on(&mut request);
-    tokio::spawn(echo(upgraded));
+    match request.uri().path() {
+        // From before the answer on: whoever has it hears all that is said.
+        "/broadcast" => drop(tokio::spawn(broadcaster(upgraded, SAID.subscribe()))),
+        _ => drop(tokio::spawn(echo(upgraded))),
+    }
     Ok(response)
 }
 
@@ -111,4 +121,80 @@ async fn echo(upgraded: OnUpgrade) -> Result<(), WebSocketError> {
             _ => {}
         }
     }
+}
+
+/// Messages that a socket may be behind, a power of two: more than are ever under way.
+const BEHIND_MAX: usize = 4096;
+/// Frames of one write: as many as one `writev` takes with little ado.
+const FRAMES_PER_WRITE: usize = 64;
+
+/// A frame for all but its speaker.
+#[derive(Clone)]
+struct Said {
+    speaker: u64,
+    frame: Bytes,
+}
+
+static SAID: LazyLock<broadcast::Sender<Said>> = LazyLock::new(|| broadcast::channel(BEHIND_MAX).0);
+static SPEAKERS: AtomicU64 = AtomicU64::new(0);
+
+/// Encodes each frame once, and hands it to all. Each socket writes by itself what has come meanwhile, at
+/// once and without another copy.
+async fn broadcaster(upgraded: OnUpgrade, mut said: broadcast::Receiver<Said>) -> Result<(), WebSocketError> {
+    let Ok(upgraded) = upgraded.await else { return Ok(()) };
+    // Over TLS it has another type, and is not measured.
+    let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else { return Ok(()) };
+    let (read, mut write) = parts.io.into_inner().into_split();
+    let me = SPEAKERS.fetch_add(1, Ordering::Relaxed);
+    let writer = tokio::spawn(async move {
+        let mut frames = Vec::new();
+        loop {
+            match said.recv().await {
+                Ok(one) => frames.push(one),
+                Err(RecvError::Lagged(_)) => continue,
+                Err(RecvError::Closed) => return Ok::<_, std::io::Error>(()),
+            }
+            while frames.len() < FRAMES_PER_WRITE
+                && let Ok(one) = said.try_recv()
+            {
+                frames.push(one);
+            }
+            frames.retain(|one| one.speaker != me);
+            write_frames(&mut write, &frames).await?;
+            frames.clear();
+        }
+    });
+    // What is never written is closed by its reader's end.
+    let (read, _) = fastwebsockets::after_handshake_split(read, tokio::io::sink(), Role::Server);
+    let mut read = FragmentCollectorRead::new(read);
+    let mut nothing = async |_: Frame<'_>| Ok::<_, WebSocketError>(());
+    while let Ok(frame) = read.read_frame(&mut nothing).await {
+        if !matches!(frame.opcode, OpCode::Text | OpCode::Binary) {
+            break;
+        }
+        let frame = Frame::new(true, frame.opcode, None, Payload::Borrowed(&frame.payload));
+        // Nobody may be there.
+        let _ = SAID.send(Said { speaker: me, frame: encoded(frame) });
+    }
+    writer.abort();
+    Ok(())
+}
+
+fn encoded(mut frame: Frame<'_>) -> Bytes {
+    let mut bytes = Vec::with_capacity(frame.payload.len() + 14);
+    frame.write(&mut bytes);
+    bytes.into()
+}
+
+async fn write_frames(write: &mut (impl AsyncWrite + Unpin), frames: &[Said]) -> std::io::Result<()> {
+    let mut slices = [IoSlice::new(&[]); FRAMES_PER_WRITE];
+    for (slice, one) in slices.iter_mut().zip(frames) {
+        *slice = IoSlice::new(&one.frame);
+    }
+    let mut left = &mut slices[..frames.len()];
+    while !left.is_empty() {
+        let written = write.write_vectored(left).await?;
+        IoSlice::advance_slices(&mut left, written);
+    }
+    Ok(())
 }

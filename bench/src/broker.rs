@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -64,6 +65,17 @@ impl Broker {
             flags.extend(["--tls-key-file".into(), certificate.key_file.clone().into()]);
         }
         Ok((Self::launch("memory", directory, &flags)?, token))
+    }
+
+    /// Starts a broker that asks for no token, and does not ping.
+    pub(crate) fn silent(engine: &str, parent: &Path) -> Result<Broker, Failed> {
+        Self::launch(engine, directory(engine, parent), &["--ping-ms".into(), "86400000".into()])
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> Result<SocketAddr, Failed> {
+        let (_, address) = self.url.split_once("://").ok_or("the broker named no URL")?;
+        Ok(address.parse()?)
     }
 
     fn launch(engine: &str, directory: PathBuf, flags: &[OsString]) -> Result<Broker, Failed> {

@@ -1,14 +1,15 @@
-//! Memory: thousands of sockets are opened and say nothing more; what the server holds for each.
+//! Memory: thousands of sockets are opened and say nothing more; what the server holds for each, and what
+//! it does meanwhile.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
-use crate::broker::resident;
 use crate::certificate::Certificate;
 use crate::peers::{Kind, Node, Peer};
+use crate::record::{Promise, Record, Records};
 use crate::socket::{Door, Socket};
 use crate::{Failed, descriptors, median, print};
 
@@ -16,27 +17,30 @@ use crate::{Failed, descriptors, median, print};
 pub(crate) struct Args {
     /// How many sockets to open
     #[arg(long, value_delimiter = ',', default_value = "5000,10000")]
-    sockets: Vec<usize>,
+    pub(crate) sockets: Vec<usize>,
     /// Rounds, the servers in turn; the medians are quoted
     #[arg(long, default_value_t = 3)]
-    rounds: usize,
+    pub(crate) rounds: u32,
     /// Measure a broker too to which each socket has said hello
     #[arg(long)]
-    hello: bool,
+    pub(crate) hello: bool,
     /// Measure a broker too where each socket has also subscribed to a queue
     #[arg(long)]
-    subscribe: bool,
+    pub(crate) subscribe: bool,
     /// Measure broker and bare server over TLS too
     #[arg(long)]
-    tls: bool,
+    pub(crate) tls: bool,
     /// Sockets that are being opened at the same time
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
-    opening: u16,
+    pub(crate) opening: u16,
+    /// Seconds for which nothing is said, and the server's CPU time is taken
+    #[arg(long, default_value_t = 10)]
+    pub(crate) silence: u64,
     #[command(flatten)]
-    node: Node,
+    pub(crate) node: Node,
     /// Where brokers keep their tokens
     #[arg(long, default_value = ".")]
-    dir: PathBuf,
+    pub(crate) dir: PathBuf,
 }
 
 /// Sockets that come and go before anything is measured: they touch what is needed once, not for each.
@@ -57,33 +61,33 @@ enum Says {
 }
 
 /// A row of the table.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Row {
     kind: Kind,
+    /// Its kind's name and version.
+    system: String,
     tls: bool,
     says: Says,
 }
 
 impl Row {
-    fn name(self) -> String {
+    fn setting(&self) -> String {
         let says = match self.says {
-            Says::Nothing => "",
-            Says::Hello => ", hello",
-            Says::Subscribe => ", subscribed",
+            Says::Nothing => None,
+            Says::Hello => Some("hello"),
+            Says::Subscribe => Some("subscribed"),
         };
-        format!("{}{}{says}", self.kind.name(), if self.tls { ", TLS" } else { "" })
+        let parts: Vec<&str> = self.tls.then_some("TLS").into_iter().chain(says).collect();
+        parts.join(", ")
+    }
+
+    fn name(&self) -> String {
+        let setting = self.setting();
+        if setting.is_empty() { self.system.clone() } else { format!("{}, {setting}", self.system) }
     }
 }
 
-/// Of one round, in KiB for each socket.
-#[derive(Default)]
-struct Figures {
-    rss: Vec<f64>,
-    anon: Vec<f64>,
-    spoken: Vec<f64>,
-}
-
-pub(crate) async fn run(args: Args) -> Result<(), Failed> {
+pub(crate) async fn run(args: Args, records: &mut Records) -> Result<(), Failed> {
     let most = args.sockets.iter().copied().max().unwrap_or(0);
     if args.sockets.contains(&0) {
         return Err("--sockets 0 is none to measure".into());
@@ -95,37 +99,66 @@ pub(crate) async fn run(args: Args) -> Result<(), Failed> {
         "idle sockets, KiB each = (RSS with them - RSS before) / sockets; medians of {} rounds, servers in turn",
         args.rounds
     ));
-    let mut table = Vec::new();
+    let first = records.all.len();
     for sockets in &args.sockets {
-        let mut figures: Vec<Figures> = rows.iter().map(|_| Figures::default()).collect();
         for round in 1..=args.rounds {
-            for (row, figures) in rows.iter().zip(&mut figures) {
+            for row in &rows {
                 let tls = certificate.as_ref().filter(|_| row.tls);
-                measure(&args, *row, *sockets, tls, figures).await?;
-                let last = |all: &[f64]| all.last().copied().unwrap_or(f64::NAN);
+                let values = measure(&args, row, *sockets, tls)
+                    .await
+                    .map_err(|error| format!("{}, {sockets} sockets: {error}", row.name()))?;
                 print(&format!(
-                    "round {round}  {:<20} {sockets:>6} sockets {:>7.2} KiB each, after a ping {:>7.2}",
+                    "round {round}  {:<32} {sockets:>6} sockets {:>7.2} KiB each, after a ping {:>7.2}",
                     row.name(),
-                    last(&figures.rss),
-                    last(&figures.spoken)
+                    values["kib_per_socket"],
+                    values["after_ping_kib_per_socket"]
                 ));
+                records.add(Record {
+                    scenario: "idle".into(),
+                    system: row.system.clone(),
+                    setting: row.setting(),
+                    promise: Promise::None,
+                    load: load(*sockets),
+                    round,
+                    values,
+                })?;
             }
         }
-        table.push((sockets, figures));
     }
+    print_table(&args, &rows, &records.all[first..]);
+    Ok(())
+}
+
+fn load(sockets: usize) -> String {
+    format!("{sockets} sockets")
+}
+
+fn print_table(args: &Args, rows: &[Row], records: &[Record]) {
     print("");
-    print("server               sockets  RSS KiB (min … max)       anonymous  after a ping   of bare");
-    for (sockets, figures) in &table {
-        let bare = figures.first().map_or(f64::NAN, |bare| median(&bare.rss));
-        for (row, figures) in rows.iter().zip(figures) {
-            let (min, max) = figures.rss.iter().fold((f64::MAX, 0f64), |(a, b), f| (a.min(*f), b.max(*f)));
+    print(&format!(
+        "server                           sockets  RSS KiB (min … max)       anonymous  after a ping   of bare   CPU ms \
+         in {} s",
+        args.silence
+    ));
+    for sockets in &args.sockets {
+        let all = |row: &Row, value: &str| -> Vec<f64> {
+            let of = |r: &&Record| {
+                (&r.system, &r.setting, &r.load) == (&row.system, &row.setting(), &load(*sockets))
+            };
+            records.iter().filter(of).filter_map(|record| record.values.get(value).copied()).collect()
+        };
+        let bare = rows.first().map_or(f64::NAN, |bare| median(&all(bare, "kib_per_socket")));
+        for row in rows {
+            let rss = all(row, "kib_per_socket");
+            let (min, max) = rss.iter().fold((f64::MAX, 0f64), |(a, b), f| (a.min(*f), b.max(*f)));
             print(&format!(
-                "{:<20} {sockets:>7} {:>8.2} ({min:.2} … {max:.2}) {:>14.2} {:>13.2} {:>9.2}",
+                "{:<32} {sockets:>7} {:>8.2} ({min:.2} … {max:.2}) {:>14.2} {:>13.2} {:>9.2} {:>8.0}",
                 row.name(),
-                median(&figures.rss),
-                median(&figures.anon),
-                median(&figures.spoken),
-                median(&figures.rss) / bare
+                median(&rss),
+                median(&all(row, "anonymous_kib_per_socket")),
+                median(&all(row, "after_ping_kib_per_socket")),
+                median(&rss) / bare,
+                median(&all(row, "silent_cpu_s")) * 1e3,
             ));
         }
     }
@@ -134,36 +167,41 @@ pub(crate) async fn run(args: Args) -> Result<(), Failed> {
         "The kernel's own memory for a socket is in none of this. What a server took for the handshakes and its \
          allocator has not given back is in it.",
     );
-    Ok(())
 }
 
 fn rows(args: &Args) -> Vec<Row> {
-    let plain = |kind| Row { kind, tls: false, says: Says::Nothing };
-    let mut rows = vec![plain(Kind::Bare)];
-    if args.node.has_ws() {
-        rows.push(plain(Kind::Ws));
+    let mut rows = Vec::new();
+    for kind in [Kind::Bare, Kind::Ws, Kind::Nchan, Kind::SocketIo, Kind::Nats, Kind::Broker] {
+        rows.extend(kind.found(&args.node).map(|system| Row {
+            kind,
+            system,
+            tls: false,
+            says: Says::Nothing,
+        }));
     }
-    rows.push(plain(Kind::Broker));
+    let more = |kind: Kind, tls: bool, says: Says, rows: &mut Vec<Row>| {
+        let plain = rows.iter().find(|row| row.kind == kind).cloned();
+        rows.extend(plain.map(|row| Row { tls, says, ..row }));
+    };
     if args.hello {
-        rows.push(Row { says: Says::Hello, ..plain(Kind::Broker) });
+        more(Kind::Broker, false, Says::Hello, &mut rows);
     }
     if args.subscribe {
-        rows.push(Row { says: Says::Subscribe, ..plain(Kind::Broker) });
+        more(Kind::Broker, false, Says::Subscribe, &mut rows);
     }
     if args.tls {
-        rows.push(Row { tls: true, ..plain(Kind::Bare) });
-        rows.push(Row { tls: true, ..plain(Kind::Broker) });
+        more(Kind::Bare, true, Says::Nothing, &mut rows);
+        more(Kind::Broker, true, Says::Nothing, &mut rows);
     }
     rows
 }
 
 async fn measure(
     args: &Args,
-    row: Row,
+    row: &Row,
     sockets: usize,
     tls: Option<&Certificate>,
-    figures: &mut Figures,
-) -> Result<(), Failed> {
+) -> Result<BTreeMap<String, f64>, Failed> {
     let peer = Peer::start(row.kind, &args.dir, tls, &args.node)?;
     let opening = usize::from(args.opening);
     for mut socket in open(&peer.door, FIRST, FIRST, row.says).await? {
@@ -174,12 +212,21 @@ async fn measure(
     let each = |now: f64, before: f64| (now - before) / sockets as f64;
     let open = open(&peer.door, sockets, opening, row.says).await?;
     let (with_rss, with_anon) = quiet(&peer).await?;
-    figures.rss.push(each(with_rss, rss));
-    figures.anon.push(each(with_anon, anon));
+    let before = peer.usage()?.cpu_s;
+    tokio::time::sleep(Duration::from_secs(args.silence)).await;
+    let silent = peer.usage()?.cpu_s - before;
     let open = ping(open, opening).await?;
-    figures.spoken.push(each(quiet(&peer).await?.0, rss));
+    let spoken = quiet(&peer).await?.0;
     drop(open);
-    Ok(())
+    let values = [
+        ("kib_per_socket", each(with_rss, rss)),
+        ("anonymous_kib_per_socket", each(with_anon, anon)),
+        ("after_ping_kib_per_socket", each(spoken, rss)),
+        ("silent_s", args.silence as f64),
+        ("silent_cpu_s", silent),
+        ("server_peak_mib", peer.usage()?.peak_mib),
+    ];
+    Ok(values.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
 }
 
 /// Opens sockets, so many at a time.
@@ -192,11 +239,11 @@ async fn open(door: &Door, sockets: usize, opening: usize, says: Says) -> Result
             for nth in (first..sockets).step_by(opening) {
                 let mut socket = Socket::open(&door, nth).await?;
                 if says != Says::Nothing {
-                    socket.say(r#"{"type":"hello","id":1}"#, "welcome").await?;
+                    socket.say(r#"{"type":"hello","id":1}"#, r#""welcome""#).await?;
                 }
                 if says == Says::Subscribe {
                     let subscribe = r#"{"type":"subscribe","id":2,"queue":"bench","credit":1}"#;
-                    socket.say(subscribe, "subscribed").await?;
+                    socket.say(subscribe, r#""subscribed""#).await?;
                 }
                 open.push(socket);
             }
@@ -236,7 +283,7 @@ async fn quiet(peer: &Peer) -> Result<(f64, f64), Failed> {
     let step = Duration::from_millis(100);
     let mut seen = VecDeque::new();
     loop {
-        let now = resident(peer.pid())?;
+        let now = peer.resident()?;
         seen.push_back(now.0);
         if seen.len() as u32 * step > QUIET {
             let (min, max) = seen.iter().fold((f64::MAX, 0f64), |(a, b), kib| (a.min(*kib), b.max(*kib)));

@@ -4,12 +4,14 @@ mod bare;
 mod broker;
 mod certificate;
 mod descriptors;
+mod fanout;
 mod floor;
 mod handshakes;
 mod hot;
 mod idle;
 mod latency;
 mod peers;
+mod record;
 mod socket;
 mod throughput;
 
@@ -17,6 +19,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use taskyard_proto::Encoding;
+
+use crate::record::Records;
 
 /// Measures a Taskyard broker. Starts one of its own unless --url names one.
 #[derive(Debug, Parser)]
@@ -32,8 +36,10 @@ enum Command {
     Throughput(throughput::Args),
     /// Open loop: how long from the intended submit to the worker, at a fixed rate
     Latency(latency::Args),
-    /// Memory: how many KiB an idle, authenticated socket takes, beside a bare server and Node's ws
+    /// Memory: how many KiB an idle, authenticated socket takes, beside a bare server and peers
     Idle(idle::Args),
+    /// One says something to thousands: rooms and tasks to all, beside a bare server and peers
+    Fanout(fanout::Args),
     /// Upgrades a second, and the server's CPU time for them, beside a bare server
     Handshakes(handshakes::Args),
     /// What the broker does for one task, apart from sockets, threads and the disk: nanoseconds on one core
@@ -75,8 +81,9 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Hot(args) => hot::run(&args),
         Command::BareServer => bare::serve(),
-        Command::Idle(args) => on_runtime(idle::run(args)),
-        Command::Handshakes(args) => on_runtime(handshakes::run(args)),
+        Command::Idle(args) => on_runtime(alone(async |records| idle::run(args, records).await)),
+        Command::Fanout(args) => on_runtime(alone(async |records| fanout::run(args, records).await)),
+        Command::Handshakes(args) => on_runtime(alone(async |records| handshakes::run(args, records).await)),
         Command::FloorServer => floor::serve(),
         Command::Throughput(args) => on_runtime(throughput::run(args)),
         Command::Latency(args) => on_runtime(latency::run(args)),
@@ -92,6 +99,11 @@ fn main() -> ExitCode {
 
 fn on_runtime(run: impl Future<Output = Result<(), Failed>>) -> Result<(), Failed> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(3).enable_all().build()?.block_on(run)
+}
+
+/// A scenario by itself: it prints its table, and its records are not kept.
+async fn alone(run: impl AsyncFnOnce(&mut Records) -> Result<(), Failed>) -> Result<(), Failed> {
+    run(&mut Records::new(None)).await
 }
 
 /// The middle of some figures.

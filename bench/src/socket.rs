@@ -19,29 +19,66 @@ const SOURCES: usize = 250;
 /// How long a server may take for anything.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-const CLOSE: u8 = 0x88;
+pub(crate) const CLOSE: u8 = 0x88;
 const PING: u8 = 0x89;
 const PONG: u8 = 0x8A;
-const TEXT: u8 = 0x81;
+pub(crate) const TEXT: u8 = 0x81;
+pub(crate) const BINARY: u8 = 0x82;
+
+/// More than anybody here sends in one frame.
+const FRAME_BYTES_MAX: u64 = 16 << 20;
+/// What is read at once.
+const READ_BYTES: usize = 4 << 10;
+
+/// What a client says behind the upgrade, and waits for.
+#[derive(Debug, Clone)]
+pub(crate) struct Greeting {
+    pub(crate) opcode: u8,
+    pub(crate) says: Vec<u8>,
+    /// What the answer holds, in whatever comes before it.
+    pub(crate) hears: &'static str,
+}
 
 /// Where sockets are opened, and with what.
 #[derive(Clone)]
 pub(crate) struct Door {
     address: SocketAddr,
+    token: Option<Arc<str>>,
     request: Arc<str>,
+    greeting: Option<Arc<Greeting>>,
     tls: Option<Arc<ClientConfig>>,
 }
 
 impl Door {
-    pub(crate) fn new(address: SocketAddr, token: Option<&str>, tls: Option<Arc<ClientConfig>>) -> Door {
-        let token = token.map_or(String::new(), |token| format!("Authorization: Bearer {token}\r\n"));
+    pub(crate) fn new(
+        address: SocketAddr,
+        path: &str,
+        token: Option<&str>,
+        tls: Option<Arc<ClientConfig>>,
+    ) -> Door {
+        let authorization = token.map_or(String::new(), |token| format!("Authorization: Bearer {token}\r\n"));
         let request = format!(
-            "GET /ws HTTP/1.1\r\nHost: {}:{}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{token}\r\n",
+            "GET {path} HTTP/1.1\r\nHost: {}:{}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{authorization}\r\n",
             certificate::NAME,
             address.port(),
         );
-        Door { address, request: request.into(), tls }
+        Door { address, token: token.map(Into::into), request: request.into(), greeting: None, tls }
+    }
+
+    /// The same at another path.
+    pub(crate) fn at(&self, path: &str) -> Door {
+        let greeting = self.greeting.clone();
+        Door { greeting, ..Door::new(self.address, path, self.token.as_deref(), self.tls.clone()) }
+    }
+
+    /// The same where each socket says something first.
+    pub(crate) fn greeting(self, greeting: Option<Greeting>) -> Door {
+        Door { greeting: greeting.map(Arc::new), ..self }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// The same for a client of its own, which knows other tickets of TLS, or none.
@@ -50,12 +87,14 @@ impl Door {
     }
 }
 
-trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// An upgraded connection.
 pub(crate) struct Socket {
     stream: Box<dyn Io>,
+    /// What was read and not yet looked at.
+    rest: Vec<u8>,
     /// Whether TLS went on with an earlier session.
     pub(crate) resumed: bool,
 }
@@ -75,33 +114,47 @@ impl Socket {
         let stream = tcp.connect(door.address).await?;
         stream.set_nodelay(true)?;
         let mut socket = match &door.tls {
-            None => Socket { stream: Box::new(stream), resumed: false },
+            None => Socket { stream: Box::new(stream), rest: Vec::new(), resumed: false },
             Some(config) => {
                 let name = ServerName::try_from(certificate::NAME)?;
                 let stream = TlsConnector::from(config.clone()).connect(name, stream).await?;
                 let resumed = stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed);
-                Socket { stream: Box::new(stream), resumed }
+                Socket { stream: Box::new(stream), rest: Vec::new(), resumed }
             }
         };
         socket.send(door.request.as_bytes()).await?;
         socket.read_answer().await?;
+        if let Some(greeting) = &door.greeting {
+            socket.greet(greeting).await?;
+        }
         Ok(socket)
     }
 
     async fn read_answer(&mut self) -> Result<(), Failed> {
-        // Nobody here speaks before the client does: the head is all there is to read.
-        let (mut head, mut length) = ([0; 1024], 0);
-        while !head[..length].ends_with(b"\r\n\r\n") {
-            match self.stream.read(&mut head[length..]).await? {
-                0 => return Err("the server ended the connection, or answered at length".into()),
-                count => length += count,
-            }
-            if length > 12 && !head.starts_with(b"HTTP/1.1 101") {
-                let text = String::from_utf8_lossy(&head[..length]);
+        loop {
+            self.fill().await?;
+            if self.rest.len() > 12 && !self.rest.starts_with(b"HTTP/1.1 101") {
+                let text = String::from_utf8_lossy(&self.rest);
                 return Err(format!("the server refused the upgrade: {}", text.trim_end()).into());
             }
+            if let Some(end) = self.rest.windows(4).position(|end| end == b"\r\n\r\n") {
+                // Some servers speak at once.
+                self.rest.drain(..end + 4);
+                return Ok(());
+            }
         }
-        Ok(())
+    }
+
+    /// Reads what there is.
+    async fn fill(&mut self) -> Result<(), Failed> {
+        let mut bytes = [0; READ_BYTES];
+        match self.stream.read(&mut bytes).await? {
+            0 => Err("the server ended the connection".into()),
+            count => {
+                self.rest.extend_from_slice(&bytes[..count]);
+                Ok(())
+            }
+        }
     }
 
     async fn send(&mut self, bytes: &[u8]) -> Result<(), Failed> {
@@ -109,23 +162,50 @@ impl Socket {
         Ok(self.stream.flush().await?)
     }
 
-    /// Sends a frame, masked with nothing: its body is at most 125 bytes.
     async fn frame(&mut self, head: u8, body: &[u8]) -> Result<(), Failed> {
-        let mut frame = vec![head, 0x80 | body.len() as u8, 0, 0, 0, 0];
-        frame.extend_from_slice(body);
-        self.send(&frame).await
+        self.send(&client_frame(head, body)).await
     }
 
-    /// Reads a frame of at most 64 KiB.
+    /// Reads a frame.
     async fn read(&mut self) -> Result<(u8, Vec<u8>), Failed> {
-        let head = self.stream.read_u8().await?;
-        let length = match self.stream.read_u8().await? {
-            126 => self.stream.read_u16().await?,
-            short => u16::from(short),
-        };
-        let mut body = vec![0; length.into()];
-        self.stream.read_exact(&mut body).await?;
-        Ok((head, body))
+        loop {
+            if let Some((head, body, rest)) = split_frame(&self.rest)? {
+                let (body, used) = (body.to_vec(), self.rest.len() - rest.len());
+                self.rest.drain(..used);
+                if self.rest.is_empty() {
+                    self.rest = Vec::new();
+                }
+                return Ok((head, body));
+            }
+            self.fill().await?;
+        }
+    }
+
+    /// The connection, and what was read of it and not looked at.
+    pub(crate) fn into_parts(self) -> (Box<dyn Io>, Vec<u8>) {
+        (self.stream, self.rest)
+    }
+
+    /// Says something, and waits for what is to be heard.
+    pub(crate) async fn greet(&mut self, greeting: &Greeting) -> Result<(), Failed> {
+        within("an answer", async {
+            self.frame(greeting.opcode, &greeting.says).await?;
+            loop {
+                let (head, body) = self.read().await?;
+                let text = String::from_utf8_lossy(&body);
+                if head == CLOSE {
+                    return Err(closed(&body));
+                }
+                if text.contains(greeting.hears) {
+                    return Ok(());
+                }
+                if text.contains("\"error\"") || text.starts_with("-ERR") {
+                    let says = String::from_utf8_lossy(&greeting.says);
+                    return Err(format!("the server answered {says} with {text}").into());
+                }
+            }
+        })
+        .await
     }
 
     /// Pings, and waits for the pong.
@@ -144,26 +224,8 @@ impl Socket {
     }
 
     /// Says something in JSON, and waits for an answer of this type.
-    pub(crate) async fn say(&mut self, message: &str, answer: &str) -> Result<(), Failed> {
-        within("an answer", async {
-            self.frame(TEXT, message.as_bytes()).await?;
-            loop {
-                match self.read().await? {
-                    (TEXT, body) => {
-                        let text = String::from_utf8_lossy(&body);
-                        if text.contains(&format!("\"{answer}\"")) {
-                            return Ok(());
-                        }
-                        if text.contains("\"error\"") {
-                            return Err(format!("the server answered {message} with {text}").into());
-                        }
-                    }
-                    (CLOSE, body) => return Err(closed(&body)),
-                    _ => {}
-                }
-            }
-        })
-        .await
+    pub(crate) async fn say(&mut self, message: &str, answer: &'static str) -> Result<(), Failed> {
+        self.greet(&Greeting { opcode: TEXT, says: message.into(), hears: answer }).await
     }
 
     /// Closes as RFC 6455 wants it: the server says goodbye too, and ends the connection.
@@ -179,7 +241,49 @@ impl Socket {
     }
 }
 
-fn closed(body: &[u8]) -> Failed {
+/// A frame as a client sends it, masked with nothing: its body is at most 64 KiB.
+pub(crate) fn client_frame(head: u8, body: &[u8]) -> Vec<u8> {
+    let mut frame = vec![head];
+    match body.len() {
+        short @ ..126 => frame.push(0x80 | short as u8),
+        long => {
+            frame.push(0x80 | 126);
+            frame.extend_from_slice(&(long as u16).to_be_bytes());
+        }
+    }
+    frame.extend_from_slice(&[0; 4]);
+    frame.extend_from_slice(body);
+    frame
+}
+
+/// A frame's first byte, its body, and what follows it; none while it is not whole.
+pub(crate) type Split<'a> = Option<(u8, &'a [u8], &'a [u8])>;
+
+/// Takes a frame of the server's from the front of `bytes`.
+pub(crate) fn split_frame(bytes: &[u8]) -> Result<Split<'_>, Failed> {
+    let &[head, short, ref rest @ ..] = bytes else { return Ok(None) };
+    let (length, rest) = match short {
+        126 => match rest.split_first_chunk() {
+            Some((length, rest)) => (u64::from(u16::from_be_bytes(*length)), rest),
+            None => return Ok(None),
+        },
+        127 => match rest.split_first_chunk() {
+            Some((length, rest)) => (u64::from_be_bytes(*length), rest),
+            None => return Ok(None),
+        },
+        128.. => return Err("the server masks its frames, which none may".into()),
+        short => (u64::from(short), rest),
+    };
+    if length > FRAME_BYTES_MAX {
+        return Err(format!(
+            "the server sends a frame of {length} bytes, and {FRAME_BYTES_MAX} are expected at most"
+        )
+        .into());
+    }
+    Ok(rest.split_at_checked(length as usize).map(|(body, rest)| (head, body, rest)))
+}
+
+pub(crate) fn closed(body: &[u8]) -> Failed {
     let code = body.get(..2).map_or(0, |code| u16::from_be_bytes([code[0], code[1]]));
     let reason = String::from_utf8_lossy(body.get(2..).unwrap_or_default()).into_owned();
     format!("the server closed a socket: {code} {reason}").into()
@@ -189,5 +293,40 @@ async fn within<T>(what: &str, run: impl Future<Output = Result<T, Failed>>) -> 
     match tokio::time::timeout(PATIENCE, run).await {
         Ok(result) => result,
         Err(_) => Err(format!("the server took longer than {PATIENCE:?} for {what}").into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_split_wherever_they_end() {
+        let long = vec![7; 300];
+        let mut bytes = vec![TEXT, 2, b'h', b'i', BINARY, 126];
+        bytes.extend_from_slice(&300u16.to_be_bytes());
+        bytes.extend_from_slice(&long);
+        bytes.extend_from_slice(&[PONG, 0]);
+        for end in 0..bytes.len() {
+            let mut rest = &bytes[..end];
+            let mut seen = 0;
+            while let Some((_, _, after)) = split_frame(rest).unwrap() {
+                (rest, seen) = (after, seen + 1);
+            }
+            assert_eq!(seen, usize::from(end >= 4) + usize::from(end >= 308));
+        }
+        let (head, body, rest) = split_frame(&bytes).unwrap().unwrap();
+        assert_eq!((head, body), (TEXT, &b"hi"[..]));
+        let (head, body, rest) = split_frame(rest).unwrap().unwrap();
+        assert_eq!((head, body), (BINARY, &long[..]));
+        assert_eq!(split_frame(rest).unwrap().unwrap(), (PONG, &[][..], &[][..]));
+    }
+
+    #[test]
+    fn no_frame_is_masked_or_endless() {
+        assert!(split_frame(&[TEXT, 0x81, 0, 0, 0, 0, 1]).is_err());
+        assert!(split_frame(&[TEXT, 127, 0xFF, 0, 0, 0, 0, 0, 0, 0]).is_err());
+        let frame = client_frame(TEXT, &[1; 200]);
+        assert_eq!((&frame[..4], frame.len()), (&[TEXT, 0xFE, 0, 200][..], 208));
     }
 }
