@@ -23,7 +23,8 @@ struct Connection {
 /// Every live socket's outbox.
 #[derive(Debug, Default)]
 pub struct Connections {
-    map: DashMap<SessionId, Connection>,
+    /// The numbers are ours, so nobody makes them collide.
+    map: DashMap<SessionId, Connection, foldhash::fast::RandomState>,
     next: AtomicU64,
 }
 

@@ -63,7 +63,10 @@ pub struct Dispatcher<E> {
 /// Messages of one turn, by session.
 #[derive(Default)]
 struct Mail {
-    slots: HashMap<SessionId, usize>,
+    /// Sessions are numbered by us, so nobody makes them collide.
+    slots: hashbrown::HashMap<SessionId, usize, foldhash::fast::RandomState>,
+    /// Where the latest went: many in a row are for one session.
+    latest: Option<(SessionId, usize)>,
     boxes: Vec<(SessionId, Vec<Outbound>)>,
     used: usize,
     /// What was said in rooms, and to whom: what one room's members hear in a row is one entry.
@@ -72,7 +75,16 @@ struct Mail {
 
 impl Mail {
     fn add(&mut self, session: SessionId, message: Outbound) {
-        let slot = *self.slots.entry(session).or_insert_with(|| {
+        let slot = match self.latest {
+            Some((latest, slot)) if latest == session => slot,
+            _ => self.slot(session),
+        };
+        self.latest = Some((session, slot));
+        self.boxes[slot].1.push(message);
+    }
+
+    fn slot(&mut self, session: SessionId) -> usize {
+        *self.slots.entry(session).or_insert_with(|| {
             let slot = self.used;
             self.used += 1;
             match self.boxes.get_mut(slot) {
@@ -80,8 +92,7 @@ impl Mail {
                 None => self.boxes.push((session, Vec::new())),
             }
             slot
-        });
-        self.boxes[slot].1.push(message);
+        })
     }
 
     fn publish(&mut self, members: Vec<SessionId>, message: RoomMessage) {
@@ -98,6 +109,7 @@ impl Mail {
         }
         self.used = 0;
         self.slots.clear();
+        self.latest = None;
         // Behind the answers: nobody hears a room before being told that they are in it.
         for (members, said) in self.said.drain(..) {
             connections.publish(&members, &said);

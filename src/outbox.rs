@@ -376,15 +376,38 @@ impl State {
             && self.rest.as_ref().is_none_or(|rest| rest.events.is_empty() && rest.pongs.is_empty())
     }
 
-    fn add(&mut self, outbound: Outbound) {
-        let bytes = weight(&outbound.response);
-        self.bytes += bytes;
+    /// Adds all. Mostly they are for one lane, in which nothing waits: then the list becomes the lane, nothing is
+    /// moved, and the room that the lane had goes back with `messages`.
+    fn add_all(&mut self, messages: &mut Vec<Outbound>) {
+        let first = messages.first().map(lane);
+        let waiting = match first {
+            Some(Lane::Control) => Some(self.control.len()),
+            Some(Lane::Tasks) => Some(self.tasks.len()),
+            _ => None,
+        };
+        if waiting != Some(0) || !messages.iter().all(|message| Some(lane(message)) == first) {
+            return messages.drain(..).for_each(|message| self.add(message));
+        }
+        messages.iter().for_each(|message| self.count(message));
+        let lane = if first == Some(Lane::Tasks) { &mut self.tasks } else { &mut self.control };
+        let room = std::mem::replace(lane, VecDeque::from(std::mem::take(messages)));
+        *messages = Vec::from(room);
+    }
+
+    /// Counts what is not in the lossy lane.
+    fn count(&mut self, outbound: &Outbound) {
+        self.bytes += weight(&outbound.response);
+        self.firm_bytes += firm_weight(outbound);
         self.delivered += u64::from(matches!(outbound.response.message, ServerMessage::Task(_)));
+    }
+
+    fn add(&mut self, outbound: Outbound) {
         let lane = lane(&outbound);
         if lane == Lane::Lossy {
+            self.bytes += weight(&outbound.response);
             return self.bytes -= self.rest().events.add(Lossy::Event(Box::new(outbound)));
         }
-        self.firm_bytes += firm_weight(&outbound);
+        self.count(&outbound);
         match lane {
             Lane::Control => self.control.push_back(outbound),
             Lane::Tasks => self.tasks.push_back(outbound),
@@ -498,7 +521,7 @@ impl Outbox {
                 self.closing.notify_waiters();
             }
         } else {
-            messages.drain(..).for_each(|message| state.add(message));
+            state.add_all(messages);
         }
         drop(state);
         self.wake.notify_one();
