@@ -5,7 +5,6 @@ use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use crate::Failed;
 use crate::certificate::Certificate;
@@ -25,7 +24,7 @@ pub(crate) struct Usage {
 }
 
 /// The broker's program: it is beside this one.
-fn program() -> Result<PathBuf, Failed> {
+pub(crate) fn program() -> Result<PathBuf, Failed> {
     let program = std::env::current_exe()?.with_file_name("taskyard");
     if !program.exists() {
         let text = format!("{} is not there: run `cargo build --release` first", program.display());
@@ -155,16 +154,4 @@ pub(crate) fn machine() -> Result<(f64, f64), Failed> {
     let all: f64 = ticks.iter().sum();
     let idle: f64 = ticks.iter().skip(3).take(2).sum();
     Ok(((all - idle) / 100.0, all / 100.0))
-}
-
-/// Waits until something answers at an address.
-pub(crate) fn wait_for(address: &str) -> Result<(), Failed> {
-    let until = Instant::now() + Duration::from_secs(10);
-    while std::net::TcpStream::connect(address).is_err() {
-        if Instant::now() > until {
-            return Err(format!("nothing listens on {address}").into());
-        }
-        std::thread::yield_now();
-    }
-    Ok(())
 }

@@ -1,176 +1,290 @@
-//! The bare server: what the machine allows. It reads frames, appends them to a preallocated file,
-//! syncs once a turn, answers and forwards. No queue, no leases, no protocol.
+//! The bare server: what the machine allows. One thread reads all that has come, appends it to a
+//! preallocated file, syncs once a turn, answers and forwards under credit, over TCP or in WebSocket
+//! frames. No queue, no leases, no protocol.
 
-use std::io::{BufRead as _, BufReader, Seek as _, SeekFrom, Write as _};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io::{self, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+use std::task::{Context, Poll};
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use bytes::{Buf as _, BytesMut};
+use clap::ValueEnum;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Mutex, mpsc};
 
 use crate::Failed;
-use crate::broker::wait_for;
-
-/// The first byte of a connection: what it is.
-pub(crate) const PRODUCER: u8 = b'p';
-pub(crate) const WORKER: u8 = b'w';
+use crate::drivers::frames;
 
 /// The file is preallocated, as the broker's segments are, and written around.
 const FILE_BYTES: u64 = 64 << 20;
+/// What is read from a connection at once: a window of tasks.
+const READ_BYTES: usize = 128 << 10;
+/// How long a block of waiting tasks grows.
+const BLOCK_BYTES: usize = 256 << 10;
+/// An answer and an ack carry the first bytes of their task.
+pub(crate) const ID_BYTES: usize = 8;
 
-/// Frames of a length (u32, little endian) and a body.
-#[derive(Default)]
-pub(crate) struct Frames {
-    buffer: bytes::BytesMut,
+/// What travels under the tasks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Framing {
+    /// A length (u32, little endian) and a body
+    Tcp,
+    /// Binary frames, those of clients masked
+    Websocket,
 }
 
-impl Frames {
-    pub(crate) async fn fill(&mut self, from: &mut OwnedReadHalf) -> Result<(), Failed> {
-        self.buffer.reserve(16 << 10);
-        match from.read_buf(&mut self.buffer).await? {
-            0 => Err("the connection ended".into()),
-            _ => Ok(()),
-        }
-    }
-
-    pub(crate) fn next(&mut self) -> Option<bytes::Bytes> {
-        let length = u32::from_le_bytes(self.buffer.get(..4)?.try_into().ok()?) as usize;
-        if self.buffer.len() < 4 + length {
-            return None;
-        }
-        let _ = self.buffer.split_to(4);
-        Some(self.buffer.split_to(length).freeze())
-    }
-}
-
-pub(crate) fn put(out: &mut Vec<u8>, body: &[u8]) {
-    out.extend_from_slice(&(body.len() as u32).to_le_bytes());
-    out.extend_from_slice(body);
-}
-
-/// The bare server as a process of its own.
-pub(crate) struct Server {
-    child: Child,
-    pub(crate) address: String,
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The file to append to
+    #[arg(long)]
     file: PathBuf,
-}
-
-impl Server {
-    pub(crate) fn start(parent: &Path) -> Result<Server, Failed> {
-        let file = parent.join(format!("taskyard-bench-{}-floor", std::process::id()));
-        let mut child = Command::new(std::env::current_exe()?)
-            .arg("floor-server")
-            .env("TASKYARD_BENCH_FLOOR_FILE", &file)
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let mut address = String::new();
-        BufReader::new(child.stdout.take().ok_or("its output was not piped")?).read_line(&mut address)?;
-        let address = address.trim().to_owned();
-        wait_for(&address)?;
-        Ok(Server { child, address, file })
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let _ = std::fs::remove_file(&self.file);
-    }
+    #[arg(long)]
+    listen: std::net::SocketAddr,
+    #[arg(long, value_enum)]
+    framing: Framing,
+    /// Sync once a turn, before anything is answered
+    #[arg(long)]
+    sync: bool,
+    /// Tasks that a worker may have without an ack
+    #[arg(long)]
+    credit: usize,
 }
 
 /// Runs the bare server: one thread, which also syncs.
-pub(crate) fn serve() -> Result<(), Failed> {
-    let path = std::env::var("TASKYARD_BENCH_FLOOR_FILE")?;
-    let mut file = std::fs::File::create(path)?;
+pub(crate) fn serve(args: Args) -> Result<(), Failed> {
+    let mut file = std::fs::File::create(&args.file)?;
     file.write_all(&vec![0; FILE_BYTES as usize])?;
     file.sync_all()?;
-    file.seek(SeekFrom::Start(0))?;
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(listen(file))
-}
-
-type Submitted = (Arc<Mutex<OwnedWriteHalf>>, bytes::Bytes);
-
-async fn listen(file: std::fs::File) -> Result<(), Failed> {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    crate::print(&listener.local_addr()?.to_string());
-    let (submits, inbox) = mpsc::channel(4096);
-    let (workers, new_workers) = mpsc::channel(16);
-    tokio::spawn(turn(file, inbox, new_workers));
-    loop {
-        let (stream, _) = listener.accept().await?;
-        stream.set_nodelay(true)?;
-        tokio::spawn(connection(stream, submits.clone(), workers.clone()));
-    }
-}
-
-async fn connection(
-    stream: TcpStream,
-    submits: mpsc::Sender<Submitted>,
-    workers: mpsc::Sender<OwnedWriteHalf>,
-) -> Result<(), Failed> {
-    let (mut read, write) = stream.into_split();
-    let kind = read.read_u8().await?;
-    let mut frames = Frames::default();
-    if kind == WORKER {
-        workers.send(write).await?;
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+        let listener = TcpListener::bind(args.listen).await?;
+        let mut floor = Floor {
+            log: Log { file, at: 0, sync: args.sync },
+            framing: args.framing,
+            credit: args.credit,
+            peers: Vec::new(),
+            fresh: Vec::new(),
+            waiting: VecDeque::new(),
+            next: 0,
+        };
         loop {
-            frames.fill(&mut read).await?;
-            while frames.next().is_some() {}
+            floor.wait(&listener).await?;
+            floor.turn()?;
         }
-    }
-    let write = Arc::new(Mutex::new(write));
-    loop {
-        frames.fill(&mut read).await?;
-        while let Some(frame) = frames.next() {
-            submits.send((write.clone(), frame)).await?;
+    })
+}
+
+/// A file that is written around.
+struct Log {
+    file: std::fs::File,
+    at: u64,
+    sync: bool,
+}
+
+impl Log {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.at + bytes.len() as u64 > FILE_BYTES {
+            self.at = 0;
         }
+        self.file.write_all_at(bytes, self.at)?;
+        self.at += bytes.len() as u64;
+        if self.sync { self.file.sync_data() } else { Ok(()) }
     }
 }
 
-/// Takes what has arrived, appends it, syncs, answers and forwards.
-async fn turn(
-    mut file: std::fs::File,
-    mut inbox: mpsc::Receiver<Submitted>,
-    mut workers: mpsc::Receiver<OwnedWriteHalf>,
-) -> Result<(), Failed> {
-    let mut worker = workers.recv().await.ok_or("no worker came")?;
-    let mut batch: Vec<Submitted> = Vec::new();
-    let (mut log, mut forward) = (Vec::new(), Vec::new());
-    let mut written = 0;
-    while inbox.recv_many(&mut batch, 4096).await > 0 {
-        log.clear();
-        forward.clear();
-        for (_, frame) in &batch {
-            put(&mut log, frame);
-            put(&mut forward, frame);
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// It has not said yet what it is.
+    Stranger,
+    Producer,
+    Worker,
+}
+
+struct Peer {
+    stream: TcpStream,
+    role: Role,
+    input: BytesMut,
+    output: BytesMut,
+    /// Of a worker: tasks that it has without an ack.
+    held: usize,
+    /// It has gone.
+    ended: bool,
+}
+
+struct Floor {
+    log: Log,
+    framing: Framing,
+    credit: usize,
+    peers: Vec<Peer>,
+    /// What goes to the log in this turn: tasks, and the acks that came with them.
+    fresh: Vec<u8>,
+    /// Tasks that no worker had credit for, in blocks, framed as they are forwarded.
+    waiting: VecDeque<BytesMut>,
+    /// The worker whose turn it is.
+    next: usize,
+}
+
+impl Floor {
+    /// Waits until something came, or can be written that could not be.
+    async fn wait(&mut self, listener: &TcpListener) -> Result<(), Failed> {
+        poll_fn(|context| self.poll(listener, context)).await
+    }
+
+    fn poll(&mut self, listener: &TcpListener, context: &mut Context<'_>) -> Poll<Result<(), Failed>> {
+        while let Poll::Ready(accepted) = listener.poll_accept(context) {
+            let (stream, _) = accepted?;
+            stream.set_nodelay(true)?;
+            let (input, output) = (BytesMut::with_capacity(READ_BYTES), BytesMut::new());
+            self.peers.push(Peer { stream, role: Role::Stranger, input, output, held: 0, ended: false });
         }
-        if written + log.len() as u64 > FILE_BYTES {
-            file.seek(SeekFrom::Start(0))?;
-            written = 0;
-        }
-        file.write_all(&log)?;
-        written += log.len() as u64;
-        file.sync_data()?;
-        worker.write_all(&forward).await?;
-        let mut answers: Vec<(Arc<Mutex<OwnedWriteHalf>>, Vec<u8>)> = Vec::new();
-        for (producer, frame) in batch.drain(..) {
-            match answers.last_mut() {
-                Some((last, out)) if Arc::ptr_eq(last, &producer) => put(out, &frame[..8]),
-                _ => {
-                    let mut out = Vec::new();
-                    put(&mut out, &frame[..8]);
-                    answers.push((producer, out));
-                }
+        let mut ready = false;
+        for peer in &mut self.peers {
+            if peer.poll_read(context)? {
+                ready = true;
+            }
+            if !peer.output.is_empty() && peer.stream.poll_write_ready(context).is_ready() {
+                ready = true;
             }
         }
-        for (producer, out) in answers {
-            producer.lock().await.write_all(&out).await?;
+        if ready { Poll::Ready(Ok(())) } else { Poll::Pending }
+    }
+
+    fn turn(&mut self) -> Result<(), Failed> {
+        self.fresh.clear();
+        // One that has grown is not grown further: what has left it would be moved each time.
+        let room = self.waiting.back().is_some_and(|block| block.len() < BLOCK_BYTES);
+        let mut block = if room { self.waiting.pop_back().unwrap_or_default() } else { BytesMut::new() };
+        let mut tasks = 0;
+        for peer in &mut self.peers {
+            tasks += peer.take(self.framing, &mut self.fresh, &mut block)?;
+        }
+        // An ack alone waits for the next task: nobody waits for it.
+        if tasks > 0 {
+            self.log.append(&self.fresh)?;
+        }
+        if !block.is_empty() {
+            self.waiting.push_back(block);
+        }
+        self.forward();
+        for peer in &mut self.peers {
+            peer.write();
+        }
+        self.peers.retain(|peer| !peer.ended);
+        Ok(())
+    }
+
+    /// Gives the waiting tasks to the workers, one each in turn, while they have credit.
+    fn forward(&mut self) {
+        let credit = self.credit;
+        let mut full = 0;
+        while full < self.peers.len() {
+            let Some(block) = self.waiting.front_mut() else { return };
+            self.next = (self.next + 1) % self.peers.len();
+            let peer = &mut self.peers[self.next];
+            if peer.role != Role::Worker || peer.held >= credit || peer.ended {
+                full += 1;
+                continue;
+            }
+            full = 0;
+            peer.held += 1;
+            // What waits is whole, and was framed here.
+            let length = match self.framing {
+                Framing::Tcp => frames::length(block),
+                Framing::Websocket => frames::websocket_length(block),
+            }
+            .unwrap_or(block.len());
+            peer.output.extend_from_slice(&block[..length]);
+            block.advance(length);
+            if block.is_empty() {
+                self.waiting.pop_front();
+            }
         }
     }
-    Ok(())
+}
+
+impl Peer {
+    /// Reads what is there; says whether there was anything.
+    fn poll_read(&mut self, context: &mut Context<'_>) -> Result<bool, Failed> {
+        let mut any = false;
+        while !self.ended && self.stream.poll_read_ready(context)?.is_ready() {
+            self.input.reserve(READ_BYTES / 2);
+            match self.stream.try_read_buf(&mut self.input) {
+                Ok(0) => self.ended = true,
+                // One read a turn: nobody starves the others.
+                Ok(_) => return Ok(true),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(_) => self.ended = true,
+            }
+            any = true;
+        }
+        Ok(any)
+    }
+
+    /// Takes the frames that are whole; answers those of a producer, which are written once they are
+    /// synced. Says how many were tasks.
+    fn take(&mut self, framing: Framing, log: &mut Vec<u8>, tasks: &mut BytesMut) -> Result<usize, Failed> {
+        if self.role == Role::Stranger && !self.greet(framing) {
+            return Ok(0);
+        }
+        let mut count = 0;
+        let Peer { input, output, held, role, .. } = self;
+        let mut task = |body: &[u8]| {
+            log.extend_from_slice(&(body.len() as u32).to_le_bytes());
+            log.extend_from_slice(body);
+            if *role == Role::Worker {
+                *held = held.saturating_sub(1);
+                return;
+            }
+            count += 1;
+            let id = &body[..body.len().min(ID_BYTES)];
+            match framing {
+                Framing::Tcp => {
+                    frames::put(output, id);
+                    frames::put(tasks, body);
+                }
+                Framing::Websocket => {
+                    frames::put_websocket(output, id);
+                    frames::put_websocket(tasks, body);
+                }
+            }
+        };
+        match framing {
+            Framing::Tcp => frames::take(input, &mut task),
+            Framing::Websocket => frames::take_websocket(input, &mut task)?,
+        }
+        Ok(count)
+    }
+
+    /// Finds out what the other is: by the first byte, or by the path that it upgrades on.
+    fn greet(&mut self, framing: Framing) -> bool {
+        let kind = match framing {
+            Framing::Tcp => {
+                let Some(first) = self.input.first().copied() else { return false };
+                self.input.advance(1);
+                first
+            }
+            Framing::Websocket => {
+                let Some(request) = frames::upgrade(&mut self.input) else { return false };
+                self.output.extend_from_slice(request.answer.as_bytes());
+                request.path.as_bytes().get(1).copied().unwrap_or_default()
+            }
+        };
+        self.role = if kind == frames::WORKER { Role::Worker } else { Role::Producer };
+        true
+    }
+
+    /// Writes as much as the socket takes.
+    fn write(&mut self) {
+        while !self.output.is_empty() && !self.ended {
+            match self.stream.try_write(&self.output) {
+                Ok(written) => self.output.advance(written),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(_) => self.ended = true,
+            }
+        }
+        // What was reserved for a window is used again, instead of growing behind what was sent.
+        if self.output.is_empty() {
+            self.output.clear();
+        }
+    }
 }

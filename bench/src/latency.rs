@@ -1,6 +1,8 @@
 //! Open loop: submits at a fixed rate, timed from the moment each was meant to be sent.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
@@ -12,10 +14,14 @@ use taskyard_proto::{
     Ack, Encoding, GivenLease, Hello, LeaseList, Payload, QueueName, Request, RequestId, ServerMessage,
     Submit, Subscribe,
 };
-use tokio::net::TcpStream;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::broker::Broker;
-use crate::{Failed, floor, print};
+use crate::drivers::bare_floor::{self, Floor};
+use crate::drivers::load::Peer;
+use crate::drivers::{Place, Role};
+use crate::floor::Framing;
+use crate::{Failed, print};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -43,15 +49,49 @@ const PRODUCERS: usize = 4;
 /// Bytes of the time that a payload begins with.
 pub(crate) const STAMP_BYTES: usize = 8;
 
+/// What is asked of a system.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Plan {
+    /// Submits a second.
+    pub(crate) rate: u64,
+    pub(crate) seconds: u64,
+    pub(crate) payload_bytes: usize,
+}
+
+/// What came of it.
+pub(crate) enum Outcome {
+    Kept(Histogram<u64>),
+    /// It fell so far behind that the latencies say nothing but that.
+    Behind {
+        achieved_per_s: f64,
+    },
+}
+
+/// The worker may have this much credit: more than is ever under way, so that it is never the limit.
+pub(crate) const CREDIT: usize = 1024;
+/// A system that is late by this much cannot keep the rate.
+const LATE: Duration = Duration::from_secs(1);
+
 pub(crate) async fn run(args: Args) -> Result<(), Failed> {
     print("submit → worker, µs, from the intended send time");
     print("rate/s    server      p50      p99    p99.9      max");
+    let place = Place { dir: args.dir.clone(), credit: CREDIT, workers: 1 };
     for rate in &args.rate {
+        let plan = Plan { rate: *rate, seconds: args.seconds, payload_bytes: args.payload_bytes };
         let mut medians: [Vec<f64>; 2] = [Vec::new(), Vec::new()];
         for _ in 0..args.rounds {
             for (which, name) in ["floor", args.engine.as_str()].into_iter().enumerate() {
-                let histogram =
-                    if which == 0 { of_floor(&args, *rate).await? } else { of_broker(&args, *rate).await? };
+                let outcome = if which == 0 {
+                    let server = bare_floor::start(&place, Framing::Tcp, true).await?;
+                    of_peer(&Peer::new(server, Arc::new(Floor { framing: Framing::Tcp })).await?, plan)
+                        .await?
+                } else {
+                    let broker = Broker::start(&args.engine, &args.dir)?;
+                    of_broker(&broker.url, plan).await?
+                };
+                let Outcome::Kept(histogram) = outcome else {
+                    return Err(format!("{name} cannot keep {rate} tasks a second: give --rate less").into());
+                };
                 let at = |q: f64| histogram.value_at_quantile(q) as f64 / 1000.0;
                 print(&format!(
                     "{rate:<9} {name:<9} {:>6.0} {:>8.0} {:>8.0} {:>8.0}",
@@ -69,19 +109,22 @@ pub(crate) async fn run(args: Args) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Calls `send` with each moment at which a submit is due, in bunches where the timer is late.
+/// Calls `send` with each moment at which a submit is due, in bunches where the timer is late. Says
+/// whether it went on to the end: a system that lets nothing more in has fallen behind.
 async fn pace(
-    rate: u64,
-    seconds: u64,
+    plan: Plan,
     mut send: impl AsyncFnMut(&[Instant]) -> Result<(), Failed>,
-) -> Result<(), Failed> {
+) -> Result<bool, Failed> {
     let began = Instant::now() + Duration::from_millis(50);
-    let step = Duration::from_secs(1) / u32::try_from(rate)?;
-    let total = rate * seconds;
+    let step = Duration::from_secs(1) / u32::try_from(plan.rate)?;
+    let total = plan.rate * plan.seconds;
     let mut next = 0;
     let mut due = Vec::new();
     while next < total {
         let at = began + step * u32::try_from(next)?;
+        if at.elapsed() > LATE {
+            return Ok(false);
+        }
         wait_until(at);
         due.clear();
         while next < total {
@@ -94,7 +137,7 @@ async fn pace(
         }
         send(&due).await?;
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Sleeps without the runtime, whose timer counts milliseconds; and without spinning, which would take
@@ -112,27 +155,27 @@ fn wait_until(at: Instant) {
 struct Recorder {
     anchor: Instant,
     histogram: Histogram<u64>,
-    seen: u64,
+    /// Also read by those who wait for it.
+    seen: Arc<AtomicU64>,
     total: u64,
 }
 
 impl Recorder {
     fn new(anchor: Instant, total: u64) -> Result<Recorder, Failed> {
-        Ok(Recorder { anchor, histogram: Histogram::new(3)?, seen: 0, total })
+        Ok(Recorder { anchor, histogram: Histogram::new(3)?, seen: Arc::default(), total })
     }
 
     fn see(&mut self, payload: &[u8]) -> Result<(), Failed> {
         let stamp = payload.get(..STAMP_BYTES).ok_or("a payload without a stamp")?;
         let sent = self.anchor + Duration::from_nanos(u64::from_le_bytes(stamp.try_into()?));
-        self.seen += 1;
-        if self.seen > self.total / 10 {
+        if self.seen.fetch_add(1, Ordering::Relaxed) >= self.total / 10 {
             self.histogram.record(sent.elapsed().as_nanos() as u64)?;
         }
         Ok(())
     }
 
     fn done(&self) -> bool {
-        self.seen >= self.total
+        self.seen.load(Ordering::Relaxed) >= self.total
     }
 }
 
@@ -142,17 +185,48 @@ fn stamped(anchor: Instant, at: Instant, bytes: usize) -> Vec<u8> {
     payload
 }
 
-async fn of_broker(args: &Args, rate: u64) -> Result<Histogram<u64>, Failed> {
-    let broker = Broker::start(&args.engine, &args.dir)?;
+type Working = tokio::task::JoinHandle<Result<Histogram<u64>, Failed>>;
+
+/// Waits for the worker, if the rate was kept so far; or says what was achieved.
+async fn outcome(
+    mut worker: Working,
+    producers: &mut [tokio::task::JoinHandle<Result<(), Failed>>],
+    (anchor, seen, kept): (Instant, Arc<AtomicU64>, bool),
+) -> Result<Outcome, Failed> {
+    let until = Instant::now() + if kept { LATE } else { Duration::ZERO };
+    let outcome = loop {
+        if let Some(ended) = producers.iter_mut().find(|producer| producer.is_finished()) {
+            return Err(ended.await?.err().unwrap_or_else(|| "a producer ended".into()));
+        }
+        if let Ok(histogram) = tokio::time::timeout(Duration::from_millis(50), &mut worker).await {
+            break Outcome::Kept(histogram??);
+        }
+        if Instant::now() > until {
+            let achieved_per_s = seen.load(Ordering::Relaxed) as f64 / anchor.elapsed().as_secs_f64();
+            break Outcome::Behind { achieved_per_s };
+        }
+    };
+    worker.abort();
+    producers.iter().for_each(tokio::task::JoinHandle::abort);
+    Ok(outcome)
+}
+
+/// Measures Taskyard.
+pub(crate) async fn of_broker(url: &str, plan: Plan) -> Result<Outcome, Failed> {
     let queue = QueueName::parse("bench")?;
-    let mut endpoint = Endpoint::parse(&broker.url)?;
+    let mut endpoint = Endpoint::parse(url)?;
     endpoint.encoding = Encoding::MessagePack;
     let anchor = Instant::now();
-    let mut recorder = Recorder::new(anchor, rate * args.seconds)?;
+    let mut recorder = Recorder::new(anchor, plan.rate * plan.seconds)?;
+    let seen = recorder.seen.clone();
 
     let (mut sender, mut receiver) = Connection::open(&endpoint).await?.split();
-    let subscribe =
-        Subscribe { queue: queue.clone(), credit: Credit::new(1024), mode: None, explicit_start: false };
+    let subscribe = Subscribe {
+        queue: queue.clone(),
+        credit: Credit::new(CREDIT as u64),
+        mode: None,
+        explicit_start: false,
+    };
     sender.push(&Request { id: Some(RequestId::Integer(1)), message: subscribe.into() })?;
     sender.flush().await?;
     let worker = tokio::spawn(async move {
@@ -196,74 +270,70 @@ async fn of_broker(args: &Args, rate: u64) -> Result<Histogram<u64>, Failed> {
             }
         }));
     }
-    let bytes = args.payload_bytes;
     let mut turn = 0;
-    pace(rate, args.seconds, async |due| {
+    let kept = pace(plan, async |due| {
         turn = (turn + 1) % PRODUCERS;
         let sender = &mut senders[turn];
         for at in due {
-            let submit = Submit::new(queue.clone(), Payload::binary(stamped(anchor, *at, bytes)));
+            let submit =
+                Submit::new(queue.clone(), Payload::binary(stamped(anchor, *at, plan.payload_bytes)));
             sender.push(&Request { id: Some(RequestId::Integer(0)), message: submit.into() })?;
         }
         Ok(sender.flush().await?)
     })
     .await?;
-    let mut worker = worker;
-    let histogram = loop {
-        if let Some(ended) = answers.iter_mut().find(|answer| answer.is_finished()) {
-            return Err(ended.await?.err().unwrap_or_else(|| "a producer ended".into()));
-        }
-        if let Ok(histogram) = tokio::time::timeout(Duration::from_millis(100), &mut worker).await {
-            break histogram??;
-        }
-    };
-    for answer in answers {
-        answer.abort();
-    }
-    Ok(histogram)
+    outcome(worker, &mut answers, (anchor, seen, kept)).await
 }
 
-async fn of_floor(args: &Args, rate: u64) -> Result<Histogram<u64>, Failed> {
-    use tokio::io::AsyncWriteExt as _;
-    let server = floor::Server::start(&args.dir)?;
+/// Measures any other.
+pub(crate) async fn of_peer(peer: &Peer, plan: Plan) -> Result<Outcome, Failed> {
     let anchor = Instant::now();
-    let mut recorder = Recorder::new(anchor, rate * args.seconds)?;
-    let (mut read, mut write) = TcpStream::connect(&server.address).await?.into_split();
-    write.write_all(&[floor::WORKER]).await?;
+    let mut recorder = Recorder::new(anchor, plan.rate * plan.seconds)?;
+    let seen = recorder.seen.clone();
+    let mut open = peer.open(Role::Worker, 0).await?;
+    let mut worker = peer.dialect.worker(0);
     let worker = tokio::spawn(async move {
-        let mut frames = floor::Frames::default();
-        while !recorder.done() {
-            frames.fill(&mut read).await?;
-            let mut acks = Vec::new();
-            while let Some(frame) = frames.next() {
-                recorder.see(&frame)?;
-                floor::put(&mut acks, &frame[..STAMP_BYTES]);
+        let mut out = Vec::new();
+        worker.begin(&mut out);
+        loop {
+            worker.hear(&mut open.input, &mut out, &mut |payload| recorder.see(payload))?;
+            open.write(&mut out).await?;
+            if recorder.done() {
+                return Ok(recorder.histogram);
             }
-            write.write_all(&acks).await?;
-        }
-        Ok::<_, Failed>(recorder.histogram)
-    });
-    let stream = TcpStream::connect(&server.address).await?;
-    stream.set_nodelay(true)?;
-    let (mut read, mut write) = stream.into_split();
-    write.write_all(&[floor::PRODUCER]).await?;
-    let answers = tokio::spawn(async move {
-        let mut frames = floor::Frames::default();
-        while frames.fill(&mut read).await.is_ok() {
-            while frames.next().is_some() {}
+            open.read().await?;
         }
     });
-    let bytes = args.payload_bytes;
-    let mut out = Vec::new();
-    pace(rate, args.seconds, async |due| {
+
+    // One task hears what the other's submits are answered: both know the same of the connection.
+    let (mut senders, mut answers) = (Vec::new(), Vec::new());
+    for nth in 0..PRODUCERS {
+        let open = peer.open(Role::Producer, nth).await?;
+        let mut hearing = peer.dialect.producer(nth);
+        let (mut input, (mut read, write)) = (open.input, open.stream.into_split());
+        senders.push((peer.dialect.producer(nth), write));
+        answers.push(tokio::spawn(async move {
+            let mut ignored = Vec::new();
+            loop {
+                hearing.hear(&mut input, &mut ignored)?;
+                ignored.clear();
+                if read.read_buf(&mut input).await? == 0 {
+                    return Err::<(), Failed>("the server closed a connection".into());
+                }
+            }
+        }));
+    }
+    let (mut out, mut turn) = (Vec::new(), 0);
+    let kept = pace(plan, async |due| {
+        turn = (turn + 1) % PRODUCERS;
+        let (producer, write) = &mut senders[turn];
         out.clear();
         for at in due {
-            floor::put(&mut out, &stamped(anchor, *at, bytes));
+            producer.submit(&stamped(anchor, *at, plan.payload_bytes), &mut out);
         }
+        producer.flush(&mut out);
         Ok(write.write_all(&out).await?)
     })
     .await?;
-    let histogram = worker.await??;
-    answers.abort();
-    Ok(histogram)
+    outcome(worker, &mut answers, (anchor, seen, kept)).await
 }

@@ -3,7 +3,9 @@
 mod bare;
 mod broker;
 mod certificate;
+mod compare;
 mod descriptors;
+mod drivers;
 mod fanout;
 mod floor;
 mod handshakes;
@@ -32,6 +34,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Everything beside its peers: scenarios × systems, records, an HTML report and a table
+    Compare(compare::Args),
     /// Closed loop: how many tasks a second, from the first submit to the last ack
     Throughput(throughput::Args),
     /// Open loop: how long from the intended submit to the worker, at a fixed rate
@@ -49,7 +53,7 @@ enum Command {
     BareServer,
     /// The bare server that latency is compared with: appends, syncs, forwards, nothing else
     #[command(hide = true)]
-    FloorServer,
+    FloorServer(floor::Args),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -84,7 +88,8 @@ fn main() -> ExitCode {
         Command::Idle(args) => on_runtime(alone(async |records| idle::run(args, records).await)),
         Command::Fanout(args) => on_runtime(alone(async |records| fanout::run(args, records).await)),
         Command::Handshakes(args) => on_runtime(alone(async |records| handshakes::run(args, records).await)),
-        Command::FloorServer => floor::serve(),
+        Command::FloorServer(args) => floor::serve(args),
+        Command::Compare(args) => on_runtime(compare::run(args)),
         Command::Throughput(args) => on_runtime(throughput::run(args)),
         Command::Latency(args) => on_runtime(latency::run(args)),
     };

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::Failed;
 
 /// What a system promises of a task that it has confirmed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Promise {
     /// It survives a power cut: it was synced before it was confirmed.
@@ -22,7 +22,7 @@ pub(crate) enum Promise {
 }
 
 /// What a system did under a load, in one round.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Record {
     /// Which question was asked: `throughput`, `latency`, `fanout`, …
     pub(crate) scenario: String,
@@ -49,6 +49,16 @@ impl Records {
     /// Collects, and appends each to `file` as a line of JSON.
     pub(crate) fn new(file: Option<std::fs::File>) -> Records {
         Records { file, all: Vec::new() }
+    }
+
+    /// The records of an earlier run.
+    pub(crate) fn read(path: &std::path::Path) -> Result<Vec<Record>, Failed> {
+        let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        let line = |(nth, line): (usize, &str)| {
+            serde_json::from_str(line)
+                .map_err(|error| format!("{}, line {}: {error}", path.display(), nth + 1).into())
+        };
+        text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(line).collect()
     }
 
     pub(crate) fn add(&mut self, record: Record) -> Result<(), Failed> {

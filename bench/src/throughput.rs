@@ -56,14 +56,18 @@ pub(crate) struct Args {
     dir: PathBuf,
 }
 
-#[derive(Clone, Copy)]
-struct Load {
-    wire: Wire,
-    batch: bool,
-    tasks: u64,
-    window: u64,
-    credit: u64,
-    payload_bytes: usize,
+/// How hard the broker is driven.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Load {
+    pub(crate) wire: Wire,
+    /// Messages travel in arrays.
+    pub(crate) batch: bool,
+    pub(crate) tasks: u64,
+    /// Unanswered submits of a producer.
+    pub(crate) window: u64,
+    /// Unsettled tasks of a worker.
+    pub(crate) credit: u64,
+    pub(crate) payload_bytes: usize,
 }
 
 pub(crate) async fn run(args: Args) -> Result<(), Failed> {
@@ -128,49 +132,83 @@ async fn open(url: &str, load: Load) -> Result<(Sender, Receiver), Failed> {
     Ok((sender, receiver))
 }
 
+type Producing = Vec<tokio::task::JoinHandle<Result<(), Failed>>>;
+type Working = Vec<tokio::task::JoinHandle<Result<Option<Instant>, Failed>>>;
+
 /// One round; its seconds.
-async fn round(url: &str, load: Load, producers: u64, workers: u64) -> Result<f64, Failed> {
-    let queue = QueueName::parse("bench")?;
+pub(crate) async fn round(url: &str, load: Load, producers: u64, workers: u64) -> Result<f64, Failed> {
+    let running = work_all(url, load, workers).await?;
+    let began = Instant::now();
+    let submitting = produce_all(url, load, producers).await?;
+    for producer in submitting {
+        producer.await??;
+    }
+    Ok(last_ack(running).await?.duration_since(began).as_secs_f64())
+}
+
+/// Submits all, with nobody who works.
+pub(crate) async fn fill(url: &str, load: Load, producers: u64) -> Result<(), Failed> {
+    for producer in produce_all(url, load, producers).await? {
+        producer.await??;
+    }
+    Ok(())
+}
+
+/// Works on what the broker has; the seconds it took.
+pub(crate) async fn drain(url: &str, load: Load, workers: u64) -> Result<f64, Failed> {
+    let began = Instant::now();
+    let running = work_all(url, load, workers).await?;
+    Ok(last_ack(running).await?.duration_since(began).as_secs_f64())
+}
+
+async fn work_all(url: &str, load: Load, workers: u64) -> Result<Working, Failed> {
     let settled = Arc::new(AtomicU64::new(0));
     let mut running = Vec::new();
     for _ in 0..workers {
         let (mut sender, mut receiver) = open(url, load).await?;
         let credit = Credit::new(load.credit);
-        let subscribe = Subscribe { queue: queue.clone(), credit, mode: None, explicit_start: false };
+        let queue = QueueName::parse("bench")?;
+        let subscribe = Subscribe { queue, credit, mode: None, explicit_start: false };
         sender.push(&Request { id: Some(RequestId::Integer(1)), message: subscribe.into() })?;
         sender.flush().await?;
-        // The round begins when all workers wait.
-        'subscribed: loop {
-            for response in messages(&mut receiver).await? {
-                if matches!(response.message, ServerMessage::Subscribed(_)) {
-                    break 'subscribed;
-                }
-            }
+        // The round begins when all workers wait. Tasks that wait already may come with the answer.
+        let mut responses = Vec::new();
+        while !responses
+            .iter()
+            .any(|response: &Response| matches!(response.message, ServerMessage::Subscribed(_)))
+        {
+            responses.extend(messages(&mut receiver).await?);
         }
-        running.push(tokio::spawn(work(sender, receiver, load, settled.clone())));
+        running.push(tokio::spawn(work(sender, receiver, responses, load, settled.clone())));
     }
-    let began = Instant::now();
+    Ok(running)
+}
+
+async fn produce_all(url: &str, load: Load, producers: u64) -> Result<Producing, Failed> {
     let mut submitting = Vec::new();
     for nth in 0..producers {
         let share = load.tasks / producers + u64::from(nth < load.tasks % producers);
         let (sender, receiver) = open(url, load).await?;
-        submitting.push(tokio::spawn(produce(sender, receiver, load, queue.clone(), share)));
+        submitting.push(tokio::spawn(produce(sender, receiver, load, QueueName::parse("bench")?, share)));
     }
-    for producer in submitting {
-        producer.await??;
-    }
+    Ok(submitting)
+}
+
+/// When the last ack was durable.
+async fn last_ack(mut running: Working) -> Result<Instant, Failed> {
     let mut last = None;
     // Whichever worker settled the last task ends the round; the others still wait for more.
-    while last.is_none() {
+    while last.is_none() && !running.is_empty() {
         let (ended, _, rest) = futures_select(running).await;
         running = rest;
         last = ended??;
     }
     for worker in running {
         worker.abort();
+        // Its connection is closed before another round begins.
+        let _ = worker.await;
     }
-    let last: Instant = last.ok_or("no worker settled the last task")?;
-    Ok(last.duration_since(began).as_secs_f64())
+    Ok(last.ok_or("no worker settled the last task")?)
 }
 
 /// Waits for the first of some tasks.
@@ -272,13 +310,13 @@ async fn produce(
 async fn work(
     mut sender: Sender,
     mut receiver: Receiver,
+    mut responses: Vec<Response>,
     load: Load,
     settled: Arc<AtomicU64>,
 ) -> Result<Option<Instant>, Failed> {
-    let (mut requests, mut responses) = (Vec::new(), Vec::new());
+    let mut requests = Vec::new();
     let mut leases = Vec::new();
     loop {
-        arrived(&mut receiver, &mut responses).await?;
         for response in responses.drain(..) {
             match response.message {
                 ServerMessage::Task(task) => leases.extend(task.lease.map(GivenLease::Lease)),
@@ -288,6 +326,7 @@ async fn work(
             }
         }
         if leases.is_empty() {
+            arrived(&mut receiver, &mut responses).await?;
             continue;
         }
         let count = leases.len() as u64;
