@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::broker::{self, Broker, Usage, resident, usage};
+use crate::broker::{Broker, Usage, resident, usage};
 use crate::certificate::Certificate;
 use crate::socket::{BINARY, Door, Greeting, TEXT};
 use crate::{Failed, bare, print};
@@ -274,7 +274,13 @@ fn nchan(parent: &Path) -> Result<(Other, SocketAddr), Failed> {
     let child =
         Command::new("nginx").arg("-p").arg(&directory).args(["-e", "stderr", "-c", "nginx.conf"]).spawn()?;
     let other = Other { child, directory: Some(directory) };
-    broker::wait_for(&address.to_string())?;
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while std::net::TcpStream::connect(address).is_err() {
+        if std::time::Instant::now() > until {
+            return Err(format!("nothing listens on {address}").into());
+        }
+        std::thread::yield_now();
+    }
     Ok((other, address))
 }
 

@@ -146,21 +146,6 @@ pub(crate) async fn round(url: &str, load: Load, producers: u64, workers: u64) -
     Ok(last_ack(running).await?.duration_since(began).as_secs_f64())
 }
 
-/// Submits all, with nobody who works.
-pub(crate) async fn fill(url: &str, load: Load, producers: u64) -> Result<(), Failed> {
-    for producer in produce_all(url, load, producers).await? {
-        producer.await??;
-    }
-    Ok(())
-}
-
-/// Works on what the broker has; the seconds it took.
-pub(crate) async fn drain(url: &str, load: Load, workers: u64) -> Result<f64, Failed> {
-    let began = Instant::now();
-    let running = work_all(url, load, workers).await?;
-    Ok(last_ack(running).await?.duration_since(began).as_secs_f64())
-}
-
 async fn work_all(url: &str, load: Load, workers: u64) -> Result<Working, Failed> {
     let settled = Arc::new(AtomicU64::new(0));
     let mut running = Vec::new();

@@ -4,9 +4,9 @@
 use std::time::{Duration, Instant};
 
 use crate::Failed;
-use crate::compare::systems::{Running, System};
-use crate::compare::{CREDIT, Plan, thousands, values};
-use crate::drivers::load::Load;
+use crate::compare::systems::System;
+use crate::compare::{Plan, thousands, values};
+use crate::drivers::load::{Load, Peer};
 use crate::record::{Record, Records};
 
 /// Points of the growth curve.
@@ -32,29 +32,29 @@ async fn measure(plan: &Plan, system: &System, round: u32, records: &mut Records
     let part = (plan.backlog / PARTS).max(1);
     let began = Instant::now();
     for nth in 1..=PARTS {
-        let (before, since) = (running.server().usage(), Instant::now());
+        let (before, since) = (running.server.usage(), Instant::now());
         running.fill(Load { tasks: part, ..plan.load }).await?;
         let seconds = since.elapsed().as_secs_f64();
-        let cpu_s = running.server().usage().cpu_s - before.cpu_s;
+        let cpu_s = running.server.usage().cpu_s - before.cpu_s;
         let figures = values([
             ("queued", (nth * part) as f64),
             ("submits_per_s", part as f64 / seconds),
             ("server_cpu_s_per_100k", cpu_s * 100_000.0 / part as f64),
-            ("rss_mib", running.server().resident_mib()),
+            ("rss_mib", running.server.resident_mib()),
         ]);
         let load = format!("{} queued", thousands((nth * part) as f64));
         records.add(Record { load, ..plan.record("growth", system, round, figures) })?;
     }
     let tasks = part * PARTS;
     let filled_per_s = tasks as f64 / began.elapsed().as_secs_f64();
-    let full_mib = running.server().resident_mib();
+    let full_mib = running.server.resident_mib();
 
-    running.server().kill();
+    running.server.kill();
     let killed = Instant::now();
-    running.server().restart()?;
+    running.server.restart()?;
     let (has, restart_s) = returned(&mut running, tasks, killed).await?;
-    let restart_mib = running.server().resident_mib();
-    let drain_s = running.drain(Load { tasks: has, ..plan.load }, CREDIT).await?;
+    let restart_mib = running.server.resident_mib();
+    let drain_s = running.drain(plan.load.workers, has).await?;
     let figures = values([
         ("tasks", tasks as f64),
         ("filled_per_s", filled_per_s),
@@ -63,7 +63,7 @@ async fn measure(plan: &Plan, system: &System, round: u32, records: &mut Records
         ("restart_rss_mib", restart_mib),
         ("lost", tasks.saturating_sub(has) as f64),
         ("drained_per_s", has as f64 / drain_s),
-        ("server_peak_mib", running.server().usage().peak_mib),
+        ("server_peak_mib", running.server.usage().peak_mib),
     ]);
     let load = format!("{} tasks", thousands(tasks as f64));
     records.add(Record { load, ..plan.record("backlog", system, round, figures) })?;
@@ -77,10 +77,10 @@ async fn measure(plan: &Plan, system: &System, round: u32, records: &mut Records
 }
 
 /// Waits until all tasks are there again, or no more come; how many, and after how many seconds.
-async fn returned(running: &mut Running, tasks: u64, since: Instant) -> Result<(u64, f64), Failed> {
+async fn returned(running: &mut Peer, tasks: u64, since: Instant) -> Result<(u64, f64), Failed> {
     let mut last: Option<(u64, Instant)> = None;
     loop {
-        running.server().check()?;
+        running.server.check()?;
         if let Some(depth) = running.depth().await {
             let now = Instant::now();
             let first = match last {

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use crate::Failed;
 use crate::broker::usage;
-use crate::compare::systems::{Running, System};
+use crate::compare::systems::System;
 use crate::compare::{Plan, thousands, values};
-use crate::drivers::{Place, taskyard};
+use crate::drivers::Place;
 use crate::latency::{self, CREDIT, Outcome};
 use crate::record::{Record, Records};
 
@@ -37,15 +37,12 @@ async fn measure(plan: &Plan, system: &System, round: u32, records: &mut Records
     let mut texts = Vec::new();
     for rate in &plan.rates {
         // A server of its own for each rate: one that fell behind would begin the next with a backlog.
-        let mut running = system.start(&plan.found, &place).await?;
+        let running = system.start(&plan.found, &place).await?;
         let seconds = (plan.seconds.ceil() as u64).max(1);
         let asked = latency::Plan { rate: *rate, seconds, payload_bytes: plan.load.payload_bytes };
-        let (before, own) = (running.server().usage().cpu_s, usage(std::process::id())?.cpu_s);
-        let outcome = match &running {
-            Running::Peer(peer) => latency::of_peer(peer, asked).await?,
-            Running::Taskyard { server, .. } => latency::of_broker(&taskyard::url(server), asked).await?,
-        };
-        let used = running.server().usage();
+        let (before, own) = (running.server.usage().cpu_s, usage(std::process::id())?.cpu_s);
+        let outcome = latency::of_peer(&running, asked).await?;
+        let used = running.server.usage();
         let mut figures: BTreeMap<String, f64> = values([
             ("server_cpu_s", used.cpu_s - before),
             ("server_peak_mib", used.peak_mib),

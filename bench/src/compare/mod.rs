@@ -21,8 +21,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::drivers::Place;
 use crate::drivers::load::Load;
+use crate::peers::Node;
 use crate::record::{Record, Records};
-use crate::{Failed, descriptors, print};
+use crate::{Failed, descriptors, fanout, handshakes, idle, print};
 use machine::Machine;
 use systems::{Found, SYSTEMS, System};
 
@@ -54,6 +55,8 @@ pub(crate) struct Args {
     backlog: u64,
     #[arg(long, default_value_t = 256)]
     payload_bytes: usize,
+    #[command(flatten)]
+    node: Node,
     /// Where the servers keep their stores: a real disk, or `fdatasync` says nothing
     #[arg(long, default_value = ".")]
     dir: PathBuf,
@@ -76,6 +79,12 @@ pub(crate) enum Scenario {
     Latency,
     /// Many tasks queued, the server killed, started again, drained
     Backlog,
+    /// One says something to thousands of sockets
+    Fanout,
+    /// What a silent socket takes
+    Idle,
+    /// Upgrades a second
+    Connects,
 }
 
 /// A run, as the flags have it.
@@ -89,6 +98,8 @@ pub(crate) struct Plan {
     found: Found,
     systems: Vec<System>,
     bar: ProgressBar,
+    quick: bool,
+    node: Node,
 }
 
 const PRODUCERS: usize = 4;
@@ -139,6 +150,8 @@ pub(crate) async fn run(args: Args) -> Result<(), Failed> {
         systems: systems.into_iter().filter(|system| found.has(system)).collect(),
         found,
         bar: bar(),
+        quick: args.quick,
+        node: args.node,
     };
     plan.bar.set_length(scenarios.iter().map(|scenario| plan.steps(*scenario)).sum());
     // Whoever interrupts it leaves no servers and no stores behind: they end where they are dropped.
@@ -159,8 +172,9 @@ async fn all(plan: &Plan, scenarios: &[Scenario], records: &mut Records) -> Resu
             Scenario::Throughput => throughput::run(plan, records).await?,
             Scenario::Latency => latency::run(plan, records).await?,
             Scenario::Backlog => backlog::run(plan, records).await?,
-            // The scenarios of sockets (fan-out, idle, connects) are hooked in here: a variant above, and
-            // an arm that calls their `run(…, records)`.
+            Scenario::Fanout => fanout::run(plan.fanout(), records).await?,
+            Scenario::Idle => idle::run(plan.idle(), records).await?,
+            Scenario::Connects => handshakes::run(plan.connects(), records).await?,
         }
     }
     Ok(())
@@ -208,6 +222,43 @@ fn say(line: &str) {
 }
 
 impl Plan {
+    fn fanout(&self) -> fanout::Args {
+        fanout::Args {
+            sockets: if self.quick { vec![1000] } else { vec![1000, 5000] },
+            window: 16,
+            seconds: self.seconds.ceil() as u64,
+            rounds: self.rounds,
+            only: Vec::new(),
+            threads: None,
+            node: self.node.clone(),
+            dir: self.place.dir.clone(),
+        }
+    }
+
+    fn idle(&self) -> idle::Args {
+        idle::Args {
+            sockets: vec![if self.quick { 1000 } else { 10_000 }],
+            rounds: self.rounds,
+            hello: false,
+            subscribe: true,
+            tls: false,
+            opening: 64,
+            silence: if self.quick { 1 } else { 10 },
+            node: self.node.clone(),
+            dir: self.place.dir.clone(),
+        }
+    }
+
+    fn connects(&self) -> handshakes::Args {
+        handshakes::Args {
+            connections: 32,
+            seconds: self.seconds.ceil() as u64,
+            rounds: self.rounds,
+            node: self.node.clone(),
+            dir: self.place.dir.clone(),
+        }
+    }
+
     fn steps(&self, scenario: Scenario) -> u64 {
         let count = |takes: fn(&System) -> bool| self.systems.iter().filter(|s| takes(s)).count() as u64;
         u64::from(self.rounds)
@@ -216,6 +267,8 @@ impl Plan {
                 Scenario::Throughput => count(|system| system.also.throughput),
                 Scenario::Latency => count(|system| system.also.latency),
                 Scenario::Backlog => count(|system| system.also.backlog),
+                // They say by themselves how far they are.
+                Scenario::Fanout | Scenario::Idle | Scenario::Connects => 0,
             }
     }
 

@@ -7,15 +7,16 @@ use std::sync::Arc;
 use crate::drivers::bare_floor::{self, Floor};
 use crate::drivers::beanstalkd::{self, Beanstalk};
 use crate::drivers::gearman::{self, Gearman};
-use crate::drivers::load::{Load, Peer};
+use crate::drivers::load::Peer;
 use crate::drivers::nats::{self, JetStream};
 use crate::drivers::rabbitmq::{self, Queue, Rabbit};
 use crate::drivers::redis::{self, List, Streams};
 use crate::drivers::server::{Server, find, version};
+use crate::drivers::taskyard_wire::TaskyardWire;
 use crate::drivers::{Dialect, Place, taskyard};
 use crate::floor::Framing;
 use crate::record::Promise;
-use crate::{Failed, Wire, throughput};
+use crate::{Failed, Wire};
 
 /// A system in a setting.
 #[derive(Debug, Clone, Copy)]
@@ -160,19 +161,14 @@ fn rabbit_version() -> Option<String> {
         .find_map(|entry| entry.file_name().to_str()?.strip_prefix("rabbitmq_server-").map(str::to_owned))
 }
 
-/// A system that runs.
-pub(crate) enum Running {
-    Taskyard { server: Server, setting: taskyard::Setting },
-    Peer(Peer),
-}
-
 impl System {
-    pub(crate) async fn start(&self, found: &Found, place: &Place) -> Result<Running, Failed> {
+    pub(crate) async fn start(&self, found: &Found, place: &Place) -> Result<Peer, Failed> {
         let credit = place.credit;
         let program = || found.program(self.kind);
         let (server, dialect): (Server, Arc<dyn Dialect>) = match self.kind {
             Kind::Taskyard(setting) => {
-                return Ok(Running::Taskyard { server: taskyard::start(place, setting).await?, setting });
+                let wire = TaskyardWire { wire: setting.wire, arrays: setting.batch, credit };
+                (taskyard::start(place, setting).await?, Arc::new(wire))
             }
             Kind::Floor { framing, sync } => {
                 (bare_floor::start(place, framing, sync).await?, Arc::new(Floor { framing }))
@@ -196,68 +192,7 @@ impl System {
                 (rabbitmq::start(program()?, place).await?, Arc::new(Rabbit { queue, credit }))
             }
         };
-        Ok(Running::Peer(Peer::new(server, dialect).await?))
-    }
-}
-
-impl Running {
-    pub(crate) fn server(&mut self) -> &mut Server {
-        match self {
-            Running::Taskyard { server, .. } => server,
-            Running::Peer(peer) => &mut peer.server,
-        }
-    }
-
-    /// One round of throughput; its seconds.
-    pub(crate) async fn round(&self, load: Load, credit: usize) -> Result<f64, Failed> {
-        match self {
-            Running::Peer(peer) => peer.round(load).await,
-            Running::Taskyard { server, setting } => {
-                let ours = ours(load, credit, *setting);
-                throughput::round(&taskyard::url(server), ours, load.producers as u64, load.workers as u64)
-                    .await
-            }
-        }
-    }
-
-    /// Submits all, with nobody who works.
-    pub(crate) async fn fill(&self, load: Load) -> Result<(), Failed> {
-        match self {
-            Running::Peer(peer) => peer.fill(load).await,
-            Running::Taskyard { server, setting } => {
-                throughput::fill(&taskyard::url(server), ours(load, 1, *setting), load.producers as u64).await
-            }
-        }
-    }
-
-    /// Works on what there is; the seconds it took.
-    pub(crate) async fn drain(&self, load: Load, credit: usize) -> Result<f64, Failed> {
-        match self {
-            Running::Peer(peer) => peer.drain(load.workers, load.tasks).await,
-            Running::Taskyard { server, setting } => {
-                let ours = ours(load, credit, *setting);
-                throughput::drain(&taskyard::url(server), ours, load.workers as u64).await
-            }
-        }
-    }
-
-    /// How many tasks it has; none while it does not answer.
-    pub(crate) async fn depth(&self) -> Option<u64> {
-        match self {
-            Running::Peer(peer) => peer.depth().await,
-            Running::Taskyard { server, .. } => taskyard::depth(server.address()),
-        }
-    }
-}
-
-fn ours(load: Load, credit: usize, setting: taskyard::Setting) -> throughput::Load {
-    throughput::Load {
-        wire: setting.wire,
-        batch: setting.batch,
-        tasks: load.tasks,
-        window: load.window,
-        credit: credit as u64,
-        payload_bytes: load.payload_bytes,
+        Peer::new(server, dialect).await
     }
 }
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use crate::Failed;
 use crate::broker::usage;
 use crate::compare::systems::System;
-use crate::compare::{CREDIT, Plan, thousands, values};
+use crate::compare::{Plan, thousands, values};
 use crate::drivers::load::Load;
 use crate::record::Records;
 
@@ -37,10 +37,10 @@ pub(crate) async fn run(plan: &Plan, records: &mut Records) -> Result<(), Failed
 }
 
 async fn measure(plan: &Plan, system: &System) -> Result<BTreeMap<String, f64>, Failed> {
-    let mut running = system.start(&plan.found, &plan.place).await?;
+    let running = system.start(&plan.found, &plan.place).await?;
     let mut tasks = FIRST;
     let rate = loop {
-        let seconds = running.round(Load { tasks, ..plan.load }, CREDIT).await?;
+        let seconds = running.round(Load { tasks, ..plan.load }).await?;
         if seconds >= plan.seconds * PART {
             break tasks as f64 / seconds;
         }
@@ -48,9 +48,9 @@ async fn measure(plan: &Plan, system: &System) -> Result<BTreeMap<String, f64>, 
         tasks = ((tasks as f64 * plan.seconds * PART * 1.2 / seconds) as u64).clamp(tasks * 2, tasks * 10);
     };
     let tasks = ((rate * plan.seconds) as u64).max(FIRST);
-    let (server, own) = (running.server().usage(), usage(std::process::id())?);
-    let seconds = running.round(Load { tasks, ..plan.load }, CREDIT).await?;
-    let (server_after, own_after) = (running.server().usage(), usage(std::process::id())?);
+    let (server, own) = (running.server.usage(), usage(std::process::id())?);
+    let seconds = running.round(Load { tasks, ..plan.load }).await?;
+    let (server_after, own_after) = (running.server.usage(), usage(std::process::id())?);
     let per = 100_000.0 / tasks as f64;
     Ok(values([
         ("tasks", tasks as f64),

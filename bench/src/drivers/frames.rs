@@ -12,7 +12,8 @@ use crate::Failed;
 pub(crate) const PRODUCER: u8 = b'p';
 pub(crate) const WORKER: u8 = b'w';
 
-const BINARY: u8 = 0x82;
+pub(crate) const TEXT: u8 = 0x81;
+pub(crate) const BINARY: u8 = 0x82;
 const MASKED: u8 = 0x80;
 /// A client's mask need not be a secret where no proxy is between.
 const MASK: [u8; 4] = [0x5A, 0xA5, 0x3C, 0xC3];
@@ -47,7 +48,12 @@ pub(crate) fn put_websocket(out: &mut impl BufMut, body: &[u8]) {
 
 /// Appends a binary frame of a client.
 pub(crate) fn put_masked(out: &mut Vec<u8>, body: &[u8]) {
-    put_head(out, body.len(), MASKED);
+    put_client(out, BINARY, body);
+}
+
+/// Appends a frame of a client.
+pub(crate) fn put_client(out: &mut Vec<u8>, kind: u8, body: &[u8]) {
+    put_head_of(out, kind, body.len(), MASKED);
     out.extend_from_slice(&MASK);
     let at = out.len();
     out.extend_from_slice(body);
@@ -55,7 +61,11 @@ pub(crate) fn put_masked(out: &mut Vec<u8>, body: &[u8]) {
 }
 
 fn put_head(out: &mut impl BufMut, length: usize, masked: u8) {
-    out.put_u8(BINARY);
+    put_head_of(out, BINARY, length, masked);
+}
+
+fn put_head_of(out: &mut impl BufMut, kind: u8, length: usize, masked: u8) {
+    out.put_u8(kind);
     match length {
         0..126 => out.put_u8(masked | length as u8),
         126..0x1_0000 => {
@@ -79,7 +89,7 @@ fn unmask(body: &mut [u8], mask: [u8; 4]) {
         word.copy_from_slice(chunk);
         chunk.copy_from_slice(&(u64::from_ne_bytes(word) ^ wide).to_ne_bytes());
     }
-    for (byte, key) in chunks.into_remainder().iter_mut().zip(mask) {
+    for (byte, key) in chunks.into_remainder().iter_mut().zip(mask.into_iter().cycle()) {
         *byte ^= key;
     }
 }
@@ -99,6 +109,11 @@ fn bounds(input: &[u8]) -> Option<(usize, usize, Option<[u8; 4]>)> {
     }
     let end = begin.checked_add(length)?;
     (input.len() >= end).then_some((begin, end, mask))
+}
+
+/// Where the body of a server's first frame begins and ends, if it is whole.
+pub(crate) fn server_bounds(input: &[u8]) -> Option<(usize, usize)> {
+    bounds(input).map(|(begin, end, _)| (begin, end))
 }
 
 /// How long the first frame is, its head included, if it is whole.
@@ -206,5 +221,16 @@ mod tests {
         assert_eq!(asked.path, "/w");
         assert!(asked.answer.contains("Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n"));
         assert_eq!(input.as_ref(), [0x82]);
+    }
+
+    #[test]
+    fn every_byte_is_masked_as_the_standard_has_it() {
+        for length in 0..20 {
+            let body: Vec<u8> = (0..length).collect();
+            let mut masked = body.clone();
+            unmask(&mut masked, MASK);
+            let expected: Vec<u8> = body.iter().enumerate().map(|(nth, byte)| byte ^ MASK[nth % 4]).collect();
+            assert_eq!(masked, expected, "{length}");
+        }
     }
 }

@@ -14,6 +14,7 @@ pub(crate) mod redis;
 pub(crate) mod resp;
 pub(crate) mod server;
 pub(crate) mod taskyard;
+pub(crate) mod taskyard_wire;
 
 use std::path::PathBuf;
 

@@ -34,17 +34,6 @@ pub(crate) async fn start(place: &Place, setting: Setting) -> Result<Server, Fai
     Ok(server)
 }
 
-pub(crate) fn url(server: &Server) -> String {
-    format!("http://{}", server.address())
-}
-
-/// How many tasks wait; none while it does not say.
-pub(crate) fn depth(address: SocketAddr) -> Option<u64> {
-    let answer = http(address, "GET", &format!("/v1/queues/{QUEUE}"), "").ok()?;
-    let queue: serde_json::Value = serde_json::from_str(&answer).ok()?;
-    queue.pointer("/counts/queued")?.as_u64()
-}
-
 pub(crate) fn version() -> Option<String> {
     super::server::version(broker::program().ok()?.as_ref() as &Path, "--version")
 }
