@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use taskyard_proto::{CloseCode, Response, RoomMessage, ServerMessage};
+use taskyard_proto::{CloseCode, Response, RoomMessage, ServerMessage, TaskId};
 use tokio::sync::{mpsc, watch};
 
 use crate::broker::{Batch, Deliver, Inspection, Item, Reply, Seen, Until, Waiting};
@@ -164,6 +164,14 @@ impl<E: Engine> Dispatcher<E> {
                     }
                     // What was stored is going out; what has arrived meanwhile joins it.
                     self.take_more(now, 0, None);
+                }
+                Wake::Event(Event::Fetched(fetched)) => {
+                    self.shard.apply(self.clock.now(), Command::Fetched(fetched), &mut self.fx);
+                    if let Some(task) = self.fx.missing {
+                        let error = missing(task);
+                        tracing::error!("{error}");
+                        return Err(error);
+                    }
                 }
                 Wake::Event(Event::Full(full)) => {
                     let now = self.clock.now();
@@ -331,6 +339,9 @@ impl<E: Engine> Dispatcher<E> {
     /// Hands operations to the engine first, so that the disk works while messages go out.
     fn flush(&mut self) {
         self.engine.commit(&mut self.fx.store);
+        if !self.fx.fetch.is_empty() {
+            self.engine.fetch(&mut self.fx.fetch);
+        }
         self.sort_outputs();
         self.mail.deliver(&self.connections);
         self.hops.observe(&mut self.fx.hops);
@@ -348,7 +359,7 @@ impl<E: Engine> Dispatcher<E> {
                     self.shard.apply(self.clock.now(), Command::Stored { through }, &mut self.fx);
                     self.flush();
                 }
-                Ok(Event::Full(_)) => {}
+                Ok(Event::Full(_) | Event::Fetched(_)) => {}
                 Ok(Event::Failed(error)) => return Err(error),
                 Err(_) => {
                     tracing::warn!(
@@ -362,6 +373,15 @@ impl<E: Engine> Dispatcher<E> {
         self.connections.close_all(CloseCode::RESTART, "the broker restarts: reconnect after a while");
         self.engine.stop().await
     }
+}
+
+/// What was confirmed and is gone is never passed over in silence.
+fn missing(task: TaskId) -> EngineError {
+    let message = format!(
+        "task {task} waits, and the store no longer has it: stopping, so that nothing else is lost; \
+         run `taskyard store check` on the data directory before the next start, and report this"
+    );
+    EngineError { message, exit_code: 3 }
 }
 
 /// How long an orderly stop waits for the disk.

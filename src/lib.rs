@@ -18,5 +18,6 @@ pub mod log;
 pub mod metrics;
 pub mod outbox;
 pub mod server;
+pub mod slots;
 pub mod transport;
 pub mod ws;

@@ -5,6 +5,7 @@ use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Instant;
 
 use crate::Failed;
 use crate::certificate::Certificate;
@@ -41,6 +42,28 @@ impl Broker {
     /// Starts `taskyard serve` beside this program, on a free port.
     pub(crate) fn start(engine: &str, parent: &Path) -> Result<Broker, Failed> {
         Self::launch(engine, directory(engine, parent), &[])
+    }
+
+    /// The same with flags of its own.
+    pub(crate) fn with_flags(engine: &str, parent: &Path, flags: &[OsString]) -> Result<Broker, Failed> {
+        Self::launch(engine, directory(engine, parent), flags)
+    }
+
+    /// Kills it without a word and starts it again on the same store; the seconds until it listens.
+    pub(crate) fn kill_and_restart(&mut self) -> Result<f64, Failed> {
+        self.child.kill()?;
+        self.child.wait()?;
+        let began = Instant::now();
+        let again = Self::launch("embedded", self.directory.clone(), &[])?;
+        let seconds = began.elapsed().as_secs_f64();
+        let mut before = std::mem::replace(self, again);
+        // Its directory has another owner now.
+        before.directory = PathBuf::new();
+        Ok(seconds)
+    }
+
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// Starts a broker that asks for a token, which is made before, and perhaps for TLS. It does not

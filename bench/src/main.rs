@@ -8,6 +8,7 @@ mod descriptors;
 mod drivers;
 mod fanout;
 mod floor;
+mod growth;
 mod handshakes;
 mod hot;
 mod idle;
@@ -48,6 +49,8 @@ enum Command {
     Handshakes(handshakes::Args),
     /// What the broker does for one task, apart from sockets, threads and the disk: nanoseconds on one core
     Hot(hot::Args),
+    /// Growth: whether a task costs the same however many wait, queues, workers and bytes there are
+    Growth(growth::Args),
     /// The bare WebSocket server that idle and handshakes are compared with: upgrades and echoes
     #[command(hide = true)]
     BareServer,
@@ -92,6 +95,7 @@ fn main() -> ExitCode {
         Command::Compare(args) => on_runtime(compare::run(args)),
         Command::Throughput(args) => on_runtime(throughput::run(args)),
         Command::Latency(args) => on_runtime(latency::run(args)),
+        Command::Growth(args) => on_runtime(alone(async |records| growth::run(args, records).await)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -123,7 +123,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failed> {
     Ok(())
 }
 
-async fn open(url: &str, load: Load) -> Result<(Sender, Receiver), Failed> {
+pub(crate) async fn open(url: &str, load: Load) -> Result<(Sender, Receiver), Failed> {
     let mut endpoint = Endpoint::parse(url)?;
     endpoint.encoding = load.wire.encoding();
     let (mut sender, receiver) = Connection::open(&endpoint).await?.split();
@@ -224,7 +224,7 @@ async fn messages(receiver: &mut Receiver) -> Result<impl Iterator<Item = Respon
 }
 
 /// All that has arrived, at least one frame.
-async fn arrived(receiver: &mut Receiver, into: &mut Vec<Response>) -> Result<(), Failed> {
+pub(crate) async fn arrived(receiver: &mut Receiver, into: &mut Vec<Response>) -> Result<(), Failed> {
     into.extend(messages(receiver).await?);
     while let Some(more) = receiver.try_receive() {
         if let Incoming::Messages(frame) = more? {

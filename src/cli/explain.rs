@@ -75,6 +75,7 @@ fn reason(reason: &Value) -> String {
             format!("its last worker gave it back a moment ago, and gets it again in {}", in_ms())
         }
         "not_durable" => "the disk does not hold it yet".into(),
+        "payload_away" => "the payload of its queue's next task is on its way from the disk".into(),
         "draining" => "the broker shuts down: it is delivered after the next start".into(),
         // What a later broker knows: its own words.
         code => match reason["message"].as_str() {
@@ -129,6 +130,7 @@ mod tests {
             (json!({"code": "queue_limit", "max_leased": 10}), "as may be (10)"),
             (json!({"code": "released", "in_ms": 90}), "again in 90 ms"),
             (json!({"code": "not_durable"}), "the disk"),
+            (json!({"code": "payload_away"}), "on its way from the disk"),
             (json!({"code": "draining"}), "shuts down"),
             (json!({"code": "moon", "message": "it is full\u{7}"}), "moon: it is full\\u{7}"),
             (json!({"code": "moon"}), "{\"code\":\"moon\"}"),

@@ -228,6 +228,7 @@ impl Values {
             resume_window: check.ms("resume_window_ms"),
             drain: check.ms("drain_ms"),
             segment_bytes: check.set_number("segment_bytes"),
+            payload_memory_bytes: check.set_number("payload_memory_bytes"),
             queues_max: check.set_number("queues_max") as usize,
             replace_worker: check.set_text("worker_name_taken") != "refuse",
             tokens_file: check.path("tokens_file").unwrap_or_else(|| data_dir.join("tokens.toml")),
@@ -392,6 +393,7 @@ mod tests {
         let all = config(
             "listen = \"127.0.0.1:1\"\ndata_dir = \"d\"\nengine = \"memory\"\nmessage_bytes = 2048\nping_ms = 200\n\
              ping_timeout_ms = 300\nhello_timeout_ms = 400\nresume_window_ms = 6\ndrain_ms = 5\nsegment_bytes = 65536\n\
+             payload_memory_bytes = 99\n\
              worker_name_taken = \"refuse\"\nqueues_max = 77\nconnections_max = 6\nallow_origins = [\"https://a.example\"]\n\
              allow_query_token = true\ntokens_file = \"t\"\nbehind_tls_proxy = true\n\
              trusted_proxies = [\"10.0.0.0/8\"]\nproxy_protocol = true\n\
@@ -406,7 +408,7 @@ mod tests {
         let ms = Duration::from_millis;
         assert_eq!((all.listen.port(), all.engine, all.message_bytes), (1, EngineKind::Memory, 2048));
         assert_eq!((all.ping, all.ping_timeout, all.drain), (ms(200), ms(300), ms(5)));
-        assert_eq!(all.resume_window, ms(6));
+        assert_eq!((all.resume_window, all.payload_memory_bytes), (ms(6), 99));
         assert_eq!((all.segment_bytes, all.replace_worker, all.queues_max), (65536, false, 77));
         assert_eq!((all.data_dir.as_path(), all.tokens_file.as_path()), (Path::new("d"), Path::new("t")));
         assert!(all.behind_tls_proxy && all.proxy_protocol);

@@ -270,6 +270,14 @@ pub const KEYS: &[Key] = &[
     .default("67108864")
     .flag("segment-bytes", "BYTES"),
     Key::new(
+        "payload_memory_bytes",
+        Kind::Number { min: 0, max: 1 << 40, step: 1 },
+        "How many bytes of payloads of waiting tasks stay in memory; beyond that they are in the store alone until \
+         they are due. With the memory engine all stay.",
+    )
+    .default("268435456")
+    .flag("payload-memory-bytes", "BYTES"),
+    Key::new(
         "worker_name_taken",
         Kind::Choice(&["replace", "refuse"]),
         "What happens when a worker's name is already connected. replace: the earlier session ends (close code \

@@ -57,6 +57,8 @@ pub struct Config {
     pub drain: Duration,
     /// Size of the store's segment files.
     pub segment_bytes: u64,
+    /// How many bytes of payloads stay in memory where there is a store.
+    pub payload_memory_bytes: u64,
     /// How many queues there may be.
     pub queues_max: usize,
     /// Whether a worker's name that is taken replaces the session that has it.
@@ -188,6 +190,10 @@ impl Config {
             queues_max: self.queues_max,
             resume_window_ms: self.resume_window.as_millis() as u64,
             replace_worker: self.replace_worker,
+            payload_memory_bytes: match self.engine {
+                EngineKind::Memory => None,
+                EngineKind::Embedded => Some(self.payload_memory_bytes),
+            },
             ..core::Config::default()
         }
     }

@@ -21,13 +21,13 @@ impl Shard {
             return;
         }
         let lane = self.lane_of(task, recipient);
-        let queue = self.tasks[task as usize].queue;
-        // Where there are limits, what waits goes first, and all by one way.
-        let limited = self.queues[queue as usize].limited;
+        let queue = self.tasks[task].queue;
+        // Where there are limits, or a payload is away, what waits goes first, and all by one way.
+        let limited = self.goes_in_order(queue) || self.tasks[task].payload.is_none();
         match if limited { None } else { self.pick(task, recipient, &lane) } {
             Some(subscription) => self.deliver(subscription, task, recipient, fx),
             None => {
-                let to_all = self.tasks[task as usize].fanout.is_some();
+                let to_all = self.tasks[task].fanout().is_some();
                 self.put_in_lane(task, recipient, &lane);
                 if to_all && let LaneKey::Worker(lane) = lane {
                     self.watch_absence(queue, lane);
@@ -41,7 +41,7 @@ impl Shard {
 
     pub(super) fn put_in_lane(&mut self, task: u32, recipient: u32, lane: &LaneKey) {
         let Shard { tasks, queues, .. } = self;
-        let found = &tasks[task as usize];
+        let found = &tasks[task];
         let entry = Entry { task, recipient, seq: found.spec.seq };
         let fair = found.spec.keys.as_ref().and_then(|keys| keys.fair.as_ref());
         queues[found.queue as usize].ready_mut(lane).push(found.spec.priority, entry, fair);
@@ -49,7 +49,7 @@ impl Shard {
 
     pub(super) fn pick(&mut self, task: u32, recipient: u32, lane: &LaneKey) -> Option<SubscriptionKey> {
         let Shard { queues, tasks, subscriptions, sessions, now, .. } = self;
-        let found = &tasks[task as usize];
+        let found = &tasks[task];
         let share = found.share(recipient)?;
         let may = |key: SubscriptionKey| !share.avoids(subscriptions[key.0 as usize].session, *now);
         let queue = &mut queues[found.queue as usize];
@@ -79,7 +79,7 @@ impl Shard {
             LaneKey::Worker(lane) => queue.workers[*lane as usize].subscription.filter(|key| {
                 let subscription = &subscriptions[key.0 as usize];
                 let pulls = || sessions.get(&subscription.session).is_some_and(|s| s.pull.is_some());
-                subscription.open && may(*key) && !(found.fanout.is_some() && pulls())
+                subscription.open && may(*key) && !(found.fanout().is_some() && pulls())
             }),
         }
     }
@@ -88,7 +88,7 @@ impl Shard {
     pub(super) fn feed(&mut self, key: SubscriptionKey, fx: &mut Effects) {
         self.refresh(key);
         if let Some(subscription) = self.subscriptions.get(key.0 as usize)
-            && self.queues[subscription.queue as usize].limited
+            && self.goes_in_order(subscription.queue)
         {
             // Whose turn it is counts there, not who asks first.
             return self.pump_later(subscription.queue);
@@ -97,6 +97,9 @@ impl Shard {
             let Some((lane, priority, entry)) = self.best_for(key) else { return };
             let subscription = &self.subscriptions[key.0 as usize];
             let (place, of) = (subscription.place, subscription.queue);
+            if self.must_wait(of, &lane, entry, fx) {
+                return;
+            }
             self.take_from(of, &lane, priority, entry);
             let queue = &mut self.queues[of as usize];
             match &lane {
@@ -109,6 +112,7 @@ impl Shard {
                 LaneKey::Worker(_) => {}
             }
             self.deliver(key, entry.task, entry.recipient, fx);
+            self.come_nearer(of, &lane, fx);
         }
     }
 
@@ -119,7 +123,7 @@ impl Shard {
         let queue = &mut queues[subscription.queue as usize];
         let session = sessions.get(&subscription.session)?;
         let pulls = session.pull.is_some();
-        let judge = |entry: Entry| match tasks.get(entry.task as usize) {
+        let judge = |entry: Entry| match tasks.get(entry.task) {
             Some(task) if task.spec.seq == entry.seq && !task.decided => match task.share(entry.recipient) {
                 Some(Share { state: ShareState::Queued { .. }, .. })
                     if task.share(entry.recipient).is_some_and(|s| s.avoids(subscription.session, *now)) =>
@@ -132,7 +136,7 @@ impl Shard {
             _ => Verdict::Stale,
         };
         // Recipients of a task to all are those who are connected, whatever name a pull gives itself.
-        let to_all = |entry: Entry| tasks.get(entry.task as usize).is_some_and(|task| task.fanout.is_some());
+        let to_all = |entry: Entry| tasks.get(entry.task).is_some_and(|task| task.fanout().is_some());
         let judge = |entry: Entry| match judge(entry) {
             Verdict::Take if pulls && to_all(entry) => Verdict::Skip,
             verdict => verdict,
@@ -170,9 +174,9 @@ impl Shard {
         let session = self.sessions.get_mut(&session_id).expect("a subscription's session exists");
         let held_at = session.held.len() as u32;
         session.held.push((task, recipient));
-        let found = &self.tasks[task as usize];
+        let found = &self.tasks[task];
         if let Some(pull) = &mut session.pull {
-            pull.bytes += found.spec.payload.bytes().len();
+            pull.bytes += found.payload_bytes as usize;
         }
         let deadline = self.now.plus_ms(u64::from(found.spec.ack_timeout_ms));
         let resume_key = session.resume_key.filter(|_| !auto);
@@ -193,13 +197,15 @@ impl Shard {
             self.timers.set(self.now.plus_ms(u64::from(limit)), Timer::RunLimit { task, recipient, number });
         }
         self.refresh(key);
-        let before = self.shift(task, recipient, ShareState::Leased(lease));
+        self.handed_out(task);
+        let before = self.shift(task, recipient, ShareState::Leased(Box::new(lease)));
         if let ShareState::Queued { since } = before {
             fx.hops.push((Hop::ReadyToDelivered, self.now.micros_since(since)));
         }
 
-        let found = &mut self.tasks[task as usize];
+        let found = &mut self.tasks[task];
         let spec = found.spec.clone();
+        let payload = found.payload.as_deref().cloned().expect("nobody gets a task whose payload is away");
         let share = found.share_mut(recipient).expect("it was just leased");
         let redelivered = share.delivered;
         let attempt = u64::from(share.charged) + 1;
@@ -207,7 +213,7 @@ impl Shard {
         share.lease_stored = resume_key.is_some();
         share.delivered_stored |= share.lease_stored;
         let counted = std::mem::replace(&mut share.counted, true);
-        if !counted && let Some(fanout) = &mut found.fanout {
+        if !counted && let Some(fanout) = found.fanout_mut() {
             fanout.delivered += 1;
         }
         let of = found.queue;
@@ -220,7 +226,7 @@ impl Shard {
                 deadline,
                 explicit_start: unstarted,
             };
-            self.store(StoreOp::Amend(spec.id, leased), fx);
+            self.store(StoreOp::Amend(spec.id(), leased), fx);
         }
         let queue = &mut self.queues[of as usize];
         queue.passed(self.now);
@@ -231,7 +237,7 @@ impl Shard {
         queue.rates.count(self.now, Rate::Delivered);
         let lease = LeaseId { number, slot: task, recipient };
         let message = taskyard_proto::Task {
-            task: spec.id,
+            task: spec.id(),
             lease: (!auto).then_some(lease),
             queue: spec.queue.clone(),
             attempt,
@@ -241,7 +247,7 @@ impl Shard {
             age_ms: self.now.ms_since(spec.accepted),
             priority: u64::from(spec.priority),
             headers: spec.headers.clone(),
-            payload: spec.payload.clone(),
+            payload,
         };
         let pull = match pulled {
             true => self.sessions.get_mut(&session_id).and_then(|session| session.pull.as_mut()),
@@ -268,7 +274,7 @@ impl Shard {
     /// Takes a share that waits out of its lane, and the lane away with it if nothing else is left of
     /// it: names come and go without end.
     pub(super) fn withdraw(&mut self, task: u32, recipient: u32) {
-        let found = &self.tasks[task as usize];
+        let found = &self.tasks[task];
         if !matches!(found.share(recipient).map(|share| &share.state), Some(ShareState::Queued { .. })) {
             return;
         }
@@ -276,7 +282,7 @@ impl Shard {
         let entry = Entry { task, recipient, seq };
         let lane = self.lane_of(task, recipient);
         let Shard { queues, tasks, .. } = self;
-        let fair = tasks[task as usize].spec.keys.as_ref().and_then(|keys| keys.fair.as_ref());
+        let fair = tasks[task].spec.keys.as_ref().and_then(|keys| keys.fair.as_ref());
         let queue = &mut queues[queue as usize];
         queue.ready_mut(&lane).remove(priority, entry, fair);
         match lane {
@@ -324,7 +330,7 @@ impl Shard {
     /// that: first the caller puts the share where it belongs, then it feeds what is named here, so
     /// that the returned task and those that wait go in their order.
     pub(super) fn unlease(&mut self, task: u32, recipient: u32, fx: &mut Effects) -> Option<SubscriptionKey> {
-        let found = &self.tasks[task as usize];
+        let found = &self.tasks[task];
         let queue = found.queue;
         let lease = found.share(recipient)?.lease()?;
         let (session_id, held_at) = (lease.session, lease.held_at as usize);
@@ -344,7 +350,7 @@ impl Shard {
         let session = self.sessions.get_mut(&session_id)?;
         session.held.swap_remove(held_at);
         if let Some((moved_task, moved_recipient)) = session.held.get(held_at) {
-            let moved = self.tasks[*moved_task as usize].share_mut(*moved_recipient);
+            let moved = self.tasks[*moved_task].share_mut(*moved_recipient);
             moved.and_then(Share::lease_mut).expect("what a session holds is leased").held_at =
                 held_at as u32;
         }

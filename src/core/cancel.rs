@@ -63,14 +63,11 @@ impl Shard {
                 Err(Error::new(ErrorCode::Conflict, text).task(id))
             }
         };
-        match self.ids.get(&id) {
-            Some(Place::Live(key)) => {
-                let key = *key;
-                match self.tasks[key as usize].state() {
-                    TaskState::Dead => over(TaskState::Dead),
-                    _ => Ok(self.cancel_task(key, grace_ms, fx)),
-                }
-            }
+        match self.place(id) {
+            Some(Place::Live(key)) => match self.tasks[key].state() {
+                TaskState::Dead => over(TaskState::Dead),
+                _ => Ok(self.cancel_task(key, grace_ms, fx)),
+            },
             Some(Place::Kept { .. }) => over(self.kept(id).map_or(TaskState::Done, |record| record.state)),
             None => Err(task_not_found(id)),
         }
@@ -79,11 +76,11 @@ impl Shard {
     /// Cancels a task that has not ended; gives the state that it is in then.
     pub(super) fn cancel_task(&mut self, key: u32, grace_ms: u64, fx: &mut Effects) -> TaskState {
         let until = self.now.plus_ms(grace_ms);
-        let task = &mut self.tasks[key as usize];
-        let (id, first) = (task.spec.id, !std::mem::replace(&mut task.cancelling, true));
+        let task = &mut self.tasks[key];
+        let (id, first) = (task.spec.id(), !std::mem::replace(&mut task.cancelling, true));
         let mut held = false;
-        for recipient in 0..self.tasks[key as usize].recipients() {
-            let Some(share) = self.tasks[key as usize].share(recipient) else { continue };
+        for recipient in 0..self.tasks[key].recipients() {
+            let Some(share) = self.tasks[key].share(recipient) else { continue };
             match &share.state {
                 ShareState::Over(_) => {}
                 ShareState::Leased(lease) => {
@@ -98,11 +95,10 @@ impl Shard {
                 _ => {
                     self.withdraw(key, recipient);
                     self.shift(key, recipient, ShareState::Over(TaskState::Cancelled));
-                    let task = &mut self.tasks[key as usize];
+                    let task = &mut self.tasks[key];
                     // Of one to nobody nobody has failed.
-                    if let Some(fanout) = &mut task.fanout
-                        && !task.spec.recipients.is_empty()
-                    {
+                    let any = !task.spec.recipients.is_empty();
+                    if let Some(fanout) = task.fanout_mut().filter(|_| any) {
                         fanout.failed += 1;
                     }
                 }
@@ -119,7 +115,7 @@ impl Shard {
     }
 
     fn finish_cancelled(&mut self, key: u32, error: Option<ErrorText>, fx: &mut Effects) {
-        let queue = self.tasks[key as usize].queue;
+        let queue = self.tasks[key].queue;
         self.queues[queue as usize].tally(Tally::Cancelled);
         self.finish(key, Fate::cancelled(error), fx);
     }
@@ -127,10 +123,10 @@ impl Shard {
     /// A share of a task that is being cancelled has come back from its worker without an ack.
     pub(super) fn stopped(&mut self, key: u32, recipient: u32, error: Option<ErrorText>, fx: &mut Effects) {
         self.shift(key, recipient, ShareState::Over(TaskState::Cancelled));
-        if self.tasks[key as usize].fanout.is_none() {
+        if self.tasks[key].fanout().is_none() {
             return self.finish_cancelled(key, error, fx);
         }
-        if let Some(fanout) = &mut self.tasks[key as usize].fanout {
+        if let Some(fanout) = self.tasks[key].fanout_mut() {
             fanout.failed += 1;
         }
         self.decide_cancelled(key, fx);
@@ -138,7 +134,7 @@ impl Shard {
 
     /// Ends a task to all that is being cancelled, once nobody has it any longer.
     pub(super) fn decide_cancelled(&mut self, key: u32, fx: &mut Effects) {
-        let task = &self.tasks[key as usize];
+        let task = &self.tasks[key];
         let held = (0..task.recipients()).any(|n| task.share(n).and_then(Share::lease).is_some());
         if !held && !task.decided {
             self.finish_cancelled(key, None, fx);
@@ -147,11 +143,11 @@ impl Shard {
 
     /// A worker that was told to stop has not: its lease ends.
     pub(super) fn stop_due(&mut self, task: u32, recipient: u32, number: u64, fx: &mut Effects) {
-        if self.current_lease(task, recipient, number).is_none() || !self.tasks[task as usize].cancelling {
+        if self.current_lease(task, recipient, number).is_none() || !self.tasks[task].cancelling {
             return;
         }
         let freed = self.revoke(task, recipient, RevokeReason::Cancelled, fx);
-        if self.tasks[task as usize].decided {
+        if self.tasks[task].decided {
             self.lay_down(task, recipient);
         } else {
             self.stopped(task, recipient, None, fx);
@@ -170,7 +166,7 @@ impl Shard {
         fx: &mut Effects,
     ) {
         if let Some((task, _)) = self.find_lease(session, &message.lease)
-            && !self.tasks[task as usize].cancelling
+            && !self.tasks[task].cancelling
         {
             let error = Error::new(
                 ErrorCode::Conflict,
@@ -181,7 +177,7 @@ impl Shard {
         let leases = taskyard_proto::LeaseList::One(message.lease);
         self.settle(origin, session, &leases, Verb::Cancelled, fx, |shard, task, recipient, fx| {
             let freed = shard.unlease(task, recipient, fx);
-            if shard.tasks[task as usize].decided {
+            if shard.tasks[task].decided {
                 shard.lay_down(task, recipient);
             } else {
                 shard.stopped(task, recipient, message.error.clone(), fx);

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use taskyard_proto::{
-    ClientMessage, GroupName, Hello, Publish, QueueName, RequestId, RoomName, Submit, Subscribe, TaskId,
-    WorkerName,
+    ClientMessage, GroupName, Hello, Payload, Publish, QueueName, RequestId, RoomName, Submit, Subscribe,
+    TaskId, WorkerName,
 };
 
 use super::access::Access;
@@ -47,6 +47,15 @@ pub struct Pull {
     pub worker: WorkerName,
     /// The groups that it is in.
     pub groups: Vec<GroupName>,
+}
+
+/// A payload that is back from the store.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fetched {
+    /// Whose.
+    pub task: TaskId,
+    /// What the worker gets; none: the store no longer has the task.
+    pub payload: Option<Payload>,
 }
 
 /// One input. Identifiers and times that need a clock or randomness were made at the door.
@@ -163,6 +172,8 @@ pub enum Command {
         /// How many operations, counted from the start of this process.
         through: u64,
     },
+    /// What [`super::effect::Effects::fetch`] asked for is there, in any order.
+    Fetched(Vec<Fetched>),
     /// The disk became full, or has room again.
     StorageFull(bool),
     /// The broker stops: no more deliveries and submits, settles are served.

@@ -5,7 +5,7 @@ use taskyard_proto::{Error, ErrorCode, TaskId, TaskState};
 use super::effect::Effects;
 use super::manage::Which;
 use super::record::{Amendment, StoreOp};
-use super::shard::{Place, Shard};
+use super::shard::Shard;
 use super::task::{Share, ShareState};
 
 impl Shard {
@@ -15,9 +15,9 @@ impl Shard {
         match which {
             Which::Filter(filter) => Ok(dead
                 .values()
-                .map(|key| &self.tasks[*key as usize])
+                .map(|key| &self.tasks[*key])
                 .filter(|task| filter.lets_through(task, self.now))
-                .map(|task| task.spec.id)
+                .map(|task| task.spec.id())
                 .collect()),
             Which::Tasks(ids) => {
                 let missing = ids.iter().find(|id| self.dead_letter(queue, **id).is_none());
@@ -36,21 +36,21 @@ impl Shard {
     }
 
     pub(super) fn dead_letter(&self, queue: u32, id: TaskId) -> Option<u32> {
-        let Place::Live(key) = self.ids.get(&id)? else { return None };
-        let task = self.tasks.get(*key as usize).filter(|task| task.queue == queue)?;
-        self.queues[queue as usize].dead.contains_key(&task.spec.seq).then_some(*key)
+        let key = self.live(id)?;
+        let task = self.tasks.get(key).filter(|task| task.queue == queue)?;
+        self.queues[queue as usize].dead.contains_key(&task.spec.seq).then_some(key)
     }
 
     /// A dead letter begins anew, with all its attempts; those of its recipients who have finished stay finished.
     /// It is not offered by this.
     pub(super) fn revive(&mut self, key: u32) {
         let now = self.now;
-        let task = &mut self.tasks[key as usize];
-        let (queue, seq, bytes) = (task.queue, task.spec.seq, task.spec.payload.bytes().len() as u64);
+        let task = &mut self.tasks[key];
+        let (queue, seq, bytes) = (task.queue, task.spec.seq, task.bytes());
         task.decided = false;
         task.cancelling = false;
         let (before, after) = (TaskState::Dead, task.state());
-        if let Some(fanout) = &mut task.fanout {
+        if let Some(fanout) = task.fanout_mut() {
             fanout.failed = 0;
         }
         let found = &mut self.queues[queue as usize];
@@ -58,8 +58,8 @@ impl Shard {
         found.counts[after as usize] += 1;
         found.dead.remove(&seq);
         found.bytes += bytes;
-        for recipient in 0..self.tasks[key as usize].recipients() {
-            let Some(share) = self.tasks[key as usize].share_mut(recipient) else { continue };
+        for recipient in 0..self.tasks[key].recipients() {
+            let Some(share) = self.tasks[key].share_mut(recipient) else { continue };
             if matches!(share.state, ShareState::Over(TaskState::Done) | ShareState::Leased(_)) {
                 continue;
             }
@@ -69,7 +69,7 @@ impl Shard {
     }
 
     pub(super) fn redrive(&mut self, key: u32, fx: &mut Effects) {
-        let id = self.tasks[key as usize].spec.id;
+        let id = self.tasks[key].spec.id();
         self.revive(key);
         self.store(StoreOp::Amend(id, Amendment::Redriven), fx);
         self.activate(key, fx);
@@ -77,20 +77,20 @@ impl Shard {
 
     /// Nobody wants it any longer.
     pub(super) fn delete_dead(&mut self, key: u32, fx: &mut Effects) {
-        let task = &self.tasks[key as usize];
-        let (queue, spec) = (task.queue, task.spec.clone());
+        let task = &self.tasks[key];
+        let (queue, spec, bytes) = (task.queue, task.spec.clone(), task.bytes());
+        self.weigh_out(key);
         let found = &mut self.queues[queue as usize];
         found.dead.remove(&spec.seq);
         found.counts[TaskState::Dead as usize] -= 1;
-        self.weight -= super::task::Task::weight(&spec);
-        self.unload(spec.account.as_ref(), spec.payload.bytes().len() as u64);
-        self.ids.remove(&spec.id);
+        self.unload(spec.account.as_ref(), bytes);
+        self.unlist(key);
         // Leases of a task to all may still be out; the last of them takes it away.
-        let task = &self.tasks[key as usize];
+        let task = &self.tasks[key];
         if !(0..task.recipients()).any(|n| task.share(n).and_then(Share::lease).is_some()) {
-            self.tasks.remove(key as usize);
+            self.tasks.remove(key);
         }
         let dedup = spec.keys.as_ref().and_then(|keys| keys.dedup.clone()).map(|key| (key, spec.accepted));
-        self.forget_but_dedup(queue, spec.id, dedup, StoreOp::Delete(spec.id), fx);
+        self.forget_but_dedup(queue, spec.id(), dedup, StoreOp::Delete(spec.id()), fx);
     }
 }

@@ -77,7 +77,7 @@ impl Shard {
             }
             let (_, key) = dedup.windows.pop_front().expect("there is a front");
             let Some(task) = dedup.tasks.remove(&key) else { continue };
-            if !self.ids.contains_key(&task) {
+            if self.place(task).is_none() {
                 // Its id alone was still in the store.
                 self.store(StoreOp::Forget(task), fx);
             }

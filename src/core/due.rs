@@ -12,10 +12,11 @@ use super::shard::{ABSENT_MS, Shard};
 use super::task::{Lease, Share, ShareState, Task};
 use super::time::Time;
 use super::timers::Timer;
+use crate::slots::Slots;
 
 impl Shard {
     pub(super) fn current_lease(&self, task: u32, recipient: u32, number: u64) -> Option<&Lease> {
-        let lease = self.tasks.get(task as usize)?.share(recipient)?.lease()?;
+        let lease = self.tasks.get(task)?.share(recipient)?.lease()?;
         (lease.number == number).then_some(lease)
     }
 
@@ -32,7 +33,7 @@ impl Shard {
         if lease.deadline > now {
             // It was extended since.
             let deadline = lease.deadline;
-            if let Some(lease) = self.tasks[task as usize].share_mut(recipient).and_then(Share::lease_mut) {
+            if let Some(lease) = self.tasks[task].share_mut(recipient).and_then(Share::lease_mut) {
                 lease.timer = deadline;
             }
             self.timers.set(deadline, Timer::Lease { task, recipient, number });
@@ -73,14 +74,14 @@ impl Shard {
         reason: RevokeReason,
         fx: &mut Effects,
     ) -> Option<SubscriptionKey> {
-        let lease = self.tasks[task as usize].share(recipient)?.lease()?;
+        let lease = self.tasks[task].share(recipient)?.lease()?;
         let id = lease.id(recipient);
         fx.send(lease.session, taskyard_proto::Revoked { lease: id, reason });
         self.unlease(task, recipient, fx)
     }
 
     pub(super) fn share_due(&mut self, task: u32, recipient: u32, seq: u64, fx: &mut Effects) {
-        let Some(found) = self.tasks.get(task as usize).filter(|t| t.spec.seq == seq && t.durable) else {
+        let Some(found) = self.tasks.get(task).filter(|t| t.spec.seq == seq && t.is_durable()) else {
             return;
         };
         let due = match found.share(recipient).map(|share| &share.state) {
@@ -103,25 +104,23 @@ impl Shard {
 
     pub(super) fn ttl_due(&mut self, task: u32, seq: u64, fx: &mut Effects) {
         let now = self.now;
-        let due = |t: &&Task| t.spec.seq == seq && t.durable && t.spec.expires.is_some_and(|at| at <= now);
-        let Some(found) = self.tasks.get(task as usize).filter(due) else { return };
+        let due =
+            |t: &&Task| t.spec.seq == seq && t.is_durable() && t.spec.expires().is_some_and(|at| at <= now);
+        let Some(found) = self.tasks.get(task).filter(due) else { return };
         if found.decided || found.state().is_final() {
             return;
         }
         let mut freed = Vec::new();
         for recipient in 0..found.recipients() {
             // What a recipient has finished stays finished.
-            if matches!(
-                self.tasks[task as usize].share(recipient),
-                Some(Share { state: ShareState::Over(_), .. })
-            ) {
+            if matches!(self.tasks[task].share(recipient), Some(Share { state: ShareState::Over(_), .. })) {
                 continue;
             }
             self.withdraw(task, recipient);
             freed.extend(self.revoke(task, recipient, RevokeReason::Expired, fx));
             self.shift(task, recipient, ShareState::Over(TaskState::Expired));
         }
-        let queue = self.tasks[task as usize].queue;
+        let queue = self.tasks[task].queue;
         self.queues[queue as usize].tally(Tally::Expired);
         self.finish(task, Fate::expired(), fx);
         for key in freed {
@@ -131,7 +130,7 @@ impl Shard {
 
     /// A share that still waits is looked at again: somebody may take it now.
     pub(super) fn offer_again(&mut self, task: u32, recipient: u32, seq: u64, fx: &mut Effects) {
-        let Some(found) = self.tasks.get(task as usize).filter(|t| t.spec.seq == seq && !t.decided) else {
+        let Some(found) = self.tasks.get(task).filter(|t| t.spec.seq == seq && !t.decided) else {
             return;
         };
         if !matches!(found.share(recipient).map(|s| &s.state), Some(ShareState::Queued { .. })) {
@@ -148,8 +147,8 @@ impl Shard {
         }
         let mut failed = Vec::new();
         for (priority, entry) in found.ready.take_all() {
-            match self.tasks.get(entry.task as usize).filter(|task| task.spec.seq == entry.seq) {
-                Some(task) if task.fanout.is_some() => failed.push(entry),
+            match self.tasks.get(entry.task).filter(|task| task.spec.seq == entry.seq) {
+                Some(task) if task.fanout().is_some() => failed.push(entry),
                 Some(task) => {
                     let fair = task.spec.keys.as_ref().and_then(|keys| keys.fair.as_ref());
                     found.ready.push(priority, entry, fair);
@@ -165,8 +164,8 @@ impl Shard {
 }
 
 /// Whether a timer may still do something.
-pub(super) fn timer_matters(tasks: &Slab<Task>, queues: &Slab<Queue>, at: Time, timer: &Timer) -> bool {
-    let task = |key: u32| tasks.get(key as usize);
+pub(super) fn timer_matters(tasks: &Slots<Task>, queues: &Slab<Queue>, at: Time, timer: &Timer) -> bool {
+    let task = |key: u32| tasks.get(key);
     let queue = |key: u32| queues.get(key as usize);
     match *timer {
         Timer::Lease { task: key, recipient, number }

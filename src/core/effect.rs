@@ -1,6 +1,6 @@
 //! What the state machine wants done.
 
-use taskyard_proto::{CloseCode, LeaseId, RequestId, RoomMessage, ServerMessage};
+use taskyard_proto::{CloseCode, LeaseId, RequestId, RoomMessage, ServerMessage, TaskId};
 
 use super::command::{CallId, Origin, SessionId};
 use super::manage::Report;
@@ -79,6 +79,10 @@ pub struct Effects {
     pub outputs: Vec<Output>,
     /// What to store, in order; the n-th of the process's life is answered by `Stored { n }`.
     pub store: Vec<StoreOp>,
+    /// Whose payloads to bring back from the store; each is answered by `Fetched`, sooner or later.
+    pub fetch: Vec<TaskId>,
+    /// A task that waits, and that the store says it does not have: nothing more may be done.
+    pub missing: Option<TaskId>,
     /// Durations in microseconds.
     pub hops: Vec<(Hop, u64)>,
 }
@@ -88,6 +92,8 @@ impl Effects {
     pub fn clear(&mut self) {
         self.outputs.clear();
         self.store.clear();
+        self.fetch.clear();
+        self.missing = None;
         self.hops.clear();
     }
 

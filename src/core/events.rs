@@ -93,20 +93,19 @@ impl Shard {
     /// Tells what is remembered, and from here on what happens; of a task that has ended, its end.
     fn attach(&mut self, watcher: Watcher, id: TaskId, from_seq: u64, fx: &mut Effects) {
         let mut past: Vec<Event> = Vec::new();
-        let finished = match self.ids.get(&id) {
+        let finished = match self.place(id) {
             None => return,
             Some(Place::Live(key)) => {
-                let key = *key;
                 let finished = self.dead_message(key);
                 if finished.is_none() {
                     self.add_watcher(key, watcher);
                 }
-                let history = self.tasks[key as usize].events.as_ref();
+                let history = self.tasks[key].told();
                 past.extend(history.iter().flat_map(|history| history.after(from_seq)).cloned());
                 finished
             }
             Some(Place::Kept { queue, serial }) => {
-                let queue = &self.queues[*queue as usize];
+                let queue = &self.queues[queue as usize];
                 let kept = queue.kept.get((serial - queue.kept_first) as usize);
                 let history = kept.and_then(|kept| kept.events.as_ref());
                 past.extend(history.iter().flat_map(|history| history.after(from_seq)).cloned());
@@ -127,12 +126,11 @@ impl Shard {
         if !matches!(watcher, Watcher::Call(_)) {
             self.record_events(key);
         }
-        let task = &mut self.tasks[key as usize];
-        if task.watchers.contains(&watcher) {
+        let task = &mut self.tasks[key];
+        if !task.watch(watcher) {
             return;
         }
-        task.watchers.push(watcher);
-        let id = task.spec.id;
+        let id = task.spec.id();
         if let Watcher::Session(session) = watcher
             && let Some(session) = self.sessions.get_mut(&session)
         {
@@ -141,55 +139,55 @@ impl Shard {
     }
 
     pub(super) fn unwatch(&mut self, task: TaskId, watcher: Watcher) {
-        if let Some(Place::Live(key)) = self.ids.get(&task) {
-            self.tasks[*key as usize].watchers.retain(|other| *other != watcher);
+        if let Some(key) = self.live(task) {
+            self.tasks[key].unwatch(watcher);
         }
     }
 
     /// From here on events are remembered. Those before were told to nobody: where the task stands is the first.
     pub(super) fn record_events(&mut self, key: u32) {
-        let task = &self.tasks[key as usize];
-        if task.events.is_some() {
+        let task = &self.tasks[key];
+        if task.told().is_some() {
             return;
         }
         let mut history = History::default();
-        if task.event_seq > 0 {
+        if task.event_seq(self.event_base) > 0 {
             let lively = |n: &u32| matches!(task.share(*n).map(|s| &s.state), Some(ShareState::Leased(_)));
             let recipient = (0..task.recipients()).find(lively).unwrap_or(0);
             history.events.extend(self.event_now(key, recipient, Payload::NULL));
         }
-        self.tasks[key as usize].events = Some(Box::new(history));
+        self.tasks[key].remember_told(history);
     }
 
     /// Counts an event of a task, and tells it to those who watch.
     pub(super) fn event(&mut self, key: u32, recipient: u32, data: Payload, fx: &mut Effects) {
-        let task = &mut self.tasks[key as usize];
-        task.event_seq += 1;
-        if task.events.is_none() {
+        let task = &mut self.tasks[key];
+        task.count_event();
+        if task.told().is_none() {
             return;
         }
         let Some(event) = self.event_now(key, recipient, data) else { return };
-        let task = &mut self.tasks[key as usize];
-        for watcher in &task.watchers {
+        let task = &mut self.tasks[key];
+        for watcher in task.watchers() {
             if !matches!(watcher, Watcher::Call(_)) {
                 tell(*watcher, event.clone(), fx);
             }
         }
-        if let Some(history) = &mut task.events {
+        if let Some(history) = task.told_mut() {
             history.push(event);
         }
     }
 
     /// A task as it stands for one recipient, under the number of its latest event.
     fn event_now(&self, key: u32, recipient: u32, data: Payload) -> Option<Event> {
-        let task = &self.tasks[key as usize];
+        let task = &self.tasks[key];
         let share = task.share(recipient)?;
         let lease = share.lease();
         let holder = lease.and_then(|lease| self.sessions.get(&lease.session)).map(|s| s.worker.clone());
         let percent = share.notes.as_ref().and_then(|notes| notes.percent).filter(|_| lease.is_some());
         Some(Event {
-            task: task.spec.id,
-            seq: task.event_seq,
+            task: task.spec.id(),
+            seq: task.event_seq(self.event_base),
             state: share.state.task_state(),
             started: lease.is_some_and(|lease| lease.started),
             worker: holder.or_else(|| task.recipient_name(recipient).cloned()),

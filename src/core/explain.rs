@@ -12,17 +12,17 @@ use super::view::{Explanation, Reason};
 impl Shard {
     /// Why a task is not with a worker. None: there is no such task.
     pub fn explain(&self, id: TaskId, now: Time) -> Option<Explanation> {
-        let state = match self.ids.get(&id)? {
-            Place::Live(key) => self.tasks[*key as usize].state(),
+        let state = match self.place(id)? {
+            Place::Live(key) => self.tasks[key].state(),
             Place::Kept { .. } => self.kept(id)?.state,
         };
         let mut reasons = Vec::new();
-        if let Some(Place::Live(key)) = self.ids.get(&id)
+        if let Some(key) = self.live(id)
             && !state.is_final()
         {
-            let recipients = self.tasks[*key as usize].recipients();
+            let recipients = self.tasks[key].recipients();
             for recipient in 0..recipients {
-                for reason in self.reasons(*key, recipient, now) {
+                for reason in self.reasons(key, recipient, now) {
                     if !reasons.contains(&reason) {
                         reasons.push(reason);
                     }
@@ -33,7 +33,7 @@ impl Shard {
     }
 
     fn reasons(&self, key: u32, recipient: u32, now: Time) -> Vec<Reason> {
-        let task = &self.tasks[key as usize];
+        let task = &self.tasks[key];
         let Some(share) = task.share(recipient) else { return Vec::new() };
         match &share.state {
             ShareState::Leased(_) | ShareState::Over(_) => Vec::new(),
@@ -44,10 +44,10 @@ impl Shard {
     }
 
     fn reasons_of_queued(&self, key: u32, recipient: u32, share: &Share, now: Time) -> Vec<Reason> {
-        let task = &self.tasks[key as usize];
+        let task = &self.tasks[key];
         let queue = &self.queues[task.queue as usize];
         let mut reasons = Vec::new();
-        if !task.durable {
+        if !task.is_durable() {
             reasons.push(Reason::NotDurable);
         }
         if self.draining {
@@ -59,6 +59,9 @@ impl Shard {
                 by: pause.by.as_ref().map(ToString::to_string),
                 reason: pause.reason.clone(),
             });
+        }
+        if queue.lacks.is_some() {
+            reasons.push(Reason::PayloadAway);
         }
         if let Some(by) = self.order_blocked_by(key) {
             reasons.push(Reason::OrderBlocked { by });
@@ -77,7 +80,7 @@ impl Shard {
 
     /// What holds it up on the side of those who may take it.
     fn reason_of_workers(&self, key: u32, recipient: u32, share: &Share, now: Time) -> Option<Reason> {
-        let task = &self.tasks[key as usize];
+        let task = &self.tasks[key];
         let queue = &self.queues[task.queue as usize];
         let worker = task.recipient_name(recipient).or(match &task.spec.target {
             Target::Worker { worker, if_absent } => {
@@ -93,7 +96,7 @@ impl Shard {
         let able = |subscription: &&Subscription| {
             let Some(session) = self.sessions.get(&subscription.session) else { return false };
             // A pull is never a recipient, whatever its name.
-            (task.fanout.is_none() || session.pull.is_none())
+            (task.fanout().is_none() || session.pull.is_none())
                 && worker.is_none_or(|worker| session.worker == *worker)
                 && group.is_none_or(|group| session.groups.contains(group))
         };

@@ -1,5 +1,7 @@
 //! How a task ends: for its one recipient, or for all of them together.
 
+use std::sync::Arc;
+
 use taskyard_proto::{
     Complete, ErrorText, Finished, Payload, RecipientList, RecipientOutcome, TaskState, WorkerName,
 };
@@ -8,7 +10,7 @@ use super::effect::Effects;
 use super::kept::finished_message;
 use super::queue::Tally;
 use super::record::{Amendment, FailedAttempt, Failure, FanoutRecord, FinishRecord, StoreOp};
-use super::shard::{Place, Shard};
+use super::shard::Shard;
 use super::task::{Fanout, Share, ShareState, Task};
 
 /// How a task ends.
@@ -60,12 +62,13 @@ impl Shard {
             return self.die(key, fx);
         }
         let now = self.now;
-        let task = &mut self.tasks[key as usize];
-        task.event_seq += 1;
-        let fanout = task.fanout.as_ref().map(|fanout| fanout_record(task, fanout));
+        let task = &mut self.tasks[key];
+        task.count_event();
+        let fanout = task.fanout().map(|fanout| fanout_record(task, fanout));
+        let (bytes, event_seq) = (task.bytes(), task.event_seq(self.event_base));
         let spec = task.spec.clone();
         let mut record = FinishRecord {
-            task: spec.id,
+            task: spec.id(),
             queue: spec.queue.clone(),
             state: fate.state,
             accepted: spec.accepted,
@@ -76,29 +79,30 @@ impl Shard {
             result: fate.result,
             error: fate.error,
             history: task.first.history().to_vec(),
-            event_seq: task.event_seq,
+            event_seq,
             totals: [0; 3],
             dedup: spec.keys.as_ref().and_then(|keys| keys.dedup.clone()),
             fanout,
         };
-        let watchers = std::mem::take(&mut task.watchers);
+        let watchers = task.take_watchers();
         let queue = task.queue;
         let before = task.state();
         let counts = self.state_counts(queue);
         counts[before as usize] -= 1;
         counts[fate.state as usize] += 1;
         record.totals = self.queues[queue as usize].totals();
-        self.weight -= Task::weight(&spec);
-        let bytes = spec.payload.bytes().len() as u64;
+        self.weigh_out(key);
         self.unload(spec.account.as_ref(), bytes);
         self.queues[queue as usize].bytes -= bytes;
-        let events = self.tasks[key as usize].events.take();
+        let events = self.tasks[key].take_told();
+        self.unlist(key);
         if self.drop_undelivered(key) {
-            self.tasks[key as usize].decided = true;
+            self.tasks[key].decided = true;
         } else {
-            self.tasks.remove(key as usize);
+            self.tasks.remove(key);
         }
         let message = (!watchers.is_empty()).then(|| finished_message(&record));
+        let record = Arc::new(record);
         self.store(StoreOp::Finish(record.clone()), fx);
         self.keep(queue, record, events, fx);
         if let Some(order) = spec.keys.as_ref().and_then(|keys| keys.order.as_ref()) {
@@ -111,9 +115,9 @@ impl Shard {
 
     /// A task becomes a dead letter: it stays, and those who watch hear why.
     fn die(&mut self, key: u32, fx: &mut Effects) {
-        let task = &self.tasks[key as usize];
-        let (queue, before, to_all) = (task.queue, task.state(), task.fanout.is_some());
-        let (seq, bytes) = (task.spec.seq, task.spec.payload.bytes().len() as u64);
+        let task = &self.tasks[key];
+        let (queue, before, to_all) = (task.queue, task.state(), task.fanout().is_some());
+        let (seq, bytes) = (task.spec.seq, task.bytes());
         let counted = &mut self.queues[queue as usize];
         counted.tally(Tally::Dead);
         counted.bytes -= bytes;
@@ -124,27 +128,28 @@ impl Shard {
             counts[TaskState::Dead as usize] += 1;
         }
         if to_all {
-            self.tasks[key as usize].decided = true;
+            self.tasks[key].decided = true;
             self.drop_undelivered(key);
         }
-        self.tasks[key as usize].event_seq += 1;
-        let watchers = std::mem::take(&mut self.tasks[key as usize].watchers);
+        self.tasks[key].count_event();
+        let watchers = self.tasks[key].take_watchers();
         if let Some(message) = self.dead_message(key) {
             self.tell_finished_when_durable(watchers, message, fx);
         }
         self.free_key_of(key, fx);
+        self.put_away(key);
     }
 
     /// Shares that nobody holds are dropped; whether some are held.
     fn drop_undelivered(&mut self, key: u32) -> bool {
-        let task = &self.tasks[key as usize];
-        if task.fanout.is_none() {
+        let task = &self.tasks[key];
+        if task.fanout().is_none() {
             return false;
         }
         let mut held = false;
         for recipient in 0..task.recipients() {
             self.withdraw(key, recipient);
-            let task = &mut self.tasks[key as usize];
+            let task = &mut self.tasks[key];
             let Some(share) = task.share_mut(recipient) else { continue };
             match share.state {
                 ShareState::Leased(_) => held = true,
@@ -157,26 +162,26 @@ impl Shard {
 
     /// A lease on a task that was decided without it has ended: to no effect.
     pub(super) fn lay_down(&mut self, key: u32, recipient: u32) {
-        let task = &mut self.tasks[key as usize];
-        let id = task.spec.id;
+        let task = &mut self.tasks[key];
+        let id = task.spec.id();
         task.lay(recipient);
         let held = (0..task.recipients()).any(|n| task.share(n).and_then(Share::lease).is_some());
-        let live = matches!(self.ids.get(&id), Some(Place::Live(place)) if *place == key);
+        let live = self.live(id) == Some(key);
         if !held && !live {
-            self.tasks.remove(key as usize);
+            self.tasks.remove(key);
         }
     }
 
     /// The last word on a dead letter; none if the task is not dead.
     pub(super) fn dead_message(&self, key: u32) -> Option<Finished> {
-        let task = self.tasks.get(key as usize)?;
+        let task = self.tasks.get(key)?;
         if task.state() != TaskState::Dead {
             return None;
         }
-        let fanout = task.fanout.as_ref().map(|fanout| fanout_record(task, fanout));
+        let fanout = task.fanout().map(|fanout| fanout_record(task, fanout));
         Some(Finished {
-            task: task.spec.id,
-            seq: task.event_seq,
+            task: task.spec.id(),
+            seq: task.event_seq(self.event_base),
             state: TaskState::Dead,
             result: Payload::NULL,
             error: task.first.last_error(),
@@ -192,7 +197,7 @@ impl Shard {
     pub(super) fn used_up(&mut self, task: u32, recipient: u32, fx: &mut Effects) {
         let before = self.shift(task, recipient, ShareState::Over(TaskState::Dead));
         debug_assert!(!matches!(before, ShareState::Over(_)), "a share ends once");
-        match &mut self.tasks[task as usize].fanout {
+        match self.tasks[task].fanout_mut() {
             None => self.die(task, fx),
             Some(fanout) => {
                 fanout.failed += 1;
@@ -203,14 +208,14 @@ impl Shard {
 
     /// A recipient of a task to all acknowledged its share.
     pub(super) fn recipient_acked(&mut self, key: u32, recipient: u32, result: Payload, fx: &mut Effects) {
-        let id = self.tasks[key as usize].spec.id;
+        let id = self.tasks[key].spec.id();
         self.store(StoreOp::Amend(id, Amendment::Acked { recipient, result: result.clone() }), fx);
         self.shift(key, recipient, ShareState::Over(TaskState::Done));
-        let task = &mut self.tasks[key as usize];
+        let task = &mut self.tasks[key];
         if let Some(share) = task.share_mut(recipient).filter(|_| !result.is_null()) {
             share.notes_mut().result = result;
         }
-        if let Some(fanout) = &mut task.fanout {
+        if let Some(fanout) = task.fanout_mut() {
             fanout.acked += 1;
         }
         self.event(key, recipient, Payload::NULL, fx);
@@ -219,8 +224,8 @@ impl Shard {
 
     /// A recipient of a task to all was not there for too long.
     pub(super) fn absent(&mut self, key: u32, recipient: u32, fx: &mut Effects) {
-        let Some(task) = self.tasks.get_mut(key as usize).filter(|task| !task.decided) else { return };
-        let id = task.spec.id;
+        let Some(task) = self.tasks.get_mut(key).filter(|task| !task.decided) else { return };
+        let id = task.spec.id();
         let Some(share) = task.share_mut(recipient) else { return };
         // Nothing was delivered, so nothing is charged.
         let attempt =
@@ -233,8 +238,8 @@ impl Shard {
 
     /// Ends a task to all once its recipients have decided it.
     pub(super) fn decide(&mut self, key: u32, fx: &mut Effects) {
-        let task = &self.tasks[key as usize];
-        let Some(fanout) = &task.fanout else { return };
+        let task = &self.tasks[key];
+        let Some(fanout) = task.fanout() else { return };
         if task.decided {
             return;
         }

@@ -101,17 +101,40 @@ impl Shard {
     /// Gives out what waits, as far as workers and limits let it: in order over all lanes, and to whoever's turn
     /// it is. A subscription alone does not see that: see [`Shard::feed`].
     pub(super) fn pump(&mut self, queue: u32, fx: &mut Effects) {
-        while self.queues.contains(queue as usize) && !self.is_shut(queue) {
+        self.give_out(queue, fx);
+        let found = &self.queues[queue as usize];
+        if found.limited || found.lacks.is_some() || self.pulls.is_empty() {
+            return;
+        }
+        // Of several pulls of one name only the first is seen in the name's lane: the others look for themselves.
+        let waits = |key: &SubscriptionKey| {
+            let subscription = self.subscriptions.get(key.0 as usize).filter(|found| found.open);
+            let session = subscription.and_then(|found| self.sessions.get(&found.session));
+            session.is_some_and(|session| session.pull.is_some())
+        };
+        let pulls: Vec<SubscriptionKey> = found.subscribers.values().copied().filter(waits).collect();
+        for key in pulls {
+            self.feed(key, fx);
+        }
+    }
+
+    fn give_out(&mut self, queue: u32, fx: &mut Effects) {
+        while self.queues[queue as usize].lacks.is_none() && !self.is_shut(queue) {
             let Some((lane, priority, entry)) = self.best_of(queue) else { return };
+            // Before anybody is picked, whose turn it then was.
+            if self.must_wait(queue, &lane, entry, fx) {
+                return;
+            }
             let Some(key) = self.pick(entry.task, entry.recipient, &lane) else { return };
             self.take_from(queue, &lane, priority, entry);
             self.deliver(key, entry.task, entry.recipient, fx);
+            self.come_nearer(queue, &lane, fx);
         }
     }
 
     /// Takes an entry out of its lane because it goes to a worker.
     pub(super) fn take_from(&mut self, queue: u32, lane: &LaneKey, priority: u8, entry: Entry) {
-        let fair = self.tasks[entry.task as usize].spec.keys.as_ref().and_then(|keys| keys.fair.as_ref());
+        let fair = self.tasks[entry.task].spec.keys.as_ref().and_then(|keys| keys.fair.as_ref());
         self.queues[queue as usize].ready_mut(lane).take(priority, entry, fair);
     }
 
@@ -120,7 +143,7 @@ impl Shard {
         let Shard { queues, tasks, subscriptions, sessions, now, .. } = self;
         let queue = &mut queues[queue as usize];
         let ranking = Ranking::of(queue.settings.order, tasks);
-        let judge = |entry: Entry, taker: &dyn Fn(&Share) -> bool| match tasks.get(entry.task as usize) {
+        let judge = |entry: Entry, taker: &dyn Fn(&Share) -> bool| match tasks.get(entry.task) {
             Some(task) if task.spec.seq == entry.seq && !task.decided => match task.share(entry.recipient) {
                 Some(share @ Share { state: ShareState::Queued { .. }, .. }) if taker(share) => Verdict::Take,
                 Some(Share { state: ShareState::Queued { .. }, .. }) => Verdict::Skip,
@@ -157,8 +180,7 @@ impl Shard {
                 let taker = |share: &Share| takes(share, subscription);
                 let session = sessions.get(&subscriptions[subscription.0 as usize].session);
                 let pulls = session.is_some_and(|session| session.pull.is_some());
-                let to_all =
-                    |entry: Entry| tasks.get(entry.task as usize).is_some_and(|t| t.fanout.is_some());
+                let to_all = |entry: Entry| tasks.get(entry.task).is_some_and(|t| t.fanout().is_some());
                 let found = lane.ready.first(ranking, |entry| match judge(entry, &taker) {
                     Verdict::Take if pulls && to_all(entry) => Verdict::Skip,
                     verdict => verdict,

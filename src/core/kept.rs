@@ -1,19 +1,20 @@
 //! Tasks that ended and can still be looked up.
 
+use std::sync::Arc;
+
 use taskyard_proto::{ErrorText, Finished, TaskId};
 
 use super::effect::Effects;
 use super::events::History;
 use super::record::{FinishRecord, StoreOp};
-use super::shard::{Place, Shard};
+use super::shard::Shard;
 use super::time::Time;
 use super::timers::Timer;
 
-/// A task that ended. Boxed: a hundred thousand of them may be kept for a queue, and they are
-/// looked at seldom.
+/// A task that ended. Its record is shared with the store, which has it for a moment.
 #[derive(Debug)]
 pub(super) struct Kept {
-    pub(super) record: Box<FinishRecord>,
+    pub(super) record: Arc<FinishRecord>,
     /// What those who watched were told, for those who come back; lost at a restart.
     pub(super) events: Option<Box<History>>,
 }
@@ -47,14 +48,14 @@ impl Shard {
     pub(super) fn keep(
         &mut self,
         queue: u32,
-        record: FinishRecord,
+        record: Arc<FinishRecord>,
         events: Option<Box<History>>,
         fx: &mut Effects,
     ) {
         let task = record.task;
         let found = &mut self.queues[queue as usize];
         let serial = found.kept_first + found.kept.len() as u64;
-        let kept = Kept { record: Box::new(record), events };
+        let kept = Kept { record, events };
         self.kept_bytes += kept.weight();
         let keep_ms = found.settings.keep_result_ms.unwrap_or(self.config.keep_ms);
         let until = kept.record.finished.plus_ms(keep_ms);
@@ -63,7 +64,7 @@ impl Shard {
             found.kept_timer = Some(until);
             self.timers.set(until, Timer::Kept { queue });
         }
-        self.ids.insert(task, Place::Kept { queue, serial });
+        self.kept_ids.insert(task, (queue, serial));
         while self.queues[queue as usize].kept.len() > self.config.keep_count
             || (self.kept_bytes > self.config.keep_bytes && !self.queues[queue as usize].kept.is_empty())
         {
@@ -82,8 +83,8 @@ impl Shard {
         }
         self.kept_bytes -= kept.weight();
         let (task, accepted) = (kept.record.task, kept.record.accepted);
-        self.ids.remove(&task);
-        let dedup = kept.record.dedup.map(|key| (key, accepted));
+        self.kept_ids.remove(&task);
+        let dedup = kept.record.dedup.clone().map(|key| (key, accepted));
         self.forget_but_dedup(queue, task, dedup, StoreOp::Forget(task), fx);
     }
 
@@ -107,18 +108,14 @@ impl Shard {
     }
 
     pub(super) fn kept(&self, task: TaskId) -> Option<&FinishRecord> {
-        match self.ids.get(&task)? {
-            Place::Kept { queue, serial } => {
-                let queue = &self.queues[*queue as usize];
-                queue.kept.get((serial - queue.kept_first) as usize).map(|kept| &*kept.record)
-            }
-            Place::Live(_) => None,
-        }
+        let (queue, serial) = self.kept_ids.get(&task)?;
+        let queue = &self.queues[*queue as usize];
+        queue.kept.get((serial - queue.kept_first) as usize).map(|kept| &*kept.record)
     }
 
     /// Puts the kept tasks of a replayed store in order. Those that are too old go with the first
     /// timer, as they always do.
-    pub(super) fn restore_kept(&mut self, mut records: Vec<FinishRecord>, fx: &mut Effects) {
+    pub(super) fn restore_kept(&mut self, mut records: Vec<Arc<FinishRecord>>, fx: &mut Effects) {
         records.sort_by_key(|record| (record.finished, record.task));
         for record in records {
             let queue = self.queue_or_new(&record.queue);

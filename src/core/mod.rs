@@ -11,10 +11,12 @@
 //! * [`grants`] and [`access`]: who may do what, and how much of whose may wait.
 //! * `queue`, `ready`, `ring`: where tasks wait, and whose turn it is.
 //! * [`manage`], [`settings`], [`schedule`]: what operators ask for; `rooms`: who hears what is said.
+//! * `away`: payloads that leave memory while their tasks wait.
 //! * `task`, `session`, `retry`, `timers`: the nouns and their small rules.
 
 pub mod access;
 mod assign;
+mod away;
 mod cancel;
 pub mod command;
 mod dead;
@@ -52,11 +54,11 @@ mod timers;
 pub mod view;
 
 pub use access::{Access, Load, Refusals};
-pub use command::{CallId, Command, Origin, Pull, SessionId};
+pub use command::{CallId, Command, Fetched, Origin, Pull, SessionId};
 pub use effect::{Effects, Hop, Output};
 pub use grants::{Action, Grants, Rule, RuleError};
 pub use manage::{Manage, Report, TaskFilter, Which};
-pub use record::{Amendment, FinishRecord, StoreOp, TaskSpec};
+pub use record::{Acceptance, Amendment, FinishRecord, StoreOp, TaskSpec, Terms};
 pub use restore::Replay;
 pub use retry::RetryPolicy;
 pub use shard::{Config, Shard};

@@ -15,12 +15,12 @@ use super::grants::Action;
 use super::manage::{Manage, Report, TaskFilter, Which};
 use super::record::{Failure, StoreOp};
 use super::settings::Pause;
-use super::shard::{Place, Shard};
+use super::shard::Shard;
 use super::time::Time;
 use super::timers::Timer;
 
 /// How many slots a slice looks at, and how many tasks it changes.
-const SLICE_SLOTS: usize = 20_000;
+const SLICE_SLOTS: u32 = 20_000;
 const SLICE_TASKS: usize = 1000;
 /// How many long pieces of work there may be at a time.
 pub const JOBS_MAX: usize = 64;
@@ -39,7 +39,7 @@ pub(super) struct Job {
 #[derive(Debug)]
 enum Kind {
     /// Cancels what a filter lets through of what was there when it began.
-    Cancel { filter: TaskFilter, held_too: bool, grace_ms: u64, slot: usize, before: u64 },
+    Cancel { filter: TaskFilter, held_too: bool, grace_ms: u64, slot: u32, before: u64 },
     /// Gives these dead letters new attempts, so many a second.
     Redrive { tasks: VecDeque<TaskId>, rate_per_s: Option<f64> },
     /// Forgets these dead letters.
@@ -247,7 +247,7 @@ impl Shard {
     fn remove_worker(&mut self, id: SessionId, fx: &mut Effects) {
         let Some(session) = self.sessions.get(&id) else { return };
         let mut held = session.held.clone();
-        held.sort_unstable_by_key(|(task, recipient)| (self.tasks[*task as usize].spec.seq, *recipient));
+        held.sort_unstable_by_key(|(task, recipient)| (self.tasks[*task].spec.seq, *recipient));
         for (_, key) in session.subscriptions.clone() {
             self.remove_subscription(key, fx);
         }
@@ -327,7 +327,7 @@ impl Shard {
 
     fn cancel_slice(&mut self, job: &mut Job, fx: &mut Effects) -> Option<Time> {
         let Kind::Cancel { filter, held_too, grace_ms, slot, before } = &mut job.kind else { return None };
-        let end = (*slot + SLICE_SLOTS).min(self.tasks.capacity());
+        let end = slot.saturating_add(SLICE_SLOTS).min(self.tasks.end());
         let mut found: Vec<(u64, u32)> = Vec::new();
         while *slot < end && found.len() < SLICE_TASKS {
             if let Some(task) = self.tasks.get(*slot)
@@ -335,18 +335,18 @@ impl Shard {
                 && task.spec.seq < *before
                 && !task.state().is_final()
                 && filter.lets_through(task, self.now)
-                && matches!(self.ids.get(&task.spec.id), Some(Place::Live(key)) if *key as usize == *slot)
+                && self.live(task.spec.id()) == Some(*slot)
             {
-                found.push((task.spec.seq, *slot as u32));
+                found.push((task.spec.seq, *slot));
             }
             *slot += 1;
         }
         let (held_too, grace_ms) = (*held_too, *grace_ms);
-        let more = *slot < self.tasks.capacity();
+        let more = *slot < self.tasks.end();
         found.sort_unstable();
         for (seq, key) in found {
             // What came before in this slice may have freed an order key, and a worker may have it now.
-            let Some(task) = self.tasks.get(key as usize).filter(|task| task.spec.seq == seq) else {
+            let Some(task) = self.tasks.get(key).filter(|task| task.spec.seq == seq) else {
                 continue;
             };
             if !held_too && task.state() == TaskState::Leased {

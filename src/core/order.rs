@@ -20,7 +20,7 @@ pub(super) struct Chain {
 
 impl Shard {
     fn order_key(&self, task: u32) -> Option<(u32, Key)> {
-        let task = self.tasks.get(task as usize)?;
+        let task = self.tasks.get(task)?;
         let key = task.spec.keys.as_ref()?.order.clone()?;
         Some((task.queue, key))
     }
@@ -28,7 +28,7 @@ impl Shard {
     /// Whether a queued task may go to a worker; if not it waits behind another of its key.
     pub(super) fn may_go(&mut self, task: u32, fx: &mut Effects) -> bool {
         let Some((queue, key)) = self.order_key(task) else { return true };
-        let seq = self.tasks[task as usize].spec.seq;
+        let seq = self.tasks[task].spec.seq;
         let chain = self.queues[queue as usize].chains.entry(key.clone()).or_default();
         let head = match chain.head {
             Some(head) if head != task => head,
@@ -36,7 +36,7 @@ impl Shard {
                 chain.head = Some(task);
                 let earlier = chain.behind.first_key_value().filter(|(other, _)| **other < seq);
                 let Some((_, earlier)) = earlier.map(|(seq, task)| (*seq, *task)) else { return true };
-                if self.tasks[task as usize].is_under_way() {
+                if self.tasks[task].is_under_way() {
                     return true;
                 }
                 // It came back, and one that was accepted before it waits by now.
@@ -46,7 +46,7 @@ impl Shard {
                 return false;
             }
         };
-        let other = &self.tasks[head as usize];
+        let other = &self.tasks[head];
         if other.spec.seq < seq || other.is_under_way() {
             self.put_behind(queue, &key, task);
             return false;
@@ -72,7 +72,7 @@ impl Shard {
     }
 
     fn claim(&mut self, queue: u32, key: &Key, task: u32) {
-        let seq = self.tasks[task as usize].spec.seq;
+        let seq = self.tasks[task].spec.seq;
         let found = &mut self.queues[queue as usize];
         found.blocked.remove(&seq);
         let chain = found.chains.entry(key.clone()).or_default();
@@ -81,7 +81,7 @@ impl Shard {
     }
 
     fn put_behind(&mut self, queue: u32, key: &Key, task: u32) {
-        let seq = self.tasks[task as usize].spec.seq;
+        let seq = self.tasks[task].spec.seq;
         let found = &mut self.queues[queue as usize];
         found.blocked.insert(seq, task);
         found.chains.entry(key.clone()).or_default().behind.insert(seq, task);
@@ -89,7 +89,7 @@ impl Shard {
 
     /// The head leaves its lanes and waits behind.
     fn step_back(&mut self, queue: u32, key: &Key, head: u32) {
-        for recipient in 0..self.tasks[head as usize].recipients() {
+        for recipient in 0..self.tasks[head].recipients() {
             self.withdraw(head, recipient);
         }
         self.put_behind(queue, key, head);
@@ -113,14 +113,14 @@ impl Shard {
             return;
         };
         chain.head = Some(next);
-        let next_seq = self.tasks[next as usize].spec.seq;
+        let next_seq = self.tasks[next].spec.seq;
         self.queues[queue as usize].blocked.remove(&next_seq);
         self.offer_all(next, fx);
     }
 
     fn offer_all(&mut self, task: u32, fx: &mut Effects) {
-        for recipient in 0..self.tasks[task as usize].recipients() {
-            let share = self.tasks.get(task as usize).and_then(|task| task.share(recipient));
+        for recipient in 0..self.tasks[task].recipients() {
+            let share = self.tasks.get(task).and_then(|task| task.share(recipient));
             if matches!(share, Some(Share { state: ShareState::Queued { .. }, .. })) {
                 self.offer(task, recipient, fx);
             }
@@ -130,7 +130,7 @@ impl Shard {
     /// The same for a task that is still here.
     pub(super) fn free_key_of(&mut self, task: u32, fx: &mut Effects) {
         if let Some((queue, key)) = self.order_key(task) {
-            let seq = self.tasks[task as usize].spec.seq;
+            let seq = self.tasks[task].spec.seq;
             self.free_key(queue, &key, task, seq, fx);
         }
     }
@@ -139,6 +139,6 @@ impl Shard {
     pub(super) fn order_blocked_by(&self, task: u32) -> Option<TaskId> {
         let (queue, key) = self.order_key(task)?;
         let head = self.queues[queue as usize].chains.get(&key)?.head?;
-        (head != task).then(|| self.tasks[head as usize].spec.id)
+        (head != task).then(|| self.tasks[head].spec.id())
     }
 }

@@ -156,7 +156,7 @@ impl Shard {
 
     fn pulled_by(&self, lease: &GivenLease, access: Option<&Access>) -> Option<SessionId> {
         let id = lease.id()?;
-        let task = self.tasks.get(id.slot as usize)?;
+        let task = self.tasks.get(id.slot)?;
         let found = task.share(id.recipient)?.lease().filter(|found| found.number == id.number)?;
         self.sessions.get(&found.session)?.pull.as_ref()?;
         // Of a queue that is not theirs: as if it were not.

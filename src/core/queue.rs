@@ -1,21 +1,23 @@
 //! Where tasks wait: a queue, its lanes, and its counts.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use slab::Slab;
-use taskyard_proto::{GroupName, Key, QueueName, TaskState, WorkerName};
+use taskyard_proto::{GroupName, Key, QueueName, TaskId, TaskState, WorkerName};
 
 use super::dedup::Dedup;
 use super::kept::Kept;
 use super::order::Chain;
 use super::ready::{Entry, ReadyList};
-use super::record::{QueueRecord, Totals};
+use super::record::{QueueRecord, Terms, Totals};
 use super::ring::Ring;
 use super::session::SubscriptionKey;
 use super::settings::{Pause, Settings};
 use super::shard::HashMap;
 use super::task::{ShareState, Task};
 use super::time::Time;
+use crate::slots::Slots;
 
 /// What is counted of a queue's tasks; the label `event` of `taskyard_tasks_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +74,8 @@ pub(super) struct Queue {
     pub(super) pause: Option<Pause>,
     /// Whether anything of that limits what goes to workers: where nothing does, nothing is asked.
     pub(super) limited: bool,
+    /// The task that it waits for, because its payload is on its way from the store.
+    pub(super) lacks: Option<TaskId>,
     /// How many leases are out on its tasks.
     pub(super) leased: u64,
     /// The bytes of the payloads of its unfinished tasks; dead letters are not counted.
@@ -87,6 +91,8 @@ pub(super) struct Queue {
     /// Dead letters by their place in order of acceptance.
     pub(super) dead: BTreeMap<u64, u32>,
     pub(super) dedup: Dedup,
+    /// What its latest tasks were submitted with.
+    pub(super) alike: Alike,
     /// Tasks to any worker.
     pub(super) any: Lane,
     /// Tasks to one of a group.
@@ -142,6 +148,7 @@ impl Queue {
             settings: Settings::default(),
             pause: None,
             limited: false,
+            lacks: None,
             leased: 0,
             bytes: 0,
             rate_until: Time(0),
@@ -150,6 +157,7 @@ impl Queue {
             blocked: BTreeMap::new(),
             dead: BTreeMap::new(),
             dedup: Dedup::default(),
+            alike: Alike::default(),
             any: Lane::default(),
             groups: BTreeMap::new(),
             workers: Slab::new(),
@@ -227,19 +235,18 @@ impl Queue {
     }
 
     /// When the oldest of the tasks that wait for a worker was accepted.
-    pub(super) fn oldest_waiting(&self, tasks: &Slab<Task>) -> Option<Time> {
+    pub(super) fn oldest_waiting(&self, tasks: &Slots<Task>) -> Option<Time> {
         let lanes = self
             .groups
             .values()
             .map(|lane| &lane.ready)
             .chain(self.workers.iter().map(|(_, lane)| &lane.ready));
         let waits = |entry: Entry| {
-            let task =
-                tasks.get(entry.task as usize).filter(|task| task.spec.seq == entry.seq && !task.decided)?;
+            let task = tasks.get(entry.task).filter(|task| task.spec.seq == entry.seq && !task.decided)?;
             let queued = matches!(task.share(entry.recipient)?.state, ShareState::Queued { .. });
             queued.then_some(task.spec.accepted)
         };
-        let blocked = self.blocked.values().find_map(|task| Some(tasks.get(*task as usize)?.spec.accepted));
+        let blocked = self.blocked.values().find_map(|task| Some(tasks.get(*task)?.spec.accepted));
         let ready = std::iter::once(&self.any.ready).chain(lanes).filter_map(|list| list.oldest(waits)).min();
         [ready, blocked].into_iter().flatten().min()
     }
@@ -258,6 +265,49 @@ impl Queue {
             LaneKey::Group(group) => &mut self.groups.entry(group.clone()).or_default().ready,
             LaneKey::Worker(lane) => &mut self.workers[*lane as usize].ready,
         }
+    }
+}
+
+/// How many different terms a queue remembers: a few kinds of tasks take turns in it.
+const ALIKE_MAX: usize = 4;
+
+/// The terms of the latest tasks, so that tasks that were submitted alike share one copy.
+#[derive(Debug, Default)]
+pub(super) struct Alike {
+    latest: Vec<Arc<Terms>>,
+    next: usize,
+}
+
+impl Alike {
+    /// The same terms, shared with others where it can be.
+    pub(super) fn shared(&mut self, terms: Terms) -> Arc<Terms> {
+        match self.latest.iter().find(|latest| ***latest == terms) {
+            Some(same) => same.clone(),
+            None => self.remember(Arc::new(terms)),
+        }
+    }
+
+    /// The same for what is shared already, with others.
+    pub(super) fn shared_again(&mut self, terms: &Arc<Terms>) -> Arc<Terms> {
+        let same = |latest: &&Arc<Terms>| Arc::ptr_eq(latest, terms) || ***latest == **terms;
+        match self.latest.iter().find(same) {
+            Some(same) => same.clone(),
+            None => self.remember(terms.clone()),
+        }
+    }
+
+    fn remember(&mut self, terms: Arc<Terms>) -> Arc<Terms> {
+        // What only one task can have is not worth a place.
+        if terms.keys.as_ref().is_some_and(|keys| keys.dedup.is_some()) {
+            return terms;
+        }
+        if self.latest.len() < ALIKE_MAX {
+            self.latest.push(terms.clone());
+        } else {
+            self.latest[self.next] = terms.clone();
+            self.next = (self.next + 1) % ALIKE_MAX;
+        }
+        terms
     }
 }
 

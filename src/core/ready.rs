@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::RangeBounds;
 
-use slab::Slab;
 use smallvec::SmallVec;
 use taskyard_proto::Key;
 
 use super::settings::Order;
 use super::shard::HashMap;
 use super::task::Task;
+use crate::slots::Slots;
 
 /// One recipient of one task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,17 +37,20 @@ pub(super) enum Ranking<'a> {
     /// The higher priority, whatever its age.
     Strict,
     /// Each step of priority is worth so many microseconds of age.
-    Aged { headstart_us: u64, tasks: &'a Slab<Task> },
+    Aged { headstart_us: u64, tasks: &'a Slots<Task> },
 }
 
 /// The lower goes first.
 pub(super) type Rank = (u64, u64);
 
+/// How many entries of each fair key are looked at ahead.
+const FAIR_AHEAD: usize = 8;
+
 /// The highest priority there is.
 const PRIORITY_MAX: u8 = 9;
 
 impl<'a> Ranking<'a> {
-    pub(super) fn of(order: Order, tasks: &'a Slab<Task>) -> Ranking<'a> {
+    pub(super) fn of(order: Order, tasks: &'a Slots<Task>) -> Ranking<'a> {
         match order {
             Order::Strict => Ranking::Strict,
             Order::Aged { headstart_ms } => {
@@ -61,7 +64,7 @@ impl<'a> Ranking<'a> {
         match self {
             Ranking::Strict => (behind, entry.seq),
             Ranking::Aged { headstart_us, tasks } => {
-                let accepted = tasks.get(entry.task as usize).map_or(0, |task| task.spec.accepted.0);
+                let accepted = tasks.get(entry.task).map_or(0, |task| task.spec.accepted.0);
                 (accepted.saturating_add(behind.saturating_mul(*headstart_us)), entry.seq)
             }
         }
@@ -73,6 +76,8 @@ impl<'a> Ranking<'a> {
 pub(super) struct ReadyList {
     /// Highest priority first; nearly always one.
     levels: SmallVec<[Level; 1]>,
+    /// So many may still be taken before it is looked at again what comes up.
+    ahead: usize,
 }
 
 /// Entries by their place, to the task.
@@ -82,7 +87,7 @@ type Sorted = BTreeMap<(u64, u32), u32>;
 struct Level {
     priority: u8,
     /// In order, because tasks are accepted in order: the fast way.
-    fresh: VecDeque<Entry>,
+    fresh: Fresh,
     /// Those that came out of order: back from a worker, or due later than accepted.
     returned: Sorted,
     /// Those with a fair key.
@@ -167,6 +172,126 @@ fn entries(list: &Sorted) -> impl Iterator<Item = Entry> {
     list.iter().map(|((seq, recipient), task)| Entry { task: *task, recipient: *recipient, seq: *seq })
 }
 
+/// Entries in order of acceptance. Taken from the front as a rule, and 8 bytes each: there may be ten million.
+#[derive(Debug, Default)]
+struct Fresh {
+    runs: VecDeque<Run>,
+    /// The one that was added last, also when it is gone.
+    last: (u64, u32),
+    len: usize,
+    /// The memory of a short run that is over, for the next.
+    spare: Vec<(u32, u32)>,
+}
+
+/// A stretch of entries of one recipient, of which none came much later than the first.
+#[derive(Debug)]
+struct Run {
+    base: u64,
+    recipient: u32,
+    /// Tasks, and how much later than `base` they were accepted. One that was taken out has no task.
+    rows: Vec<(u32, u32)>,
+    /// All before are taken out.
+    begin: usize,
+}
+
+/// Entries in a run: what is reserved at once, and given back at once.
+const RUN_ROWS: usize = 1024;
+
+/// A list that is empty now and then keeps this much, and no more.
+const SPARE_ROWS: usize = 64;
+
+/// In place of a task that was taken out.
+const GONE: u32 = u32::MAX;
+
+impl Run {
+    fn entry(&self, (task, later): (u32, u32)) -> Entry {
+        Entry { task, recipient: self.recipient, seq: self.base + u64::from(later) }
+    }
+
+    /// Passes over what is gone at the front.
+    fn trim(&mut self) {
+        let gone = self.rows[self.begin..].iter().take_while(|(task, _)| *task == GONE).count();
+        self.begin += gone;
+    }
+
+    fn is_empty(&self) -> bool {
+        self.begin == self.rows.len()
+    }
+}
+
+impl Fresh {
+    /// Adds an entry, if it comes behind all others.
+    fn push(&mut self, entry: Entry) -> bool {
+        if self.len > 0 && (entry.seq, entry.recipient) <= self.last {
+            return false;
+        }
+        let fits = |run: &&mut Run| {
+            run.recipient == entry.recipient
+                && run.rows.len() < RUN_ROWS
+                && run.base <= entry.seq
+                && u32::try_from(entry.seq - run.base).is_ok()
+        };
+        let row = |base: u64| (entry.task, (entry.seq - base) as u32);
+        match self.runs.back_mut().filter(fits) {
+            Some(run) => run.rows.push(row(run.base)),
+            None => {
+                let (base, recipient) = (entry.seq, entry.recipient);
+                let mut rows = std::mem::take(&mut self.spare);
+                rows.push(row(base));
+                self.runs.push_back(Run { base, recipient, rows, begin: 0 });
+            }
+        }
+        self.last = (entry.seq, entry.recipient);
+        self.len += 1;
+        true
+    }
+
+    fn first(&self) -> Option<Entry> {
+        let run = self.runs.front()?;
+        run.rows.get(run.begin).map(|row| run.entry(*row))
+    }
+
+    fn remove(&mut self, entry: Entry) {
+        let of = (entry.seq, entry.recipient);
+        // Runs follow each other, and so do the bases of those of one recipient.
+        let behind = self.runs.partition_point(|run| (run.base, run.recipient) <= of);
+        let Some(nth) = behind.checked_sub(1) else { return };
+        let run = &mut self.runs[nth];
+        let Ok(later) = u32::try_from(entry.seq - run.base) else { return };
+        let rows = &run.rows[run.begin..];
+        // Nearly always the first.
+        let found = match rows.first() {
+            Some((_, first)) if *first == later => Ok(0),
+            _ => rows.binary_search_by_key(&later, |(_, later)| *later),
+        };
+        let Ok(at) = found.map(|at| at + run.begin) else { return };
+        if run.recipient != entry.recipient || run.rows[at].0 != entry.task {
+            return;
+        }
+        run.rows[at].0 = GONE;
+        self.len -= 1;
+        run.trim();
+        if run.is_empty() {
+            let mut rows = self.runs.remove(nth).expect("it was just found").rows;
+            if self.runs.is_empty() && rows.capacity() <= SPARE_ROWS {
+                rows.clear();
+                self.spare = rows;
+            }
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = Entry> {
+        self.runs.iter().flat_map(|run| {
+            let there = run.rows[run.begin..].iter().filter(|(task, _)| *task != GONE);
+            there.map(|row| run.entry(*row))
+        })
+    }
+
+    fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
 impl Level {
     fn push(&mut self, entry: Entry, fair: Option<&Key>) {
         if let Some(key) = fair {
@@ -174,11 +299,7 @@ impl Level {
             list.insert((entry.seq, entry.recipient), entry.task);
             return;
         }
-        let in_order =
-            self.fresh.back().is_none_or(|last| (last.seq, last.recipient) < (entry.seq, entry.recipient));
-        if in_order {
-            self.fresh.push_back(entry);
-        } else {
+        if !self.fresh.push(entry) {
             self.returned.insert((entry.seq, entry.recipient), entry.task);
         }
     }
@@ -196,14 +317,14 @@ impl Level {
 
     fn first_plain(&mut self, judge: &mut impl FnMut(Entry) -> Verdict) -> Option<Entry> {
         // What is stale at the front is dropped for good, so that it is never looked at twice.
-        while let Some(entry) = self.fresh.front() {
-            if judge(*entry) != Verdict::Stale {
+        while let Some(entry) = self.fresh.first() {
+            if judge(entry) != Verdict::Stale {
                 break;
             }
-            self.fresh.pop_front();
+            self.fresh.remove(entry);
         }
         let returned = first_sorted(&mut self.returned, judge);
-        let fresh = self.fresh.iter().copied().find(|entry| judge(*entry) == Verdict::Take);
+        let fresh = self.fresh.iter().find(|entry| judge(*entry) == Verdict::Take);
         match (fresh, returned) {
             (Some(a), Some(b)) => Some(if a.seq < b.seq { a } else { b }),
             (a, b) => a.or(b),
@@ -232,9 +353,7 @@ impl Level {
         if self.returned.remove(&key).is_some() {
             return;
         }
-        if let Ok(at) = self.fresh.binary_search_by_key(&key, |e| (e.seq, e.recipient)) {
-            self.fresh.remove(at);
-        }
+        self.fresh.remove(entry);
     }
 
     fn fair_lists(&self) -> impl Iterator<Item = &Sorted> {
@@ -250,7 +369,7 @@ impl ReadyList {
     pub(super) fn push(&mut self, priority: u8, entry: Entry, fair: Option<&Key>) {
         let at = self.levels.partition_point(|level| level.priority > priority);
         if self.levels.get(at).is_none_or(|level| level.priority != priority) {
-            let level = Level { priority, fresh: VecDeque::new(), returned: Sorted::new(), fair: None };
+            let level = Level { priority, fresh: Fresh::default(), returned: Sorted::new(), fair: None };
             self.levels.insert(at, level);
         }
         self.levels[at].push(entry, fair);
@@ -286,11 +405,33 @@ impl ReadyList {
         }
     }
 
+    /// The first entries of the list, about in the order in which they will be taken.
+    pub(super) fn upcoming(&self, count: usize) -> impl Iterator<Item = Entry> {
+        let of_level = move |level: &'_ Level| {
+            // Fair keys take turns: the first few of each.
+            let fair = level.fair_lists().flat_map(|list| entries(list).take(FAIR_AHEAD)).take(count);
+            let plain = entries(&level.returned).take(count).chain(level.fresh.iter().take(count));
+            fair.chain(plain).collect::<Vec<_>>()
+        };
+        self.levels.iter().flat_map(of_level).take(count)
+    }
+
+    /// Counts that one was taken; whether what comes up was looked at lately.
+    pub(super) fn step_ahead(&mut self) -> bool {
+        self.ahead = self.ahead.saturating_sub(1);
+        self.ahead > 0
+    }
+
+    /// It was looked at what comes up, which is enough for so many.
+    pub(super) fn looked_ahead(&mut self, steps: usize) {
+        self.ahead = steps;
+    }
+
     /// All entries, for moving them elsewhere; the list is empty afterwards.
     pub(super) fn take_all(&mut self) -> Vec<(u8, Entry)> {
         let mut all = Vec::new();
         for level in std::mem::take(&mut self.levels) {
-            let mut found: Vec<Entry> = level.fresh.iter().copied().collect();
+            let mut found: Vec<Entry> = level.fresh.iter().collect();
             found.extend(entries(&level.returned));
             found.extend(level.fair_lists().flat_map(entries));
             found.sort_unstable_by_key(|entry| (entry.seq, entry.recipient));
@@ -303,7 +444,7 @@ impl ReadyList {
     pub(super) fn oldest<T: Ord>(&self, mut waits: impl FnMut(Entry) -> Option<T>) -> Option<T> {
         let mut oldest: Option<T> = None;
         for level in &self.levels {
-            let fresh = level.fresh.iter().find_map(|entry| waits(*entry));
+            let fresh = level.fresh.iter().find_map(&mut waits);
             let returned = entries(&level.returned).find_map(&mut waits);
             oldest = [oldest, fresh, returned].into_iter().flatten().min();
             for list in level.fair_lists() {
@@ -343,6 +484,48 @@ mod tests {
         }
         assert_eq!(drain(&mut list), [12, 3, 5, 10, 11, 1]);
         assert!(list.is_empty());
+    }
+
+    /// The short list does what a sorted one does, whatever comes and goes.
+    #[test]
+    fn fresh_entries_keep_their_order_whatever_is_taken_out() {
+        let (mut fresh, mut sorted) = (Fresh::default(), BTreeMap::new());
+        let mut random = 7u64;
+        let mut draw = |below: u64| {
+            random = random.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(0x1405_7B7E_F767_814F);
+            (random >> 33) % below
+        };
+        let mut seq = 1u64;
+        for step in 0..200_000u32 {
+            if draw(100) < 52 {
+                seq += if draw(1000) == 0 { 5 << 32 } else { draw(3) };
+                let entry = Entry { task: step, recipient: draw(50) as u32 / 49, seq };
+                if fresh.push(entry) {
+                    sorted.insert((seq, entry.recipient), step);
+                } else {
+                    assert!(
+                        sorted.last_key_value().is_some_and(|(last, _)| *last >= (seq, entry.recipient))
+                            || fresh.last >= (seq, entry.recipient)
+                    );
+                }
+            } else if !sorted.is_empty() {
+                let nth = if draw(3) > 0 { 0 } else { draw(sorted.len().min(3000) as u64) as usize };
+                let ((seq, recipient), task) =
+                    sorted.iter().nth(nth).map(|(key, task)| (*key, *task)).unwrap();
+                sorted.remove(&(seq, recipient));
+                fresh.remove(Entry { task, recipient, seq });
+                fresh.remove(Entry { task, recipient, seq });
+            }
+            assert_eq!(
+                fresh.first().map(|e| (e.seq, e.recipient)),
+                sorted.first_key_value().map(|(k, _)| *k)
+            );
+            assert_eq!(fresh.is_empty(), sorted.is_empty());
+            if step % 10_000 == 0 {
+                let all: Vec<_> = fresh.iter().map(|e| ((e.seq, e.recipient), e.task)).collect();
+                assert_eq!(all, sorted.iter().map(|(key, task)| (*key, *task)).collect::<Vec<_>>());
+            }
+        }
     }
 
     #[test]

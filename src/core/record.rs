@@ -1,5 +1,6 @@
 //! What must survive: the operations that go to the store, and come back from it at a start.
 
+use std::ops::Deref;
 use std::sync::Arc;
 
 use smol_str::SmolStr;
@@ -16,11 +17,11 @@ use super::time::Time;
 #[derive(Debug, Clone, PartialEq)]
 pub enum StoreOp {
     /// A new task. Replaces what is known of its id.
-    Accept(Arc<TaskSpec>),
+    Accept(Acceptance),
     /// Something happened to a task.
     Amend(TaskId, Amendment),
     /// A task ended, and is kept to be looked up. Replaces what is known of its id.
-    Finish(FinishRecord),
+    Finish(Arc<FinishRecord>),
     /// Nothing needs to be known of a finished task any longer.
     Forget(TaskId),
     /// A task that has not finished is taken away: a dead letter that nobody wants.
@@ -74,21 +75,62 @@ pub struct SessionRecord {
     pub account: Option<SmolStr>,
 }
 
-/// A task as it was accepted; it does not change.
+/// A task that comes in.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Acceptance {
+    /// What is known of it for as long as it lives.
+    pub spec: TaskSpec,
+    /// When it is first queued, if later.
+    pub due: Option<Time>,
+    /// What the worker gets.
+    pub payload: Arc<Payload>,
+}
+
+/// A task as it was accepted, but for its payload; it does not change. Small: there may be ten million of them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TaskSpec {
-    /// The task's id.
-    pub id: TaskId,
-    /// The queue.
-    pub queue: QueueName,
+    /// The task's id, in halves: as one number it would align the row of a task to 16 bytes.
+    id: [u64; 2],
     /// Its place among all tasks of the store, in order of acceptance.
     pub seq: u64,
     /// When it was accepted.
     pub accepted: Time,
-    /// When it is first queued, if later.
-    pub due: Option<Time>,
+    /// What it was submitted with. Those of a queue that were submitted alike share one.
+    pub terms: Arc<Terms>,
+}
+
+impl TaskSpec {
+    /// Puts together what is known of a task.
+    pub fn new(id: TaskId, seq: u64, accepted: Time, terms: Arc<Terms>) -> TaskSpec {
+        TaskSpec { id: [(id.0 >> 64) as u64, id.0 as u64], seq, accepted, terms }
+    }
+
+    /// The task's id.
+    pub fn id(&self) -> TaskId {
+        TaskId(u128::from(self.id[0]) << 64 | u128::from(self.id[1]))
+    }
+
     /// When it is of no more use.
-    pub expires: Option<Time>,
+    pub fn expires(&self) -> Option<Time> {
+        self.terms.ttl_us.map(|ttl| Time(self.accepted.0.saturating_add(ttl)))
+    }
+}
+
+impl Deref for TaskSpec {
+    type Target = Terms;
+
+    fn deref(&self) -> &Terms {
+        &self.terms
+    }
+}
+
+/// What a task is submitted with, beside its payload and its time.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Terms {
+    /// The queue.
+    pub queue: QueueName,
+    /// For how long it is of use, in microseconds.
+    pub ttl_us: Option<u64>,
     /// 0 to 9, higher first.
     pub priority: u8,
     /// How many charged deliveries.
@@ -111,8 +153,6 @@ pub struct TaskSpec {
     pub keys: Option<Box<Keys>>,
     /// The producer's headers.
     pub headers: Headers,
-    /// What the worker gets.
-    pub payload: Payload,
 }
 
 /// What a task is ordered, spread and told apart by.

@@ -1,6 +1,7 @@
 //! A start: the store's operations are replayed, then everything goes on as if nothing had been.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::command::SessionId;
 use super::effect::Effects;
@@ -8,8 +9,8 @@ use super::record::{
     Amendment, DedupRecord, Ended, Failure, FinishRecord, ScheduleName, SessionRecord, StoreOp,
 };
 use super::session::Session;
-use super::shard::{Place, Shard};
-use super::task::{Lease, ShareState, Task};
+use super::shard::Shard;
+use super::task::{Held, Lease, ShareState, Task};
 use super::time::Time;
 use taskyard_proto::{TaskId, TaskState};
 
@@ -18,7 +19,7 @@ use taskyard_proto::{TaskId, TaskState};
 pub struct Replay {
     shard: Shard,
     /// The ends of tasks, which are put in order of their time at the end.
-    finished: super::shard::HashMap<TaskId, FinishRecord>,
+    finished: super::shard::HashMap<TaskId, Arc<FinishRecord>>,
     order: Vec<TaskId>,
     /// Leases of sessions that may be taken up again, by task.
     leases: super::shard::HashMap<TaskId, Vec<(u32, GivenBefore)>>,
@@ -26,6 +27,9 @@ pub struct Replay {
     sessions: BTreeMap<u128, SessionRecord>,
     /// What is remembered of `dedup_id`s, in no order yet.
     dedups: Vec<DedupRecord>,
+    /// How many ends are read before those that nobody keeps are dropped, and which were.
+    trim_at: usize,
+    surplus: Vec<TaskId>,
     /// Words on what has ended, each of which the store keeps until it is told that it need not.
     ended: Vec<StoreOp>,
     /// The same of schedules, which may be made anew.
@@ -49,6 +53,8 @@ impl Replay {
             shard,
             finished: super::shard::HashMap::default(),
             order: Vec::new(),
+            trim_at: TRIM_STEP,
+            surplus: Vec::new(),
             leases: super::shard::HashMap::default(),
             sessions: BTreeMap::new(),
             dedups: Vec::new(),
@@ -60,17 +66,21 @@ impl Replay {
     /// Takes the next operation in.
     pub fn operation(&mut self, op: StoreOp) {
         match op {
-            StoreOp::Accept(spec) => {
-                self.drop_task(spec.id);
-                self.finished.remove(&spec.id);
+            StoreOp::Accept(mut accepted) => {
+                let spec = &accepted.spec;
+                self.drop_task(spec.id());
+                self.finished.remove(&spec.id());
                 let queue = self.shard.queue_or_new(&spec.queue);
                 if let Some(dedup) = spec.keys.as_ref().and_then(|keys| keys.dedup.clone()) {
-                    let (task, queue, accepted) = (spec.id, spec.queue.clone(), spec.accepted);
+                    let (task, queue, accepted) = (spec.id(), spec.queue.clone(), spec.accepted);
                     self.dedups.push(DedupRecord { task, queue, dedup, accepted });
                 }
                 self.shard.next_seq = self.shard.next_seq.max(spec.seq + 1);
-                let key = self.shard.insert(spec, queue);
-                self.shard.tasks[key as usize].durable = true;
+                accepted.spec.terms =
+                    self.shard.queues[queue as usize].alike.shared_again(&accepted.spec.terms);
+                let key = self.shard.insert(accepted, queue);
+                self.shard.tasks[key].held = Held::Here;
+                self.shard.put_away(key);
             }
             StoreOp::Amend(id, amendment) => self.amend(id, amendment),
             StoreOp::Finish(record) => {
@@ -83,6 +93,7 @@ impl Replay {
                 let task = record.task;
                 if self.finished.insert(task, record).is_none() {
                     self.order.push(task);
+                    self.trim_finished();
                 }
             }
             StoreOp::Queue(record) => {
@@ -125,22 +136,54 @@ impl Replay {
         }
     }
 
+    /// Drops what is more than a queue keeps: the log may hold the ends of many more tasks than wait. Ids that are
+    /// remembered are left alone.
+    fn trim_finished(&mut self) {
+        if self.order.len() < self.trim_at {
+            return;
+        }
+        // An end may have been taken back, or read twice.
+        let mut order: Vec<TaskId> = std::mem::take(&mut self.order);
+        order.retain(|id| self.finished.contains_key(id));
+        order.sort_by_key(|id| std::cmp::Reverse((self.finished[id].finished, *id)));
+        order.dedup();
+        let mut kept: BTreeMap<taskyard_proto::QueueName, usize> = BTreeMap::new();
+        // The last record of a queue also knows its counts.
+        let most = self.shard.config.keep_count.max(1);
+        order.retain(|id| {
+            let record = &self.finished[id];
+            let count = kept.entry(record.queue.clone()).or_default();
+            *count += 1;
+            if *count <= most || record.dedup.is_some() {
+                return true;
+            }
+            let queue = self.shard.queue_or_new(&record.queue);
+            self.shard.queues[queue as usize].raise_totals(record.totals);
+            self.finished.remove(id);
+            self.surplus.push(*id);
+            false
+        });
+        self.order = order;
+        self.trim_at = 2 * self.order.len() + TRIM_STEP;
+    }
+
     fn drop_task(&mut self, id: TaskId) {
         self.leases.remove(&id);
-        if let Some(Place::Live(key)) = self.shard.ids.remove(&id) {
-            let task = self.shard.tasks.remove(key as usize);
+        if let Some(key) = self.shard.live(id) {
+            self.shard.unlist(key);
+            self.shard.weigh_out(key);
+            let task = self.shard.tasks.remove(key);
             self.shard.state_counts(task.queue)[task.state() as usize] -= 1;
-            self.shard.weight -= super::task::Task::weight(&task.spec);
             let queue = &mut self.shard.queues[task.queue as usize];
             if queue.dead.remove(&task.spec.seq).is_none() {
-                queue.bytes -= task.spec.payload.bytes().len() as u64;
+                queue.bytes -= task.bytes();
             }
-            self.shard.unload(task.spec.account.as_ref(), task.spec.payload.bytes().len() as u64);
+            self.shard.unload(task.spec.account.as_ref(), task.bytes());
         }
     }
 
     fn amend(&mut self, id: TaskId, amendment: Amendment) {
-        let Some(Place::Live(key)) = self.shard.ids.get(&id).copied() else { return };
+        let Some(key) = self.shard.live(id) else { return };
         let recipient = match &amendment {
             Amendment::Failed { recipient, .. }
             | Amendment::Deferred { recipient, .. }
@@ -149,7 +192,7 @@ impl Replay {
             | Amendment::Returned { recipient }
             | Amendment::Delivered { recipient } => *recipient,
             Amendment::Cancelling => {
-                self.shard.tasks[key as usize].cancelling = true;
+                self.shard.tasks[key].cancelling = true;
                 return;
             }
             Amendment::Redriven => {
@@ -165,9 +208,9 @@ impl Replay {
         } else if leases.is_empty() {
             self.leases.remove(&id);
         }
-        let task = &mut self.shard.tasks[key as usize];
+        let task = &mut self.shard.tasks[key];
         // Events are counted from 1; those of the process before went with their watchers.
-        task.event_seq += 1;
+        task.count_event();
         let Some(share) = task.share_mut(recipient) else { return };
         // Who was absent all along was handed nothing; everything else that happens follows a delivery.
         let absent =
@@ -198,7 +241,7 @@ impl Replay {
             }
             Amendment::Delivered { .. } | Amendment::Cancelling | Amendment::Redriven => None,
         };
-        if let Some(fanout) = &mut task.fanout {
+        if let Some(fanout) = task.fanout_mut() {
             fanout.delivered += u64::from(first_delivery);
             match &next {
                 Some(ShareState::Over(TaskState::Done)) => fanout.acked += 1,
@@ -214,29 +257,29 @@ impl Replay {
 
     /// Dead letters are found by their place.
     fn bury_if_dead(&mut self, key: u32) {
-        let task = &self.shard.tasks[key as usize];
+        let task = &self.shard.tasks[key];
         // A task to all is judged when all is read.
-        if task.fanout.is_none() && task.state() == TaskState::Dead {
+        if task.fanout().is_none() && task.state() == TaskState::Dead {
             let queue = &mut self.shard.queues[task.queue as usize];
             if queue.dead.insert(task.spec.seq, key).is_none() {
-                queue.bytes -= task.spec.payload.bytes().len() as u64;
+                queue.bytes -= task.bytes();
             }
         }
     }
 
     fn redriven(&mut self, key: u32) {
-        let task = &self.shard.tasks[key as usize];
-        let (queue, seq, bytes) = (task.queue, task.spec.seq, task.spec.payload.bytes().len() as u64);
+        let task = &self.shard.tasks[key];
+        let (queue, seq, bytes) = (task.queue, task.spec.seq, task.bytes());
         // A task to all was a dead letter then, and is none yet: nobody has judged it.
         let found = &mut self.shard.queues[queue as usize];
         if found.dead.insert(seq, key).is_none() {
             found.bytes -= bytes;
         }
-        let before = self.shard.tasks[key as usize].state();
+        let before = self.shard.tasks[key].state();
         let counts = self.shard.state_counts(queue);
         counts[before as usize] -= 1;
         counts[TaskState::Dead as usize] += 1;
-        self.shard.tasks[key as usize].decided = true;
+        self.shard.tasks[key].decided = true;
         self.shard.revive(key);
     }
 
@@ -249,9 +292,16 @@ impl Replay {
     pub fn begin(mut self, now: Time, clean: bool, start: u32, fx: &mut Effects) -> Shard {
         self.shard.now = self.shard.now.max(now);
         self.shard.begin_leases(start);
+        self.shard.event_base = u64::from(start) << EVENT_SEQ_BITS;
         let mut finished = std::mem::take(&mut self.finished);
         let records = self.order.iter().filter_map(|id| finished.remove(id)).collect();
         self.shard.restore_kept(records, fx);
+        for id in std::mem::take(&mut self.surplus) {
+            // It may have been read again since, moved by cleaning.
+            if self.shard.place(id).is_none() {
+                self.shard.store(StoreOp::Forget(id), fx);
+            }
+        }
         let unscheduled = std::mem::take(&mut self.unscheduled).into_iter();
         let unscheduled = unscheduled.map(|name| StoreOp::Ended(Ended::Schedule(name)));
         for ended in std::mem::take(&mut self.ended).into_iter().chain(unscheduled) {
@@ -260,23 +310,25 @@ impl Replay {
         self.restore_dedups(fx);
         let leased = self.restore_sessions(fx);
         let mut keys: Vec<(u64, u32)> =
-            self.shard.tasks.iter().map(|(key, task)| (task.spec.seq, key as u32)).collect();
+            self.shard.tasks.iter().map(|(key, task)| (task.spec.seq, key)).collect();
         keys.sort_unstable();
         for (_, key) in keys {
-            let task = &mut self.shard.tasks[key as usize];
+            let task = &mut self.shard.tasks[key];
             for recipient in 0..task.recipients() {
                 let share = task.share_mut(recipient).expect("the recipients were counted");
                 share.delivered |= !clean;
             }
             // Numbers of events that this process has given to nobody, and no earlier one can have.
-            task.event_seq = task.event_seq.max(u64::from(start) << EVENT_SEQ_BITS);
-            if task.state() == TaskState::Dead && task.fanout.is_none() {
+            if self.shard.event_base > 0 {
+                task.count_events_anew();
+            }
+            if task.state() == TaskState::Dead && task.fanout().is_none() {
                 continue;
             }
             if leased.contains(&key) {
                 self.shard.claim_key(key);
             }
-            if task_is_cancelled(&self.shard.tasks[key as usize]) {
+            if task_is_cancelled(&self.shard.tasks[key]) {
                 self.shard.cancel_task(key, 0, fx);
                 continue;
             }
@@ -290,6 +342,9 @@ impl Replay {
         self.shard
     }
 }
+
+/// So many ends of tasks are worth looking through for those that nobody keeps.
+const TRIM_STEP: usize = 100_000;
 
 /// How many events a task may have in one life of the process before their numbers meet those of the next.
 const EVENT_SEQ_BITS: u32 = 24;
@@ -307,7 +362,7 @@ impl Replay {
             if accepted.plus_ms(super::dedup::WINDOW_MS) > self.shard.now {
                 let queue = self.shard.queue_or_new(&queue);
                 self.shard.remember_dedup(queue, dedup, task, accepted);
-            } else if !self.shard.ids.contains_key(&task) {
+            } else if self.shard.place(task).is_none() {
                 self.shard.store(StoreOp::Forget(task), fx);
             }
         }
@@ -336,17 +391,15 @@ impl Replay {
         }
         let mut leased = BTreeSet::new();
         let mut given: Vec<(u64, u32, u32, GivenBefore)> = Vec::new();
-        let live: Vec<(u32, TaskId)> =
-            self.shard.tasks.iter().map(|(key, task)| (key as u32, task.spec.id)).collect();
-        for (key, id) in live {
-            for (recipient, lease) in self.leases.remove(&id).unwrap_or_default() {
-                given.push((lease.number, key, recipient, lease));
-            }
+        // In no order, and sorted below.
+        for (id, leases) in std::mem::take(&mut self.leases) {
+            let Some(key) = self.shard.live(id) else { continue };
+            given.extend(leases.into_iter().map(|(recipient, lease)| (lease.number, key, recipient, lease)));
         }
         given.sort_unstable_by_key(|(number, ..)| *number);
         for (number, key, recipient, lease) in given {
             if let Some(id) = ids.get(&lease.session)
-                && !self.shard.tasks[key as usize].cancelling
+                && !self.shard.tasks[key].cancelling
             {
                 self.lease_again(*id, key, recipient, number, lease);
                 leased.insert(key);
@@ -360,7 +413,7 @@ impl Replay {
 
     fn lease_again(&mut self, session: SessionId, key: u32, recipient: u32, number: u64, lease: GivenBefore) {
         let shard = &mut self.shard;
-        let state = shard.tasks[key as usize].share(recipient).map(|share| &share.state);
+        let state = shard.tasks[key].share(recipient).map(|share| &share.state);
         if !matches!(state, Some(ShareState::Queued { .. })) {
             return;
         }
@@ -385,14 +438,14 @@ impl Replay {
             shard.aliases.insert(number, key);
         }
         shard.leases_out += 1;
-        let queue = shard.tasks[key as usize].queue;
+        let queue = shard.tasks[key].queue;
         shard.queues[queue as usize].leased += 1;
-        if let Some(limit) = shard.tasks[key as usize].spec.run_limit_ms {
+        if let Some(limit) = shard.tasks[key].spec.run_limit_ms {
             let at = shard.now.plus_ms(u64::from(limit));
             shard.timers.set(at, super::timers::Timer::RunLimit { task: key, recipient, number });
         }
-        shard.shift(key, recipient, ShareState::Leased(again));
-        if let Some(share) = shard.tasks[key as usize].share_mut(recipient) {
+        shard.shift(key, recipient, ShareState::Leased(Box::new(again)));
+        if let Some(share) = shard.tasks[key].share_mut(recipient) {
             share.lease_stored = true;
         }
     }
@@ -401,11 +454,11 @@ impl Replay {
 impl Shard {
     /// What was out of a task to all when it was decided: whether it was settled since, the store does not know.
     fn lay_down_leases(&mut self, key: u32, fx: &mut Effects) {
-        if self.tasks.get(key as usize).is_none_or(|task| !task.decided) {
+        if self.tasks.get(key).is_none_or(|task| !task.decided) {
             return;
         }
-        for recipient in 0..self.tasks[key as usize].recipients() {
-            let held = self.tasks.get(key as usize).and_then(|task| task.share(recipient)?.lease());
+        for recipient in 0..self.tasks[key].recipients() {
+            let held = self.tasks.get(key).and_then(|task| task.share(recipient)?.lease());
             if held.is_some() {
                 self.unlease(key, recipient, fx);
                 self.lay_down(key, recipient);
@@ -425,9 +478,9 @@ impl Shard {
         // Of what is handed out later, when the last sync ends, the store would not know.
         self.stop_deliveries();
         let mut unknown = Vec::new();
-        for (_, task) in &mut self.tasks {
-            let id = task.spec.id;
-            let to_nobody = task.fanout.is_some() && task.spec.recipients.is_empty();
+        for (_, task) in self.tasks.iter_mut() {
+            let id = task.spec.id();
+            let to_nobody = task.fanout().is_some() && task.spec.recipients.is_empty();
             for recipient in 0..task.recipients() {
                 let Some(share) = task.share_mut(recipient).filter(|_| !to_nobody) else { continue };
                 // An ack or a failed attempt is itself a word that the task was handed out.

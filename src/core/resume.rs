@@ -76,7 +76,7 @@ impl Shard {
         session.resume_key = before.resume_key;
         session.settled = std::mem::take(&mut before.settled);
         for (task, recipient) in before.held {
-            let lease = self.tasks[task as usize].share_mut(recipient).and_then(|share| share.lease_mut());
+            let lease = self.tasks[task].share_mut(recipient).and_then(|share| share.lease_mut());
             let lease = lease.expect("what a session holds is leased");
             let named = |given: &GivenLease| given.id().is_some_and(|given| given.number == lease.number);
             lease.session = id;
@@ -93,9 +93,7 @@ impl Shard {
             given.id().is_some_and(|given| resumed.kept.iter().any(|kept| kept.number == given.number))
         };
         resumed.lost = hello.in_flight.iter().filter(|given| !kept(given)).map(lease_text).collect();
-        resumed
-            .dropped
-            .sort_unstable_by_key(|(task, recipient)| (self.tasks[*task as usize].spec.seq, *recipient));
+        resumed.dropped.sort_unstable_by_key(|(task, recipient)| (self.tasks[*task].spec.seq, *recipient));
         for lease in &resumed.kept {
             if let Some(until) = self.stops.get(&lease.number) {
                 let grace_ms = until.ms_since(self.now);

@@ -140,7 +140,7 @@ impl Shard {
         // First nobody can be offered its own tasks again.
         self.let_go(id, fx);
         self.forget_resume_key(resume_key, fx);
-        held.sort_unstable_by_key(|(task, recipient)| (self.tasks[*task as usize].spec.seq, *recipient));
+        held.sort_unstable_by_key(|(task, recipient)| (self.tasks[*task].spec.seq, *recipient));
         for (task, recipient) in held {
             self.unlease(task, recipient, fx);
             if clean {
@@ -201,14 +201,13 @@ impl Shard {
         let mut free = Vec::new();
         let mut to_all = false;
         for (priority, entry) in waiting {
-            let Some(task) = self.tasks.get(entry.task as usize).filter(|task| task.spec.seq == entry.seq)
-            else {
+            let Some(task) = self.tasks.get(entry.task).filter(|task| task.spec.seq == entry.seq) else {
                 continue;
             };
             if matches!(task.spec.target, Target::Worker { if_absent: IfAbsent::Any, .. }) {
                 free.push(entry);
             } else {
-                to_all |= task.fanout.is_some();
+                to_all |= task.fanout().is_some();
                 let fair = task.spec.keys.as_ref().and_then(|keys| keys.fair.as_ref());
                 self.queues[queue as usize].workers[lane as usize].ready.push(priority, entry, fair);
             }
@@ -395,8 +394,7 @@ impl Shard {
                 self.next_place += 1;
                 // Leases of an earlier subscription count against the new credit.
                 let tasks = &self.tasks;
-                let unsettled =
-                    session.held.iter().filter(|(task, _)| tasks[*task as usize].queue == queue).count();
+                let unsettled = session.held.iter().filter(|(task, _)| tasks[*task].queue == queue).count();
                 let key = SubscriptionKey(self.subscriptions.insert(Subscription {
                     session: session_id,
                     queue,
@@ -472,7 +470,7 @@ impl Shard {
             true => id.slot,
             false => self.aliases.get(&id.number).copied().unwrap_or(id.slot),
         };
-        let found = self.tasks.get(slot as usize)?.share(id.recipient)?.lease()?;
+        let found = self.tasks.get(slot)?.share(id.recipient)?.lease()?;
         (found.number == id.number && found.session == session).then_some((slot, id.recipient))
     }
 }

@@ -34,7 +34,7 @@ impl Shard {
         self.settle(origin, session, &message.leases, Verb::Nack, fx, |shard, task, recipient, fx| {
             let worker = shard.holder(task, recipient);
             let freed = shard.unlease(task, recipient, fx);
-            let queue = shard.tasks[task as usize].queue;
+            let queue = shard.tasks[task].queue;
             shard.queues[queue as usize].tally(Tally::Nacked);
             shard.failed(task, recipient, Failure::Nack, worker, message.error.clone(), delay_ms, retry, fx);
             freed
@@ -60,7 +60,7 @@ impl Shard {
     pub(super) fn settle_oldest(&mut self, session: SessionId, ack: bool, fx: &mut Effects) {
         let Some(found) = self.sessions.get(&session) else { return };
         let lease = |(task, recipient): &(u32, u32)| {
-            let number = self.tasks[*task as usize].share(*recipient)?.lease()?.number;
+            let number = self.tasks[*task].share(*recipient)?.lease()?.number;
             Some(taskyard_proto::LeaseId { number, slot: *task, recipient: *recipient })
         };
         let oldest = found.held.iter().filter_map(lease).min_by_key(|lease| lease.number);
@@ -93,7 +93,7 @@ impl Shard {
         let mut freed = Freed::new();
         let mut settle_one = |shard: &mut Shard, lease: &GivenLease, fx: &mut Effects| {
             if let Some((task, recipient)) = shard.find_lease(session, lease) {
-                let queue = shard.tasks[task as usize].queue;
+                let queue = shard.tasks[task].queue;
                 shard.queues[queue as usize].rates.count(shard.now, Rate::Settled);
                 if let Some(id) = lease.id() {
                     shard.remember_settle(session, queue, id.number, verb);
@@ -150,7 +150,7 @@ impl Shard {
     }
 
     fn holder(&self, task: u32, recipient: u32) -> Option<taskyard_proto::WorkerName> {
-        let lease = self.tasks[task as usize].share(recipient)?.lease()?;
+        let lease = self.tasks[task].share(recipient)?.lease()?;
         self.sessions.get(&lease.session).map(|session| session.worker.clone())
     }
 
@@ -164,11 +164,11 @@ impl Shard {
     ) -> Option<SubscriptionKey> {
         let worker = self.holder(task, recipient);
         let freed = self.unlease(task, recipient, fx);
-        let found = &self.tasks[task as usize];
+        let found = &self.tasks[task];
         self.queues[found.queue as usize].tally(Tally::Acked);
         if found.decided {
             self.lay_down(task, recipient);
-        } else if found.fanout.is_some() {
+        } else if found.fanout().is_some() {
             self.recipient_acked(task, recipient, result, fx);
         } else {
             self.finish(task, Fate::done(worker, result), fx);
@@ -179,7 +179,7 @@ impl Shard {
     /// A lease ended by no doing of its holder's: charged, unless the attempt had not begun and the
     /// worker had asked to say so.
     pub(super) fn lost(&mut self, task: u32, recipient: u32, failure: Failure, fx: &mut Effects) {
-        let found = &self.tasks[task as usize];
+        let found = &self.tasks[task];
         let queue = &mut self.queues[found.queue as usize];
         match failure {
             Failure::WorkerLost => queue.tally(Tally::WorkerLost),
@@ -210,7 +210,7 @@ impl Shard {
         fx: &mut Effects,
     ) {
         let now = self.now;
-        let found = &mut self.tasks[task as usize];
+        let found = &mut self.tasks[task];
         if found.decided {
             return self.lay_down(task, recipient);
         }
@@ -231,10 +231,10 @@ impl Shard {
             share.lost = true;
             Some(now)
         } else {
-            Some(now.plus_ms(delay_ms.unwrap_or_else(|| spec.retry.delay_ms(spec.id, share.charged))))
+            Some(now.plus_ms(delay_ms.unwrap_or_else(|| spec.retry.delay_ms(spec.id(), share.charged))))
         };
         let lost = share.lost;
-        self.store(StoreOp::Amend(spec.id, Amendment::Failed { recipient, attempt, due, lost }), fx);
+        self.store(StoreOp::Amend(spec.id(), Amendment::Failed { recipient, attempt, due, lost }), fx);
         match due {
             None => self.used_up(task, recipient, fx),
             Some(due) if due <= now => self.queue_up(task, recipient, fx),
@@ -256,14 +256,14 @@ impl Shard {
         fx: &mut Effects,
     ) {
         let now = self.now;
-        let found = &mut self.tasks[task as usize];
+        let found = &mut self.tasks[task];
         if found.decided {
             return self.lay_down(task, recipient);
         }
         if found.cancelling {
             return self.stopped(task, recipient, None, fx);
         }
-        let (id, seq, queue) = (found.spec.id, found.spec.seq, found.queue);
+        let (id, seq, queue) = (found.spec.id(), found.spec.seq, found.queue);
         let Some(share) = found.share_mut(recipient) else { return };
         share.free_returns += 1;
         if share.free_returns > FREE_RETURNS_MAX {
@@ -288,7 +288,7 @@ impl Shard {
         self.timers.set(due, Timer::Due { task, recipient, seq });
         self.event(task, recipient, Payload::NULL, fx);
         // It waits for a time of its own: the next of its key need not.
-        if self.tasks[task as usize].state() == TaskState::Scheduled {
+        if self.tasks[task].state() == TaskState::Scheduled {
             self.free_key_of(task, fx);
         }
     }
@@ -297,7 +297,7 @@ impl Shard {
         let Some((task, recipient)) = self.find_lease(session, lease) else {
             return fx.answer(&origin, lease_lost(lease));
         };
-        let found = &mut self.tasks[task as usize];
+        let found = &mut self.tasks[task];
         let deadline = self.now.plus_ms(u64::from(found.spec.ack_timeout_ms));
         if let Some(lease) = found.share_mut(recipient).and_then(|share| share.lease_mut()) {
             lease.started = true;
@@ -318,7 +318,7 @@ impl Shard {
         let Some((task, recipient)) = self.find_lease(session, &message.lease) else {
             return fx.answer(&origin, lease_lost(&message.lease));
         };
-        let found = &mut self.tasks[task as usize];
+        let found = &mut self.tasks[task];
         let ms = message.ack_timeout_ms.map_or(u64::from(found.spec.ack_timeout_ms), |t| t.get());
         let deadline = self.now.plus_ms(ms);
         if let Some(lease) = found.share_mut(recipient).and_then(|share| share.lease_mut()) {
@@ -343,7 +343,7 @@ impl Shard {
         let Some((task, recipient)) = self.find_lease(session, &message.lease) else {
             return fx.answer(&origin, lease_lost(&message.lease));
         };
-        let found = &mut self.tasks[task as usize];
+        let found = &mut self.tasks[task];
         let at_least = self.now.plus_ms(u64::from(found.spec.ack_timeout_ms));
         if let Some(share) = found.share_mut(recipient) {
             if let Some(lease) = share.lease_mut() {

@@ -5,7 +5,9 @@
 //! returns, and may rely on it when it begins.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::hash::BuildHasher as _;
 
+use foldhash::fast::FixedState;
 use slab::Slab;
 use smol_str::SmolStr;
 use taskyard_proto::{
@@ -24,9 +26,10 @@ use super::rooms::Rooms;
 use super::schedule::Schedules;
 use super::session::{Session, Subscription, Verb};
 use super::sessions::Drawn;
-use super::task::{ShareState, Task, Watcher};
+use super::task::{Held, ShareState, Task, Watcher};
 use super::time::Time;
 use super::timers::{Timer, Timers};
+use crate::slots::{SlotIndex, Slots};
 
 /// A hash map without randomness. It is never iterated: order would leak into effects.
 pub(super) type HashMap<K, V> = hashbrown::HashMap<K, V, foldhash::fast::FixedState>;
@@ -44,6 +47,9 @@ pub struct Config {
     pub queues_max: usize,
     /// How much all tasks together may weigh in memory, in bytes.
     pub weight_max: u64,
+    /// How many bytes of payloads of tasks that wait stay in memory, as far as it goes; none: they never leave it,
+    /// because there is no store to bring them back from.
+    pub payload_memory_bytes: Option<u64>,
     /// How long a finished task can be looked up, in milliseconds.
     pub keep_ms: u64,
     /// How many finished tasks of a queue can be looked up.
@@ -64,6 +70,7 @@ impl Default for Config {
             message_bytes: 1 << 20,
             queues_max: 10_000,
             weight_max: 8 << 30,
+            payload_memory_bytes: None,
             keep_ms: 600_000,
             keep_count: 100_000,
             keep_bytes: 512 << 20,
@@ -125,8 +132,11 @@ pub struct Shard {
     pub(super) now: Time,
     pub(super) queues: Slab<Queue>,
     pub(super) queue_names: HashMap<QueueName, u32>,
-    pub(super) tasks: Slab<Task>,
-    pub(super) ids: HashMap<TaskId, Place>,
+    pub(super) tasks: Slots<Task>,
+    /// Tasks that have not ended, or are dead, by their ids.
+    ids: SlotIndex,
+    /// Tasks that ended and can be looked up: their queue, and their serial number in it.
+    pub(super) kept_ids: HashMap<TaskId, (u32, u64)>,
     pub(super) sessions: HashMap<SessionId, Session>,
     /// Sessions by account and worker name: nobody's name is taken by another account.
     pub(super) workers: HashMap<(Option<SmolStr>, WorkerName), SessionId>,
@@ -144,12 +154,22 @@ pub struct Shard {
     /// How many operations were handed to the store, and how many of them it holds.
     operations: u64,
     operations_durable: u64,
+    /// Where events of tasks that an earlier process accepted are counted from.
+    pub(super) event_base: u64,
     pub(super) next_seq: u64,
     pub(super) next_lease: u64,
     pub(super) next_place: u64,
     pub(super) leases_out: u64,
     /// What all tasks together weigh.
     pub(super) weight: u64,
+    /// The bytes of the payloads that are in memory.
+    pub(super) payload_bytes: u64,
+    /// How many payloads are not.
+    pub(super) away: u64,
+    /// The bytes of those that are on their way back, or are back and not with a worker yet.
+    pub(super) ahead_bytes: u64,
+    /// Queues that wait for a payload, by the task that has it.
+    pub(super) lacking: HashMap<TaskId, u32>,
     pub(super) kept_bytes: u64,
     pub(super) rooms: Rooms,
     /// Sessions that may be taken up again, by what their tokens say.
@@ -173,6 +193,10 @@ pub struct Shard {
     pub(super) storage_full: bool,
 }
 
+fn hash_of(id: TaskId) -> u64 {
+    FixedState::default().hash_one(id.0)
+}
+
 impl Shard {
     /// A shard that knows nothing yet.
     pub fn new(config: Config) -> Shard {
@@ -181,8 +205,9 @@ impl Shard {
             now: Time(0),
             queues: Slab::new(),
             queue_names: HashMap::default(),
-            tasks: Slab::new(),
-            ids: HashMap::default(),
+            tasks: Slots::default(),
+            ids: SlotIndex::default(),
+            kept_ids: HashMap::default(),
             sessions: HashMap::default(),
             workers: HashMap::default(),
             accounts: HashMap::default(),
@@ -194,11 +219,16 @@ impl Shard {
             pending: VecDeque::new(),
             operations: 0,
             operations_durable: 0,
+            event_base: 0,
             next_seq: 1,
             next_lease: 1,
             next_place: 1,
             leases_out: 0,
             weight: 0,
+            payload_bytes: 0,
+            away: 0,
+            ahead_bytes: 0,
+            lacking: HashMap::default(),
             kept_bytes: 0,
             rooms: Rooms::default(),
             resume_keys: HashMap::default(),
@@ -260,6 +290,7 @@ impl Shard {
                 self.settle_pulled(call, access.as_deref(), message, fx)
             }
             Command::Stored { through } => self.stored(through, fx),
+            Command::Fetched(fetched) => self.fetched(fetched, fx),
             Command::StorageFull(full) => self.storage_full = full,
             Command::Drain { grace_ms } => self.drain_all(grace_ms, fx),
         }
@@ -446,10 +477,13 @@ impl Shard {
             }
             Pending::Accepted { task, id, origin, told } => {
                 // It may have been cancelled meanwhile, or handed out early and finished.
-                let found = self.tasks.get_mut(task as usize).filter(|found| found.spec.id == id);
+                let found = self.tasks.get_mut(task).filter(|found| found.spec.id() == id);
                 let mut waits = false;
                 if let Some(found) = found {
-                    waits = !std::mem::replace(&mut found.durable, true) && !found.decided;
+                    waits = !found.is_durable() && !found.decided;
+                    if matches!(found.held, Held::Unstored | Held::Early) {
+                        found.held = Held::Here;
+                    }
                     fx.hops.push((Hop::SubmitToDurable, self.now.micros_since(found.spec.accepted)));
                 }
                 if let Some(Origin::Session(session, _)) = origin
@@ -465,9 +499,37 @@ impl Shard {
                 }
                 if waits {
                     self.activate(task, fx);
+                    self.put_away(task);
                 }
             }
         }
+    }
+
+    /// Where a task is.
+    pub(super) fn place(&self, id: TaskId) -> Option<Place> {
+        if let Some(key) = self.live(id) {
+            return Some(Place::Live(key));
+        }
+        self.kept_ids.get(&id).map(|(queue, serial)| Place::Kept { queue: *queue, serial: *serial })
+    }
+
+    /// The row of a task that has not ended, or is dead.
+    pub(super) fn live(&self, id: TaskId) -> Option<u32> {
+        let is = |key| self.tasks.get(key).is_some_and(|task| task.spec.id() == id);
+        self.ids.find(hash_of(id), is)
+    }
+
+    /// From here on a task is found by its id.
+    pub(super) fn list(&mut self, key: u32) {
+        let tasks = &self.tasks;
+        self.ids.insert(hash_of(tasks[key].spec.id()), key, |key| hash_of(tasks[key].spec.id()));
+    }
+
+    /// From here on it is not. It must still be in its row.
+    pub(super) fn unlist(&mut self, key: u32) {
+        let tasks = &self.tasks;
+        let hash = hash_of(tasks[key].spec.id());
+        self.ids.remove(hash, |other| other == key, |key| hash_of(tasks[key].spec.id()));
     }
 
     pub(super) fn queue_or_new(&mut self, name: &QueueName) -> u32 {
@@ -502,7 +564,7 @@ impl Shard {
     pub(super) fn lane_of(&mut self, task: u32, recipient: u32) -> LaneKey {
         use taskyard_proto::{IfAbsent, Target};
         let Shard { tasks, queues, now, .. } = self;
-        let found = &tasks[task as usize];
+        let found = &tasks[task];
         let queue = &mut queues[found.queue as usize];
         match &found.spec.target {
             Target::Any => LaneKey::Any,
@@ -522,13 +584,13 @@ impl Shard {
 
     /// Moves a share to another state, and the queue's counts with it; gives back the old state.
     pub(super) fn shift(&mut self, task: u32, recipient: u32, state: ShareState) -> ShareState {
-        let found = &mut self.tasks[task as usize];
+        let found = &mut self.tasks[task];
         let before = found.state();
         let (leaves, enters) = {
             let share = found.share(recipient).expect("a share that is shifted exists");
             (share.state.standing(), state.standing())
         };
-        if let Some(fanout) = &mut found.fanout {
+        if let Some(fanout) = found.fanout_mut() {
             if let Some(at) = leaves {
                 fanout.standing[at] -= 1;
             }

@@ -11,11 +11,11 @@ use super::effect::Effects;
 use super::fanout::Fate;
 use super::grants::Action;
 use super::queue::{Rate, Tally};
-use super::record::{Keys, StoreOp, TaskSpec};
+use super::record::{Acceptance, Keys, StoreOp, TaskSpec, Terms};
 use super::retry::RetryPolicy;
 use super::settings::Deliver;
-use super::shard::{ACK_TIMEOUT_MS, Place, Shard, Told};
-use super::task::{Fanout, Share, ShareState, Task, Watcher};
+use super::shard::{ACK_TIMEOUT_MS, Shard, Told};
+use super::task::{Fanout, Held, Share, ShareState, Task, Watcher};
 use super::time::Time;
 use super::timers::Timer;
 
@@ -266,7 +266,7 @@ impl Shard {
     /// Hands a task out before it is durable, where its queue wants that.
     fn activate_early(&mut self, key: u32, early: bool, fx: &mut Effects) {
         if early {
-            self.tasks[key as usize].durable = true;
+            self.tasks[key].held = Held::Early;
             self.activate(key, fx);
         }
     }
@@ -302,13 +302,9 @@ impl Shard {
             })
         });
         let ms = |value: u64| u32::try_from(value).expect("the protocol allows a day, which fits");
-        let spec = Arc::new(TaskSpec {
-            id,
+        let terms = Terms {
             queue: submit.queue,
-            seq,
-            accepted: now,
-            due,
-            expires: submit.ttl_ms.map(|ttl| ttl.get()).or(defaults.ttl_ms).map(|ttl| now.plus_ms(ttl)),
+            ttl_us: submit.ttl_ms.map(|ttl| ttl.get()).or(defaults.ttl_ms).map(|ms| ms.saturating_mul(1000)),
             priority: submit.priority.map(|p| p.get() as u8).or(defaults.priority).unwrap_or(PRIORITY),
             max_attempts: submit
                 .max_attempts
@@ -328,17 +324,20 @@ impl Shard {
             headers: submit.headers,
             account: admitted.account,
             keys,
-            payload: submit.payload,
-        });
-        let key = self.insert(spec.clone(), queue);
-        if let Some(dedup) = spec.keys.as_ref().and_then(|keys| keys.dedup.clone()) {
+        };
+        let dedup = terms.keys.as_ref().and_then(|keys| keys.dedup.clone());
+        let terms = self.queues[queue as usize].alike.shared(terms);
+        let spec = TaskSpec::new(id, seq, now, terms);
+        let accepted = Acceptance { spec, due, payload: Arc::new(submit.payload) };
+        let key = self.insert(accepted.clone(), queue);
+        if let Some(dedup) = dedup {
             self.remember_dedup(queue, dedup, id, now);
         }
         let counted = &mut self.queues[queue as usize];
         let early = counted.settings.deliver == Deliver::Early;
         counted.tally(Tally::Accepted);
         counted.rates.count(now, Rate::Accepted);
-        self.store(StoreOp::Accept(spec), fx);
+        self.store(StoreOp::Accept(accepted), fx);
         (key, early)
     }
 
@@ -356,10 +355,10 @@ impl Shard {
     }
 
     /// Puts a task in the slab; nobody is offered it yet.
-    pub(super) fn insert(&mut self, spec: Arc<TaskSpec>, queue: u32) -> u32 {
-        let id = spec.id;
+    pub(super) fn insert(&mut self, accepted: Acceptance, queue: u32) -> u32 {
+        let Acceptance { spec, due, payload } = accepted;
         let share = || {
-            Share::new(match spec.due {
+            Share::new(match due {
                 Some(due) => ShareState::Scheduled { due },
                 None => ShareState::Queued { since: spec.accepted },
             })
@@ -370,34 +369,23 @@ impl Shard {
             let mut fanout = Fanout { others, ..Fanout::default() };
             let standing = first.state.standing().expect("a new share is not over");
             fanout.standing[standing] = spec.recipients.len().max(1) as u32;
-            Box::new(fanout)
+            fanout
         });
-        self.weight += Task::weight(&spec);
-        self.queues[queue as usize].bytes += spec.payload.bytes().len() as u64;
-        self.load(spec.account.as_ref(), spec.payload.bytes().len() as u64);
-        let task = Task {
-            spec,
-            queue,
-            durable: false,
-            decided: false,
-            cancelling: false,
-            event_seq: 0,
-            watchers: Vec::new(),
-            events: None,
-            first,
-            fanout,
-        };
+        let task = Task::new(spec, payload, queue, first, fanout);
+        self.queues[queue as usize].bytes += task.bytes();
+        self.load(task.spec.terms.account.as_ref(), task.bytes());
         let state = task.state();
-        let key = self.tasks.insert(task) as u32;
-        self.ids.insert(id, Place::Live(key));
+        let key = self.tasks.insert(task);
+        self.list(key);
+        self.weigh_in(key);
         self.state_counts(queue)[state as usize] += 1;
         key
     }
 
     /// A task is durable: from here on it may be handed out.
     pub(super) fn activate(&mut self, key: u32, fx: &mut Effects) {
-        let task = &self.tasks[key as usize];
-        let (seq, expires, to_all) = (task.spec.seq, task.spec.expires, task.fanout.is_some());
+        let task = &self.tasks[key];
+        let (seq, expires, to_all) = (task.spec.seq, task.spec.expires(), task.fanout().is_some());
         let recipients = task.recipients();
         if to_all && task.spec.recipients.is_empty() {
             let fate = Fate::of_nobody(task.spec.complete);
@@ -405,7 +393,7 @@ impl Shard {
         }
         // A quorum of more than there are can never be reached; a replay may have brought the last word.
         self.decide(key, fx);
-        if self.tasks.get(key as usize).is_none_or(|task| task.spec.seq != seq || task.decided) {
+        if self.tasks.get(key).is_none_or(|task| task.spec.seq != seq || task.decided) {
             return;
         }
         if let Some(at) = expires {
@@ -416,7 +404,7 @@ impl Shard {
             self.timers.set(at, Timer::Expires { task: key, seq });
         }
         for recipient in 0..recipients {
-            let Some(task) = self.tasks.get(key as usize).filter(|task| task.spec.seq == seq) else { return };
+            let Some(task) = self.tasks.get(key).filter(|task| task.spec.seq == seq) else { return };
             match task.share(recipient).map(|share| &share.state) {
                 Some(ShareState::Scheduled { due }) => {
                     self.timers.set(*due, Timer::Due { task: key, recipient, seq });

@@ -16,24 +16,43 @@ pub(super) const FREE_RETURNS_MAX: u8 = 100;
 /// How many failed attempts a history shows; older ones are counted, not shown.
 const HISTORY_MAX: usize = 100;
 
+/// Small: there may be ten million of them. What most tasks never have is in boxes.
 #[derive(Debug)]
 pub(super) struct Task {
-    pub(super) spec: Arc<TaskSpec>,
+    pub(super) spec: TaskSpec,
+    /// What the worker gets; none: it left memory, and is in the store.
+    pub(super) payload: Option<Arc<Payload>>,
+    pub(super) payload_bytes: u32,
     pub(super) queue: u32,
-    /// Whether the store holds it: before that it is nobody's to take.
-    pub(super) durable: bool,
+    /// How many events there were, counted from [`Task::event_seq`]'s base.
+    events: u32,
+    /// Whether the store holds it, and where its payload is.
+    pub(super) held: Held,
     /// It has ended, and its end was told; leases that are still out may be settled to no effect.
     pub(super) decided: bool,
     /// Somebody cancelled it while it was with a worker: an ack finishes it, everything else cancels it.
     pub(super) cancelling: bool,
-    pub(super) event_seq: u64,
-    pub(super) watchers: Vec<Watcher>,
-    /// What those who watch were told, for those who come back; none: nobody ever watched.
-    pub(super) events: Option<Box<History>>,
+    /// An earlier process accepted it: its events are counted from the start's number on.
+    restored: bool,
     /// The share of the only recipient, or of the first.
     pub(super) first: Share,
-    /// Tasks to all: the shares of the others, and the counts of all.
-    pub(super) fanout: Option<Box<Fanout>>,
+}
+
+/// Where a payload is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Held {
+    /// In memory, and the store does not hold the task yet: it is nobody's to take.
+    Unstored,
+    /// The same, but it may be handed out before.
+    Early,
+    /// In memory.
+    Here,
+    /// In the store alone.
+    Away,
+    /// There too, and it was asked for.
+    Coming,
+    /// In memory, and it was away.
+    Back,
 }
 
 /// Who wants to hear about a task.
@@ -75,8 +94,8 @@ pub(super) enum ShareState {
     Scheduled { due: Time },
     /// Waits for a worker.
     Queued { since: Time },
-    /// Is with a worker.
-    Leased(Lease),
+    /// Is with a worker. Boxed: few are, of those that wait.
+    Leased(Box<Lease>),
     /// Waits out a back-off.
     Retrying { due: Time },
     /// Has ended.
@@ -100,7 +119,7 @@ pub(super) struct Lease {
     pub(super) unstarted: bool,
 }
 
-/// What most shares never have.
+/// What most shares never have; and what most tasks never have, with the share of the first recipient.
 #[derive(Debug, Default)]
 pub(super) struct Notes {
     /// Not to be offered to this session before then: it released the task.
@@ -109,6 +128,12 @@ pub(super) struct Notes {
     /// Tasks to all: what the recipient's ack said.
     pub(super) result: Payload,
     pub(super) percent: Option<f64>,
+    /// Of the task: who wants to hear about it.
+    watchers: Vec<Watcher>,
+    /// Of the task: what those who watch were told, for those who come back; none: nobody ever watched.
+    history_told: Option<Box<History>>,
+    /// Of a task to all: the shares of the others, and the counts of all.
+    fanout: Option<Box<Fanout>>,
 }
 
 /// The recipients of a task to all.
@@ -211,22 +236,125 @@ impl ShareState {
 }
 
 impl Task {
+    /// A task that nobody is offered yet.
+    pub(super) fn new(
+        spec: TaskSpec,
+        payload: Arc<Payload>,
+        queue: u32,
+        first: Share,
+        fanout: Option<Fanout>,
+    ) -> Task {
+        let payload_bytes = u32::try_from(payload.bytes().len()).expect("the door lets 16 MiB in");
+        let mut task = Task {
+            spec,
+            payload: Some(payload),
+            payload_bytes,
+            queue,
+            events: 0,
+            held: Held::Unstored,
+            decided: false,
+            cancelling: false,
+            restored: false,
+            first,
+        };
+        if let Some(fanout) = fanout {
+            task.first.notes_mut().fanout = Some(Box::new(fanout));
+        }
+        task
+    }
+
+    /// Whether the store holds it, or need not before it is handed out.
+    pub(super) fn is_durable(&self) -> bool {
+        self.held != Held::Unstored
+    }
+
+    /// The bytes of its payload, wherever that is.
+    pub(super) fn bytes(&self) -> u64 {
+        u64::from(self.payload_bytes)
+    }
+
+    /// The number of its latest event; 0: there was none. `base` is where this process began to count those of tasks
+    /// that it did not accept.
+    pub(super) fn event_seq(&self, base: u64) -> u64 {
+        u64::from(self.events) + if self.restored { base } else { 0 }
+    }
+
+    /// Counts an event. Beyond four billion the number stands still.
+    pub(super) fn count_event(&mut self) {
+        self.events = self.events.saturating_add(1);
+    }
+
+    /// What happened before was told to nobody who is still here: the numbers of events begin with the process.
+    pub(super) fn count_events_anew(&mut self) {
+        (self.events, self.restored) = (0, true);
+    }
+
+    pub(super) fn watchers(&self) -> &[Watcher] {
+        self.first.notes.as_ref().map_or(&[], |notes| &notes.watchers)
+    }
+
+    /// Adds a watcher; whether it is a new one.
+    pub(super) fn watch(&mut self, watcher: Watcher) -> bool {
+        let watchers = &mut self.first.notes_mut().watchers;
+        let new = !watchers.contains(&watcher);
+        if new {
+            watchers.push(watcher);
+        }
+        new
+    }
+
+    pub(super) fn unwatch(&mut self, watcher: Watcher) {
+        if let Some(notes) = &mut self.first.notes {
+            notes.watchers.retain(|other| *other != watcher);
+        }
+    }
+
+    pub(super) fn take_watchers(&mut self) -> Vec<Watcher> {
+        self.first.notes.as_mut().map(|notes| std::mem::take(&mut notes.watchers)).unwrap_or_default()
+    }
+
+    /// What those who watch were told; none: nobody ever watched.
+    pub(super) fn told(&self) -> Option<&History> {
+        self.first.notes.as_ref()?.history_told.as_deref()
+    }
+
+    pub(super) fn told_mut(&mut self) -> Option<&mut History> {
+        self.first.notes.as_mut()?.history_told.as_deref_mut()
+    }
+
+    pub(super) fn remember_told(&mut self, history: History) {
+        self.first.notes_mut().history_told = Some(Box::new(history));
+    }
+
+    pub(super) fn take_told(&mut self) -> Option<Box<History>> {
+        self.first.notes.as_mut()?.history_told.take()
+    }
+
+    /// The recipients of a task to all.
+    pub(super) fn fanout(&self) -> Option<&Fanout> {
+        self.first.notes.as_ref()?.fanout.as_deref()
+    }
+
+    pub(super) fn fanout_mut(&mut self) -> Option<&mut Fanout> {
+        self.first.notes.as_mut()?.fanout.as_deref_mut()
+    }
+
     pub(super) fn share(&self, recipient: u32) -> Option<&Share> {
         match recipient {
             0 => Some(&self.first),
-            n => self.fanout.as_ref()?.others.get(n as usize - 1),
+            n => self.fanout()?.others.get(n as usize - 1),
         }
     }
 
     pub(super) fn share_mut(&mut self, recipient: u32) -> Option<&mut Share> {
         match recipient {
             0 => Some(&mut self.first),
-            n => self.fanout.as_mut()?.others.get_mut(n as usize - 1),
+            n => self.fanout_mut()?.others.get_mut(n as usize - 1),
         }
     }
 
     pub(super) fn recipients(&self) -> u32 {
-        1 + self.fanout.as_ref().map_or(0, |fanout| fanout.others.len() as u32)
+        1 + self.fanout().map_or(0, |fanout| fanout.others.len() as u32)
     }
 
     /// The worker that a recipient of a task to all is.
@@ -241,7 +369,7 @@ impl Task {
         if self.decided {
             return TaskState::Dead;
         }
-        match &self.fanout {
+        match self.fanout() {
             None => self.first.state.task_state(),
             Some(fanout) => match fanout.standing {
                 [_, _, leased, _] if leased > 0 => TaskState::Leased,
@@ -257,24 +385,37 @@ impl Task {
     pub(super) fn lay(&mut self, recipient: u32) {
         let Some(share) = self.share_mut(recipient) else { return };
         let before = std::mem::replace(&mut share.state, ShareState::Over(TaskState::Cancelled));
-        if let (Some(fanout), Some(at)) = (&mut self.fanout, before.standing()) {
+        if let (Some(fanout), Some(at)) = (self.fanout_mut(), before.standing()) {
             fanout.standing[at] -= 1;
         }
     }
 
     /// Whether it is with a worker, or waits for its next attempt, for any of its recipients.
     pub(super) fn is_under_way(&self) -> bool {
-        match &self.fanout {
+        match self.fanout() {
             None => matches!(self.first.state, ShareState::Leased(_) | ShareState::Retrying { .. }),
             Some(fanout) => fanout.standing[2] + fanout.standing[3] > 0,
         }
     }
 
-    /// What a task weighs against the broker's memory, in bytes.
-    pub(super) fn weight(spec: &TaskSpec) -> u64 {
-        spec.payload.bytes().len() as u64 + 64 * spec.recipients.len() as u64 + TASK_OVERHEAD_BYTES
+    /// What a task weighs against the broker's memory, in bytes: its payload only while that is there.
+    pub(super) fn weight(&self) -> u64 {
+        let payload = if self.payload.is_some() { self.bytes() } else { 0 };
+        payload + 64 * self.spec.recipients.len() as u64 + TASK_OVERHEAD_BYTES
     }
 }
 
-/// What a task takes beside its payload: spec, slot, id, list entry and timers, rounded up.
-const TASK_OVERHEAD_BYTES: u64 = 512;
+/// What a task takes beside its payload, rounded up: its row, its number in the tables, its entry in a lane, the log's
+/// row; and what its payload takes beside its bytes.
+pub(super) const TASK_OVERHEAD_BYTES: u64 = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ten million tasks wait in a gigabyte or so: each field counts.
+    #[test]
+    fn a_task_stays_small() {
+        assert_eq!((size_of::<Share>(), size_of::<Task>()), (32, 96));
+    }
+}

@@ -78,13 +78,13 @@ pub struct WorkerView {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Cursor {
     /// The next slot of the tasks that live.
-    live: usize,
+    live: u32,
     /// The serial number of the next of those that are kept: the oldest go meanwhile.
     kept: u64,
 }
 
 /// So many slots are looked at in one go, in a few milliseconds at most.
-const SCAN_SLOTS: usize = 20_000;
+const SCAN_SLOTS: u32 = 20_000;
 
 /// Why a task is not with a worker.
 #[derive(Debug, Clone, PartialEq)]
@@ -156,6 +156,8 @@ pub enum Reason {
         /// When that worker may get it again.
         in_ms: u64,
     },
+    /// The payload of the queue's next task is on its way from the disk.
+    PayloadAway,
     /// The disk does not hold it yet.
     NotDurable,
     /// The broker shuts down.
@@ -177,22 +179,24 @@ impl Shard {
         let key = *self.queue_names.get(queue)?;
         let mut ids = Vec::new();
         let wanted = |id: TaskId| after.is_none_or(|after| id > after);
-        let slots = from.live..(from.live + SCAN_SLOTS).min(self.tasks.capacity());
+        let end = self.tasks.end();
+        let slots = from.live..from.live.saturating_add(SCAN_SLOTS).min(end);
         for slot in slots.clone() {
-            if let Some(task) = self.tasks.get(slot).filter(|task| task.queue == key && wanted(task.spec.id))
-                && matches!(self.ids.get(&task.spec.id), Some(Place::Live(at)) if *at as usize == slot)
+            if let Some(task) =
+                self.tasks.get(slot).filter(|task| task.queue == key && wanted(task.spec.id()))
+                && self.live(task.spec.id()) == Some(slot)
                 && filter.lets_through(task, now)
             {
-                ids.push(task.spec.id);
+                ids.push(task.spec.id());
             }
         }
         let mut next = Cursor { live: slots.end, kept: from.kept };
-        let mut more = slots.end < self.tasks.capacity();
+        let mut more = slots.end < end;
         if !more {
             let (kept, first) = (&self.queues[key as usize].kept, self.queues[key as usize].kept_first);
             let begin =
                 usize::try_from(from.kept.saturating_sub(first)).unwrap_or(usize::MAX).min(kept.len());
-            let part = begin..(begin + SCAN_SLOTS).min(kept.len());
+            let part = begin..(begin + SCAN_SLOTS as usize).min(kept.len());
             ids.extend(
                 part.clone()
                     .map(|at| &*kept[at].record)
@@ -220,7 +224,7 @@ impl Shard {
 
     /// The task with this id, if it lives or is kept.
     pub fn task_view(&self, id: TaskId, now: Time) -> Option<TaskView> {
-        let Place::Live(key) = self.ids.get(&id)? else {
+        let Place::Live(key) = self.place(id)? else {
             let record = self.kept(id)?;
             return Some(TaskView {
                 task: id,
@@ -235,7 +239,7 @@ impl Shard {
                 history: record.history.clone(),
             });
         };
-        let task = self.tasks.get(*key as usize)?;
+        let task = self.tasks.get(key)?;
         let holder = |share: &Share| {
             let lease = share.lease()?;
             self.sessions.get(&lease.session).map(|session| session.worker.clone())
@@ -261,16 +265,16 @@ impl Shard {
 
     /// The queue of a task that lives or is kept.
     pub fn queue_of(&self, id: TaskId) -> Option<&QueueName> {
-        match self.ids.get(&id)? {
-            Place::Live(key) => self.tasks.get(*key as usize).map(|task| &task.spec.queue),
+        match self.place(id)? {
+            Place::Live(key) => self.tasks.get(key).map(|task| &task.spec.queue),
             Place::Kept { .. } => self.kept(id).map(|record| &record.queue),
         }
     }
 
     /// The last word on a task that has ended, as `finished` says it.
     pub fn finished(&self, id: TaskId) -> Option<taskyard_proto::Finished> {
-        match self.ids.get(&id)? {
-            Place::Live(key) => self.dead_message(*key),
+        match self.place(id)? {
+            Place::Live(key) => self.dead_message(key),
             Place::Kept { .. } => self.kept(id).map(super::kept::finished_message),
         }
     }

@@ -2,13 +2,14 @@
 
 use std::collections::VecDeque;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use taskyard_proto::TaskId;
 use tokio::sync::Notify;
 
 use super::{Capabilities, Engine, EngineError, Event, Footprint, Opened, records};
-use crate::core::StoreOp;
-use crate::log::{Files, Key, Log, LogError, LogObserver, LogThread, Options, Recovery};
+use crate::core::{Fetched, StoreOp};
+use crate::log::{Files, Key, Log, LogError, LogObserver, LogThread, Options, RecordKind, Recovery};
 
 pub use crate::log::LogObserver as Observer;
 
@@ -24,6 +25,8 @@ pub struct Embedded {
     told_failure: bool,
     /// Keys that are no longer needed, until a batch takes them along.
     forget: Vec<Key>,
+    /// What the log's reader has brought; the lock is held for a push or a swap.
+    fetched: Arc<Mutex<Vec<Result<Fetched, EngineError>>>>,
 }
 
 /// So many keys to forget are worth a batch of their own.
@@ -52,19 +55,8 @@ impl Embedded {
             .map_err(|e| at(format!("{e}: choose one that can be written, with --data-dir"), 5))?;
         let mut options = Options::new(rand::random(), rand::random());
         options.segment_bytes = segment_bytes;
-        let mut unreadable = None;
-        let (log, recovery) = Log::open(files, options, &mut |record| {
-            if record.kind == crate::log::RecordKind::Remove {
-                return;
-            }
-            match records::decode(record.key, record.body) {
-                Ok(op) => visit(op),
-                Err(error) => {
-                    unreadable.get_or_insert_with(|| format!("{error} (record {})", record.lsn.0));
-                }
-            }
-        })
-        .map_err(|e| at(e.to_string(), e.exit_code()))?;
+        let (opened, unreadable) = read_all(files, options, visit);
+        let (log, recovery) = opened.map_err(|e| at(e.to_string(), e.exit_code()))?;
         if let Some(message) = unreadable {
             return Err(at(message, 3));
         }
@@ -87,6 +79,7 @@ impl Embedded {
             told_full: false,
             told_failure: false,
             forget: Vec::new(),
+            fetched: Arc::default(),
         };
         Ok((engine, opened, recovery))
     }
@@ -95,7 +88,16 @@ impl Embedded {
         if let Some(failure) = self.thread.failure()
             && !std::mem::replace(&mut self.told_failure, true)
         {
-            return Some(Event::Failed(EngineError { exit_code: 5, ..EngineError::from(&*failure) }));
+            // What is damaged now was whole at the start: the store must be looked after before the next one.
+            let exit_code = if failure.exit_code() == 3 { 3 } else { 5 };
+            return Some(Event::Failed(EngineError { exit_code, ..EngineError::from(&*failure) }));
+        }
+        let fetched = std::mem::take(&mut *self.fetched.lock().unwrap_or_else(PoisonError::into_inner));
+        if !fetched.is_empty() {
+            return Some(match fetched.into_iter().collect() {
+                Ok(fetched) => Event::Fetched(fetched),
+                Err(error) => Event::Failed(error),
+            });
         }
         let durable = self.thread.durable();
         while let Some((ticket, operations)) = self.tickets.front()
@@ -114,6 +116,64 @@ impl Embedded {
             Event::Full(full)
         })
     }
+}
+
+/// Records on their way from the thread that reads and checks them to the one that understands them.
+#[derive(Default)]
+struct Chunk {
+    bodies: Vec<u8>,
+    /// Of each record its key, its number, and where its body ends.
+    records: Vec<(Key, u64, usize)>,
+}
+
+/// An open log, and what was found.
+type Found = (Log<Files>, Recovery);
+
+/// What is handed over at once, and how many of these may wait: enough that neither thread waits for the other at each.
+const CHUNK_BYTES: usize = 256 << 10;
+const CHUNKS: usize = 8;
+
+/// Opens the log; shows `visit` what it holds, and says what it could not.
+///
+/// Half of a start is reading, sums and the log's own index, the other half is for the core: each has a thread.
+fn read_all(
+    files: Files,
+    options: Options,
+    visit: &mut dyn FnMut(StoreOp),
+) -> (Result<Found, LogError>, Option<String>) {
+    let (chunks, read) = std::sync::mpsc::sync_channel::<Chunk>(CHUNKS);
+    std::thread::scope(|scope| {
+        let opening = scope.spawn(move || {
+            let mut chunk = Chunk::default();
+            let opened = Log::open(files, options, &mut |record| {
+                if record.kind == RecordKind::Remove {
+                    return;
+                }
+                chunk.bodies.extend_from_slice(record.body);
+                chunk.records.push((record.key, record.lsn.0, chunk.bodies.len()));
+                if chunk.bodies.len() >= CHUNK_BYTES {
+                    // Whoever takes them does so to the end.
+                    let _ = chunks.send(std::mem::take(&mut chunk));
+                }
+            });
+            let _ = chunks.send(chunk);
+            opened
+        });
+        let (mut decoder, mut unreadable) = (records::Decoder::default(), None);
+        for chunk in read {
+            let mut begin = 0;
+            for (key, lsn, end) in chunk.records {
+                match decoder.decode(key, &chunk.bodies[begin..end]) {
+                    Ok(op) => visit(op),
+                    Err(error) => {
+                        unreadable.get_or_insert_with(|| format!("{error} (record {lsn})"));
+                    }
+                }
+                begin = end;
+            }
+        }
+        (opening.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), unreadable)
+    })
 }
 
 impl Engine for Embedded {
@@ -143,6 +203,25 @@ impl Engine for Embedded {
         }
         let ticket = self.thread.send(batch, std::mem::take(&mut self.forget));
         self.tickets.push_back((ticket, self.committed));
+    }
+
+    fn fetch(&mut self, tasks: &mut Vec<TaskId>) {
+        let (changed, to) = (self.changed.clone(), self.fetched.clone());
+        self.thread.fetch(tasks.drain(..).map(|task| task.0).collect(), move |records| {
+            let payload = |(key, body): (Key, Option<Vec<u8>>)| {
+                let payload = match body.map(|body| records::decode_payload(&body)) {
+                    None | Some(Ok(None)) => None,
+                    Some(Ok(Some(payload))) => Some(payload),
+                    Some(Err(error)) => {
+                        return Err(EngineError { message: error.to_string(), exit_code: 3 });
+                    }
+                };
+                Ok(Fetched { task: TaskId(key), payload })
+            };
+            let some: Vec<_> = records.into_iter().map(payload).collect();
+            to.lock().unwrap_or_else(PoisonError::into_inner).extend(some);
+            changed.notify_one();
+        });
     }
 
     async fn next_event(&mut self) -> Event {

@@ -2,14 +2,17 @@
 
 use std::future::pending;
 
+use taskyard_proto::TaskId;
+
 use super::{Capabilities, Engine, EngineError, Event, Footprint};
-use crate::core::StoreOp;
+use crate::core::{Fetched, StoreOp};
 
 /// Says `Stored` at once. A restart begins with nothing.
 #[derive(Debug, Default)]
 pub struct Memory {
     committed: u64,
     told: u64,
+    asked: Vec<TaskId>,
 }
 
 impl Memory {
@@ -29,7 +32,16 @@ impl Engine for Memory {
         ops.clear();
     }
 
+    fn fetch(&mut self, tasks: &mut Vec<TaskId>) {
+        self.asked.append(tasks);
+    }
+
     async fn next_event(&mut self) -> Event {
+        if !self.asked.is_empty() {
+            // It has nothing but what the core itself holds.
+            let nothing = |task| Fetched { task, payload: None };
+            return Event::Fetched(self.asked.drain(..).map(nothing).collect());
+        }
         if self.told == self.committed {
             pending::<()>().await;
         }

@@ -10,6 +10,8 @@
 //!    [`Capabilities`] say the engine outlives the process at all).
 //! 2. What is stored is replayed at the next start, each task's operations in their order.
 //! 3. A task whose end is stored is never replayed as one that has not ended.
+//!
+//! And one that is durable gives back the payload of any stored task that has not ended, when it is asked for.
 
 mod embedded;
 mod memory;
@@ -19,19 +21,23 @@ mod rows;
 use std::fmt;
 use std::future::Future;
 
-use crate::core::StoreOp;
+use taskyard_proto::TaskId;
+
+use crate::core::{Fetched, StoreOp};
 
 pub use embedded::{Embedded, Observer};
 pub use memory::Memory;
 
 /// Something an engine has to say.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// All operations up to this one, counted from the start of the process, are stored.
     Stored {
         /// How many.
         through: u64,
     },
+    /// Payloads that [`Engine::fetch`] was asked for.
+    Fetched(Vec<Fetched>),
     /// New tasks can no longer be stored, or can again. Settles of old ones still are.
     Full(bool),
     /// The engine is broken; nothing more will be stored. The process must end.
@@ -83,6 +89,9 @@ pub trait Engine: Send + 'static {
     /// Takes operations, leaving `ops` empty. They are stored as one batch, in order, after those of
     /// all earlier calls. Never waits: ask [`Engine::has_room`] before taking work in that needs it.
     fn commit(&mut self, ops: &mut Vec<StoreOp>);
+
+    /// Brings payloads of stored tasks back; each is told by `Fetched`, in any order. Never waits.
+    fn fetch(&mut self, tasks: &mut Vec<TaskId>);
 
     /// The next event. May be dropped at any time without losing one.
     fn next_event(&mut self) -> impl Future<Output = Event> + Send;

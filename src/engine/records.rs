@@ -21,7 +21,7 @@ use super::rows::{
     DedupRow, KeysRow, QueueRow, ScheduleRow, SessionRow, UnscheduleRow, UnsessionRow, joined, split,
 };
 use crate::core::record::{Ended, FailedAttempt, Failure, FanoutRecord, ScheduleName, Totals};
-use crate::core::{Amendment, FinishRecord, RetryPolicy, StoreOp, TaskSpec, Time};
+use crate::core::{Acceptance, Amendment, FinishRecord, RetryPolicy, StoreOp, TaskSpec, Terms, Time};
 use crate::log::{Key, RecordBatch, RecordKind};
 
 const ACCEPT: u8 = 1;
@@ -71,7 +71,9 @@ pub fn encode(op: &StoreOp, batch: &mut RecordBatch) -> Option<Key> {
         });
     };
     match op {
-        StoreOp::Accept(spec) => push(RecordKind::Put, spec.id.0, ACCEPT, &AcceptRow::of(spec)),
+        StoreOp::Accept(accepted) => {
+            push(RecordKind::Put, accepted.spec.id().0, ACCEPT, &AcceptRow::of(accepted))
+        }
         StoreOp::Finish(record) => push(RecordKind::Put, record.task.0, FINISH, &FinishRow::of(record)),
         StoreOp::Queue(record) => {
             push(RecordKind::Put, queue_key(&record.queue), QUEUE, &QueueRow::of(record))
@@ -141,70 +143,97 @@ pub fn encode(op: &StoreOp, batch: &mut RecordBatch) -> Option<Key> {
 
 /// Reads a record's body.
 pub fn decode(key: Key, body: &[u8]) -> Result<StoreOp, Unreadable> {
-    let Some((&number, row)) = body.split_first() else {
-        return Err(Unreadable { number: 0, what: "it is empty".into() });
-    };
-    let task = TaskId(key);
-    let read = || -> Result<StoreOp, String> {
-        Ok(match number {
-            ACCEPT => StoreOp::Accept(Arc::new(parse::<AcceptRow>(row)?.into_spec(task)?)),
-            FINISH => StoreOp::Finish(parse::<FinishRow>(row)?.into_record(task)?),
-            QUEUE => StoreOp::Queue(Box::new(parse::<QueueRow>(row)?.into_record()?)),
-            DEDUP => StoreOp::Dedup(parse::<DedupRow>(row)?.into_record(task)?),
-            SCHEDULE => StoreOp::Schedule(Box::new(parse::<ScheduleRow>(row)?.into_record()?)),
-            UNSCHEDULE => StoreOp::Unschedule(ScheduleName::parse(&parse::<UnscheduleRow>(row)?.name)?),
-            SESSION => StoreOp::Session(Box::new(parse::<SessionRow>(row)?.into_record()?)),
-            UNSESSION => StoreOp::Unsession(joined(parse::<UnsessionRow>(row)?.key)),
-            DELETE => StoreOp::Delete(task),
-            CANCELLING => StoreOp::Amend(task, Amendment::Cancelling),
-            REDRIVEN => StoreOp::Amend(task, Amendment::Redriven),
-            RETURNED => {
-                let row: DeliveredRow = parse(row)?;
-                StoreOp::Amend(task, Amendment::Returned { recipient: row.recipient })
-            }
-            LEASED => {
-                let row: LeasedRow = parse(row)?;
-                StoreOp::Amend(
-                    task,
-                    Amendment::Leased {
-                        recipient: row.recipient,
-                        number: row.number,
-                        slot: row.slot,
-                        session: joined(row.session),
-                        deadline: Time(row.deadline),
-                        explicit_start: row.explicit_start,
-                    },
-                )
-            }
-            FAILED => {
-                let row: FailedRow = parse(row)?;
-                StoreOp::Amend(
-                    task,
-                    Amendment::Failed {
-                        recipient: row.recipient,
-                        attempt: row.attempt.into_attempt()?,
-                        due: row.due.map(Time),
-                        lost: row.lost,
-                    },
-                )
-            }
-            DEFERRED => {
-                let row: DeferredRow = parse(row)?;
-                StoreOp::Amend(task, Amendment::Deferred { recipient: row.recipient, due: Time(row.due) })
-            }
-            ACKED => {
-                let row: AckedRow = parse(row)?;
-                let result = row.result.into_payload()?;
-                StoreOp::Amend(task, Amendment::Acked { recipient: row.recipient, result })
-            }
-            DELIVERED => {
-                let row: DeliveredRow = parse(row)?;
-                StoreOp::Amend(task, Amendment::Delivered { recipient: row.recipient })
-            }
-            _ => return Err("there is no such kind".into()),
-        })
-    };
-    read().map_err(|what| Unreadable { number, what })
+    Decoder::default().decode(key, body)
+}
+
+/// The payload of an accepted task; none if the record is of something else: the task has ended.
+pub fn decode_payload(body: &[u8]) -> Result<Option<Payload>, Unreadable> {
+    match body.split_first() {
+        Some((&ACCEPT, row)) => parse::<AcceptRow<'_>>(row)
+            .and_then(|row| row.payload.to_payload())
+            .map(Some)
+            .map_err(|what| Unreadable { number: ACCEPT, what }),
+        _ => Ok(None),
+    }
+}
+
+/// Reads the bodies of many records.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    /// Those of the latest task without options: most others of its queue share them.
+    latest: Option<Arc<Terms>>,
+}
+
+impl Decoder {
+    /// Reads a record's body.
+    pub fn decode(&mut self, key: Key, body: &[u8]) -> Result<StoreOp, Unreadable> {
+        let Some((&number, row)) = body.split_first() else {
+            return Err(Unreadable { number: 0, what: "it is empty".into() });
+        };
+        let task = TaskId(key);
+        let mut read = || -> Result<StoreOp, String> {
+            Ok(match number {
+                ACCEPT => {
+                    StoreOp::Accept(parse::<AcceptRow<'_>>(row)?.into_acceptance(task, &mut self.latest)?)
+                }
+                FINISH => StoreOp::Finish(Arc::new(parse::<FinishRow>(row)?.into_record(task)?)),
+                QUEUE => StoreOp::Queue(Box::new(parse::<QueueRow>(row)?.into_record()?)),
+                DEDUP => StoreOp::Dedup(parse::<DedupRow>(row)?.into_record(task)?),
+                SCHEDULE => StoreOp::Schedule(Box::new(parse::<ScheduleRow>(row)?.into_record()?)),
+                UNSCHEDULE => StoreOp::Unschedule(ScheduleName::parse(&parse::<UnscheduleRow>(row)?.name)?),
+                SESSION => StoreOp::Session(Box::new(parse::<SessionRow>(row)?.into_record()?)),
+                UNSESSION => StoreOp::Unsession(joined(parse::<UnsessionRow>(row)?.key)),
+                DELETE => StoreOp::Delete(task),
+                CANCELLING => StoreOp::Amend(task, Amendment::Cancelling),
+                REDRIVEN => StoreOp::Amend(task, Amendment::Redriven),
+                RETURNED => {
+                    let row: DeliveredRow = parse(row)?;
+                    StoreOp::Amend(task, Amendment::Returned { recipient: row.recipient })
+                }
+                LEASED => {
+                    let row: LeasedRow = parse(row)?;
+                    StoreOp::Amend(
+                        task,
+                        Amendment::Leased {
+                            recipient: row.recipient,
+                            number: row.number,
+                            slot: row.slot,
+                            session: joined(row.session),
+                            deadline: Time(row.deadline),
+                            explicit_start: row.explicit_start,
+                        },
+                    )
+                }
+                FAILED => {
+                    let row: FailedRow = parse(row)?;
+                    StoreOp::Amend(
+                        task,
+                        Amendment::Failed {
+                            recipient: row.recipient,
+                            attempt: row.attempt.into_attempt()?,
+                            due: row.due.map(Time),
+                            lost: row.lost,
+                        },
+                    )
+                }
+                DEFERRED => {
+                    let row: DeferredRow = parse(row)?;
+                    StoreOp::Amend(task, Amendment::Deferred { recipient: row.recipient, due: Time(row.due) })
+                }
+                ACKED => {
+                    let row: AckedRow = parse(row)?;
+                    let result = row.result.into_payload()?;
+                    StoreOp::Amend(task, Amendment::Acked { recipient: row.recipient, result })
+                }
+                DELIVERED => {
+                    let row: DeliveredRow = parse(row)?;
+                    StoreOp::Amend(task, Amendment::Delivered { recipient: row.recipient })
+                }
+                _ => return Err("there is no such kind".into()),
+            })
+        };
+        read().map_err(|what| Unreadable { number, what })
+    }
 }
 
 /// The log's key of a queue: a hash of its name.
@@ -259,9 +288,20 @@ impl<T: Serialize> Row for T {
 #[derive(Serialize, Deserialize)]
 struct PayloadRow(u8, ByteBuf);
 
-/// The same, borrowed: the hot path copies a payload once, into the log's buffer.
-#[derive(Serialize)]
-struct PayloadRef<'a>(u8, &'a serde_bytes::Bytes);
+/// The same, borrowed: the hot path copies a payload once, into the log's buffer or out of it.
+#[derive(Serialize, Deserialize)]
+struct PayloadRef<'a>(u8, #[serde(borrow)] &'a serde_bytes::Bytes);
+
+impl<'a> PayloadRef<'a> {
+    fn of(payload: &'a Payload) -> Self {
+        PayloadRef(payload.kind() as u8, serde_bytes::Bytes::new(payload.bytes()))
+    }
+
+    fn to_payload(&self) -> Result<Payload, String> {
+        let kind = PayloadKind::from_number(self.0).ok_or("a payload is of no known kind")?;
+        Ok(Payload::from_parts(kind, Bytes::copy_from_slice(self.1)))
+    }
+}
 
 impl PayloadRow {
     fn of(payload: &Payload) -> PayloadRow {
@@ -274,13 +314,14 @@ impl PayloadRow {
     }
 }
 
-/// The row of an accepted task; `P` is the payload, borrowed to write and owned to read.
+/// The row of an accepted task.
 #[derive(Serialize, Deserialize)]
-struct AcceptRow<P = PayloadRow> {
-    queue: String,
+struct AcceptRow<'a> {
+    queue: &'a str,
     seq: u64,
     accepted: u64,
-    payload: P,
+    #[serde(borrow)]
+    payload: PayloadRef<'a>,
     #[serde(default)]
     options: Option<Box<OptionsRow>>,
 }
@@ -317,10 +358,11 @@ const COMPLETE_ALL: u64 = 0;
 const COMPLETE_ANY: u64 = u64::MAX;
 
 impl OptionsRow {
-    fn of(spec: &TaskSpec) -> OptionsRow {
+    fn of(accepted: &Acceptance) -> OptionsRow {
+        let spec = &accepted.spec;
         OptionsRow {
-            due: spec.due.map(|t| t.0),
-            expires: spec.expires.map(|t| t.0),
+            due: accepted.due.map(|t| t.0),
+            expires: spec.expires().map(|t| t.0),
             priority: spec.priority,
             max_attempts: spec.max_attempts,
             ack_timeout_ms: spec.ack_timeout_ms,
@@ -348,9 +390,10 @@ impl OptionsRow {
 
     /// What a submit without options gives. Written down here, apart from the core's defaults: those
     /// may change, what is stored may not.
-    fn is_plain(spec: &TaskSpec) -> bool {
-        spec.due.is_none()
-            && spec.expires.is_none()
+    fn is_plain(accepted: &Acceptance) -> bool {
+        let spec = &accepted.spec;
+        accepted.due.is_none()
+            && spec.ttl_us.is_none()
             && spec.priority == PLAIN.priority
             && spec.max_attempts == PLAIN.max_attempts
             && spec.ack_timeout_ms == PLAIN.ack_timeout_ms
@@ -380,29 +423,36 @@ const PLAIN: OptionsRow = OptionsRow {
     keys: None,
 };
 
-impl<'a> AcceptRow<PayloadRef<'a>> {
-    fn of(spec: &'a TaskSpec) -> Self {
+impl<'a> AcceptRow<'a> {
+    fn of(accepted: &'a Acceptance) -> Self {
         AcceptRow {
-            queue: spec.queue.to_string(),
-            seq: spec.seq,
-            accepted: spec.accepted.0,
-            payload: PayloadRef(spec.payload.kind() as u8, serde_bytes::Bytes::new(spec.payload.bytes())),
-            options: (!OptionsRow::is_plain(spec)).then(|| Box::new(OptionsRow::of(spec))),
+            queue: accepted.spec.queue.as_str(),
+            seq: accepted.spec.seq,
+            accepted: accepted.spec.accepted.0,
+            payload: PayloadRef::of(&accepted.payload),
+            options: (!OptionsRow::is_plain(accepted)).then(|| Box::new(OptionsRow::of(accepted))),
         }
     }
-}
 
-impl AcceptRow {
-    fn into_spec(self, id: TaskId) -> Result<TaskSpec, String> {
+    /// `latest` are the terms of another task without options.
+    fn into_acceptance(self, id: TaskId, latest: &mut Option<Arc<Terms>>) -> Result<Acceptance, String> {
+        let (seq, accepted, payload) = (self.seq, Time(self.accepted), Arc::new(self.payload.to_payload()?));
+        let due = self.options.as_ref().and_then(|options| options.due).map(Time);
+        let alike = || latest.as_ref().filter(|terms| terms.queue.as_str() == self.queue);
+        let terms = match (&self.options, alike()) {
+            (None, Some(terms)) => terms.clone(),
+            (None, None) => latest.insert(Arc::new(self.into_terms()?)).clone(),
+            (Some(_), _) => Arc::new(self.into_terms()?),
+        };
+        Ok(Acceptance { spec: TaskSpec::new(id, seq, accepted, terms), due, payload })
+    }
+
+    fn into_terms(self) -> Result<Terms, String> {
         let options = self.options.map_or(PLAIN, |options| *options);
         let group = |text: &str| name(text, GroupName::parse);
-        Ok(TaskSpec {
-            id,
-            queue: name(&self.queue, QueueName::parse)?,
-            seq: self.seq,
-            accepted: Time(self.accepted),
-            due: options.due.map(Time),
-            expires: options.expires.map(Time),
+        Ok(Terms {
+            queue: name(self.queue, QueueName::parse)?,
+            ttl_us: options.expires.map(|at| at.saturating_sub(self.accepted)),
             priority: options.priority,
             max_attempts: options.max_attempts,
             ack_timeout_ms: options.ack_timeout_ms,
@@ -434,7 +484,6 @@ impl AcceptRow {
             account: options.account.map(SmolStr::from),
             keys: options.keys.map(|row| row.into_keys().map(Box::new)).transpose()?,
             headers: Headers::from_pairs(options.headers.iter().map(|(k, v)| (&**k, &**v)))?,
-            payload: self.payload.into_payload()?,
         })
     }
 }

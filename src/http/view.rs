@@ -161,6 +161,8 @@ pub enum Hold {
     },
     /// The disk does not hold it yet.
     NotDurable,
+    /// The payload of its queue's next task is on its way from the disk.
+    PayloadAway,
     /// The broker shuts down.
     Draining,
 }
@@ -546,6 +548,12 @@ impl From<Reason> for Why {
                 Hold::NotDurable,
                 "the disk does not hold it yet, which takes a moment: if it lasts, look at \
                  taskyard_log_sync_seconds and at the broker's log"
+                    .to_owned(),
+            ),
+            Reason::PayloadAway => (
+                Hold::PayloadAway,
+                "the payload of its queue's next task is on its way from the disk, which takes a moment: if it lasts, \
+                 the disk is slow; payload_memory_bytes says how much stays in memory"
                     .to_owned(),
             ),
             Reason::Draining => (

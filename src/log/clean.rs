@@ -146,6 +146,7 @@ impl<S: Storage> Log<S> {
 
         self.cleaning = None;
         self.reading = None;
+        self.lent.retain(|(sequence, _)| *sequence != oldest.sequence);
         let name = segment_name(oldest.sequence);
         let recycle = self.spares.len() < SPARES && oldest.file_bytes == self.options.segment_bytes;
         let freed = if recycle {
@@ -348,7 +349,7 @@ impl<S: Storage> Log<S> {
                 let Some(record) = records.next() else {
                     break;
                 };
-                let mut locations = self.index.locations(record.key).copied();
+                let mut locations = self.index.locations(record.key);
                 let lives_here = record.kind == RecordKind::Put
                     && locations.next().is_some_and(|put| {
                         put.segment == cleaning.sequence && u64::from(put.offset) == offset
@@ -374,7 +375,7 @@ impl<S: Storage> Log<S> {
     }
 
     /// Reads one record and checks that it is the one that the index means.
-    fn read_record(&mut self, location: Location, key: Key) -> Result<Vec<u8>, LogError> {
+    pub(super) fn read_record(&mut self, location: Location, key: Key) -> Result<Vec<u8>, LogError> {
         let name = segment_name(location.segment);
         let mut bytes = vec![0; location.bytes as usize];
         let offset = u64::from(location.offset);

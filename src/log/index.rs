@@ -1,11 +1,11 @@
 //! Which records are alive and where they stand: what cleaning must know, and nothing else.
 
-use std::collections::VecDeque;
-
-use hashbrown::HashTable;
+use std::collections::{HashMap, VecDeque};
+use std::num::NonZeroU32;
 
 use super::record::{Key, RecordKind};
 use super::segment::Sequence;
+use crate::slots::{SlotIndex, Slots};
 
 /// Where a record stands: its header's first byte, and its bytes with the header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,27 +26,42 @@ pub(super) struct Segment {
     pub live_records: u64,
 }
 
-/// A key with a living `Put`. 40 bytes: ten million tasks must fit in memory beside their queues.
+/// A key with a living `Put`. 28 bytes: ten million tasks must fit in memory beside their queues.
 struct Entry {
-    /// In two halves: a `u128` would align the entry to 16 and cost 8 bytes.
-    key: [u64; 2],
-    put: Location,
-    /// Boxed and then listed, because almost no key has any, and an empty list of its own takes 24 bytes.
-    amends: Option<Box<Amends>>,
+    /// In four parts: a `u128` would align the entry to 16 and cost 4 bytes.
+    key: [u32; 4],
+    segment: Sequence,
+    offset: u32,
+    /// Its bytes, doubled, and one more if the key has amendments.
+    bytes: NonZeroU32,
 }
 
-struct Amends(Vec<Location>);
-
 impl Entry {
-    fn locations(&self) -> impl Iterator<Item = &Location> {
-        std::iter::once(&self.put).chain(self.amends.iter().flat_map(|amends| &amends.0))
+    fn new(key: Key, put: Location) -> Entry {
+        let bytes = NonZeroU32::new(put.bytes << 1).expect("a record has a header");
+        Entry { key: parts(key), segment: put.segment, offset: put.offset, bytes }
+    }
+
+    fn key(&self) -> Key {
+        self.key.iter().rev().fold(0, |key, part| key << 32 | Key::from(*part))
+    }
+
+    fn put(&self) -> Location {
+        Location { segment: self.segment, offset: self.offset, bytes: self.bytes.get() >> 1 }
+    }
+
+    fn is_amended(&self) -> bool {
+        self.bytes.get() & 1 == 1
     }
 }
 
 /// All living records and the segments that hold them.
 #[derive(Default)]
 pub(super) struct Index {
-    entries: HashTable<Entry>,
+    entries: Slots<Entry>,
+    by_key: SlotIndex,
+    /// The amendments, in order, of the few entries that have any.
+    amends: HashMap<u32, Vec<Location>>,
     /// Without gaps: a segment is found by its distance from the front.
     segments: VecDeque<Segment>,
     live_bytes: u64,
@@ -95,31 +110,41 @@ impl Index {
 
     /// Ends a key; whether it lived.
     pub(super) fn forget(&mut self, key: Key) -> bool {
-        let halves = halves(key);
-        let Ok(found) = self.entries.find_entry(hash(halves), |entry| entry.key == halves) else {
-            return false;
-        };
-        let (entry, _) = found.remove();
-        self.bury(&entry);
+        let entries = &self.entries;
+        let found =
+            self.by_key.remove(hash(key), |at| entries[at].key() == key, |at| hash(entries[at].key()));
+        let Some(at) = found else { return false };
+        self.bury(at);
+        self.entries.remove(at);
         true
     }
 
     /// Where the living records of a key stand: its `Put`, then its `Amend`s in order. Empty if it has none.
-    pub(super) fn locations(&self, key: Key) -> impl Iterator<Item = &Location> {
-        let halves = halves(key);
-        self.entries.find(hash(halves), |entry| entry.key == halves).into_iter().flat_map(Entry::locations)
+    pub(super) fn locations(&self, key: Key) -> impl Iterator<Item = Location> {
+        self.find(key).into_iter().flat_map(|at| self.locations_of(at))
+    }
+
+    fn find(&self, key: Key) -> Option<u32> {
+        self.by_key.find(hash(key), |at| self.entries[at].key() == key)
+    }
+
+    fn locations_of(&self, at: u32) -> impl Iterator<Item = Location> {
+        let entry = &self.entries[at];
+        let amends = entry.is_amended().then(|| &self.amends[&at]);
+        std::iter::once(entry.put()).chain(amends.into_iter().flatten().copied())
     }
 
     fn put(&mut self, key: Key, location: Location) -> bool {
-        let halves = halves(key);
-        let entry = Entry { key: halves, put: location, amends: None };
-        match self.entries.find_mut(hash(halves), |entry| entry.key == halves) {
-            Some(place) => {
-                let old = std::mem::replace(place, entry);
-                self.bury(&old);
+        let entry = Entry::new(key, location);
+        match self.find(key) {
+            Some(at) => {
+                self.bury(at);
+                self.entries[at] = entry;
             }
             None => {
-                self.entries.insert_unique(hash(halves), entry, |entry| hash(entry.key));
+                let at = self.entries.insert(entry);
+                let entries = &self.entries;
+                self.by_key.insert(hash(key), at, |at| hash(entries[at].key()));
             }
         }
         self.count(location);
@@ -127,11 +152,10 @@ impl Index {
     }
 
     fn amend(&mut self, key: Key, location: Location) -> bool {
-        let halves = halves(key);
-        let Some(entry) = self.entries.find_mut(hash(halves), |entry| entry.key == halves) else {
-            return false;
-        };
-        entry.amends.get_or_insert_with(|| Box::new(Amends(Vec::new()))).0.push(location);
+        let Some(at) = self.find(key) else { return false };
+        let entry = &mut self.entries[at];
+        entry.bytes |= 1;
+        self.amends.entry(at).or_default().push(location);
         self.count(location);
         true
     }
@@ -144,14 +168,22 @@ impl Index {
         segment.live_records += 1;
     }
 
-    fn bury(&mut self, entry: &Entry) {
-        for location in entry.locations() {
-            self.live_bytes -= u64::from(location.bytes);
-            self.live_records -= 1;
-            let segment = self.segment_mut(location.segment);
-            segment.live_bytes -= u64::from(location.bytes);
-            segment.live_records -= 1;
+    /// Its records live no longer.
+    fn bury(&mut self, at: u32) {
+        self.bury_one(self.entries[at].put());
+        if self.entries[at].is_amended() {
+            for location in self.amends.remove(&at).into_iter().flatten() {
+                self.bury_one(location);
+            }
         }
+    }
+
+    fn bury_one(&mut self, location: Location) {
+        self.live_bytes -= u64::from(location.bytes);
+        self.live_records -= 1;
+        let segment = self.segment_mut(location.segment);
+        segment.live_bytes -= u64::from(location.bytes);
+        segment.live_records -= 1;
     }
 
     fn segment_mut(&mut self, sequence: Sequence) -> &mut Segment {
@@ -160,14 +192,15 @@ impl Index {
     }
 }
 
-fn halves(key: Key) -> [u64; 2] {
-    [key as u64, (key >> 64) as u64]
+fn parts(key: Key) -> [u32; 4] {
+    [key as u32, (key >> 32) as u32, (key >> 64) as u32, (key >> 96) as u32]
 }
 
 /// UUIDv7 keys share their upper bits for as long as a millisecond lasts, and any other key may be a small
 /// number: both halves are mixed into all bits by one wide multiplication. Keys are made by the broker, so
 /// nobody chooses them to collide.
-fn hash([low, high]: [u64; 2]) -> u64 {
+fn hash(key: Key) -> u64 {
+    let (low, high) = (key as u64, (key >> 64) as u64);
     let wide = u128::from(low ^ 0x9E37_79B9_7F4A_7C15)
         .wrapping_mul(u128::from(high ^ 0xD6E8_FEB8_6659_FD93) | 1)
         .wrapping_add(u128::from(low.rotate_left(32)).wrapping_mul(0xA076_1D64_78BD_642F));
@@ -181,7 +214,11 @@ mod tests {
 
     #[test]
     fn an_entry_stays_small() {
-        assert_eq!(size_of::<Entry>(), 40);
+        assert_eq!((size_of::<Entry>(), size_of::<Option<Entry>>()), (28, 28));
+        let key = 0x0123_4567_89ab_cdef_1122_3344_5566_7788;
+        let put = Location { segment: 3, offset: 64, bytes: 17 << 20 };
+        let entry = Entry::new(key, put);
+        assert_eq!((entry.key(), entry.put(), entry.is_amended()), (key, put, false));
     }
 
     #[test]
@@ -189,12 +226,11 @@ mod tests {
         let mut seen = std::collections::HashSet::new();
         for bit in 0..128 {
             for base in [0, 1, u128::MAX, 0x0190_0000_0000_7000_8000_0000_0000_0000] {
-                seen.insert(hash(halves(base ^ (1 << bit))));
+                seen.insert(hash(base ^ (1 << bit)));
             }
         }
         assert!(seen.len() >= 4 * 128 - 2, "{}", seen.len());
-        let tags: std::collections::HashSet<u64> =
-            (0..1000u128).map(|key| hash(halves(key)) & 0xFFFF).collect();
+        let tags: std::collections::HashSet<u64> = (0..1000u128).map(|key| hash(key) & 0xFFFF).collect();
         assert!(tags.len() > 950, "{}", tags.len());
     }
 }

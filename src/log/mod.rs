@@ -9,6 +9,7 @@
 mod check;
 mod clean;
 mod error;
+mod fetch;
 mod index;
 mod record;
 mod recover;
@@ -21,6 +22,7 @@ mod writer;
 pub use check::{CheckReport, Problem, RepairReport, check, repair};
 pub use clean::Maintenance;
 pub use error::LogError;
+pub use fetch::Fetched;
 pub use record::{Key, Lsn, RECORD_BODY_BYTES_MAX, RECORD_HEADER_BYTES, RecordBatch, RecordKind};
 pub use recover::{RecoveredRecord, Recovery, TornTail};
 pub use storage::{Files, Storage, StorageFile};

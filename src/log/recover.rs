@@ -120,6 +120,7 @@ impl<S: Storage> Log<S> {
             zeroer: None,
             cleaning: None,
             reading: None,
+            lent: Vec::new(),
             next_lsn: found.walk.next_lsn,
             next_batch: found.walk.next_batch,
             durable: found.walk.next_lsn - 1,

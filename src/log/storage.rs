@@ -58,7 +58,7 @@ pub trait Storage: Send + 'static {
 }
 
 /// One file of a [`Storage`].
-pub trait StorageFile: Send + 'static {
+pub trait StorageFile: Send + Sync + 'static {
     /// The length in bytes.
     ///
     /// # Errors

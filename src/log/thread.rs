@@ -5,12 +5,14 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::clean::Maintenance;
 use super::error::LogError;
+use super::fetch::{Fetched, Question, Reader, Request};
 use super::record::{Key, RecordBatch};
 use super::storage::Storage;
 use super::writer::{Log, LogStats, Part};
@@ -55,6 +57,9 @@ impl LogObserver for () {
 pub struct LogThread {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+    /// Reads records back; dropped first, which ends it.
+    fetches: Option<Sender<Request>>,
+    reader: Option<JoinHandle<()>>,
 }
 
 struct Shared {
@@ -80,6 +85,8 @@ struct Inbox {
     sent: Vec<Sent>,
     /// The ticket of the last batch in `sent`.
     last_ticket: u64,
+    /// A reader asks where records stand.
+    asked: bool,
     stopping: bool,
     /// The stop is in order: the log may be marked so.
     orderly: bool,
@@ -127,6 +134,24 @@ impl LogThread {
             notify: Box::new(notify),
         });
         shared.publish_stats(log.stats());
+        let waker = Arc::clone(&shared);
+        let wake = move || {
+            let mut inbox = waker.inbox();
+            inbox.asked = true;
+            let wake = std::mem::take(&mut inbox.asleep);
+            drop(inbox);
+            if wake {
+                waker.arrived.notify_one();
+            }
+        };
+        let (reader, fetches, questions) = Reader::new(Box::new(wake));
+        let of_reader = Arc::clone(&shared);
+        let reader = std::thread::Builder::new().name("taskyard-fetch".to_owned()).spawn(move || {
+            let _guard = PanicGuard(Arc::clone(&of_reader));
+            if let Some(error) = reader.run() {
+                of_reader.fail(error);
+            }
+        })?;
         let runner = Runner {
             shared: Arc::clone(&shared),
             log,
@@ -135,10 +160,11 @@ impl LogThread {
             owed_bytes: 0,
             commits_since_upkeep: 0,
             marked: true,
+            questions,
         };
         let thread =
             std::thread::Builder::new().name("taskyard-log".to_owned()).spawn(move || runner.run())?;
-        Ok(Self { shared, thread: Some(thread) })
+        Ok(Self { shared, thread: Some(thread), fetches: Some(fetches), reader: Some(reader) })
     }
 
     /// Hands over a batch, and the keys that are not needed any more once it is appended. Returns a ticket: 1
@@ -156,6 +182,15 @@ impl LogThread {
             self.shared.arrived.notify_one();
         }
         ticket
+    }
+
+    /// Reads the living `Put`s of some keys, which must be durable, on a thread for that: `then` is called there with
+    /// each of them, in any order. Never blocks; after a failure, nothing is called.
+    pub fn fetch(&self, keys: Vec<Key>, then: impl FnOnce(Vec<Fetched>) + Send + 'static) {
+        if let Some(fetches) = &self.fetches {
+            // A reader that is gone has told why.
+            let _ = fetches.send(Request { keys, then: Box::new(then) });
+        }
     }
 
     /// An empty batch, with the memory of one that was written if there is any.
@@ -222,8 +257,12 @@ impl LogThread {
             inbox.orderly = orderly;
         }
         self.shared.arrived.notify_one();
+        self.fetches = None;
         // A panic over there was told by its guard.
         let _ = thread.join();
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
     }
 }
 
@@ -270,11 +309,17 @@ struct Runner<S: Storage, O> {
     commits_since_upkeep: u32,
     /// It is written down that the last commit was durable.
     marked: bool,
+    /// Of readers: where records stand.
+    questions: Receiver<Question<S::File>>,
 }
 
 /// What woke the thread up.
 enum Wake {
-    Arrived { last_ticket: u64 },
+    Arrived {
+        last_ticket: u64,
+    },
+    /// Only a reader's question.
+    Asked,
     TimePassed,
     Stop,
 }
@@ -333,8 +378,10 @@ impl<S: Storage, O: LogObserver> Runner<S, O> {
                 // Room first: who waits for it is woken by the same call that tells of the ticket.
                 self.recycle(taken);
                 self.publish(last_ticket);
+                self.answer_readers();
                 self.after_commit()?;
             }
+            Wake::Asked => self.answer_readers(),
             Wake::TimePassed if self.upkeep == Maintenance::Done => self.mark()?,
             Wake::TimePassed => {
                 self.maintain()?;
@@ -367,6 +414,12 @@ impl<S: Storage, O: LogObserver> Runner<S, O> {
         Ok(())
     }
 
+    fn answer_readers(&mut self) {
+        while let Ok(question) = self.questions.try_recv() {
+            self.log.answer(question);
+        }
+    }
+
     fn mark(&mut self) -> Result<(), LogError> {
         self.marked = true;
         self.log.mark()
@@ -383,6 +436,9 @@ impl<S: Storage, O: LogObserver> Runner<S, O> {
             if inbox.stopping {
                 return Wake::Stop;
             }
+            if std::mem::take(&mut inbox.asked) {
+                return Wake::Asked;
+            }
             inbox.asleep = true;
             let timeout = match patience {
                 Patience::None => {
@@ -398,7 +454,7 @@ impl<S: Storage, O: LogObserver> Runner<S, O> {
             let waited = self.shared.arrived.wait_timeout(inbox, timeout);
             let (guard, result) = waited.unwrap_or_else(PoisonError::into_inner);
             inbox = guard;
-            if result.timed_out() && inbox.sent.is_empty() && !inbox.stopping {
+            if result.timed_out() && inbox.sent.is_empty() && !inbox.stopping && !inbox.asked {
                 inbox.asleep = false;
                 return Wake::TimePassed;
             }
@@ -438,6 +494,7 @@ impl<S: Storage, O: LogObserver> Runner<S, O> {
                         return Err(error);
                     }
                     std::thread::sleep(NO_ROOM_RETRY);
+                    self.answer_readers();
                     self.maintain()?;
                 }
                 // A write may fail once, as a short write does; the log put its end back in order.

@@ -2,6 +2,8 @@
 //!
 //! Opening is in `recover`, cleaning in `clean`, the thread in `thread`.
 
+use std::sync::Arc;
+
 use super::clean::{Cleaning, Preparing, Zeroer};
 use super::error::{LogError, is_full};
 use super::index::{Index, Location, Segment};
@@ -105,6 +107,8 @@ pub struct Log<S: Storage> {
     pub(super) cleaning: Option<Cleaning<S::File>>,
     /// The last segment, other than the current and the one being cleaned, that a record was read from.
     pub(super) reading: Option<(Sequence, S::File)>,
+    /// Segments that were opened for readers lately.
+    pub(super) lent: Vec<(Sequence, Arc<S::File>)>,
     pub(super) next_lsn: u64,
     pub(super) next_batch: u64,
     /// Every record up to here is on disk.

@@ -34,6 +34,7 @@ macro_rules! conforms {
             starts_are_numbered
             there_is_room_again_once_the_work_is_done
             payloads_come_back_as_they_were
+            payloads_are_fetched_as_they_were_whatever_goes_on
             schedules_come_back_as_they_were_last
         })*
     };

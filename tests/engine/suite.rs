@@ -7,7 +7,7 @@ use std::time::Duration;
 use taskyard::core::record::{DedupRecord, FailedAttempt, Failure, QueueRecord, SessionRecord};
 use taskyard::core::schedule::{Missed, Rhythm, ScheduleName, ScheduleRecord};
 use taskyard::core::settings::{Pause, Settings};
-use taskyard::core::{Amendment, FinishRecord, RetryPolicy, StoreOp, TaskSpec, Time};
+use taskyard::core::{Acceptance, Amendment, FinishRecord, RetryPolicy, StoreOp, TaskSpec, Terms, Time};
 use taskyard::engine::{Engine, Event};
 use taskyard_proto::{
     Backoff, Complete, ErrorText, GroupName, Headers, Int, Key, Payload, QueueName, Submit, Target, TaskId,
@@ -29,13 +29,9 @@ fn queue() -> QueueName {
 }
 
 fn accept_with(number: u64, payload: Payload) -> StoreOp {
-    StoreOp::Accept(Arc::new(TaskSpec {
-        id: id(number),
+    let terms = Terms {
         queue: queue(),
-        seq: number,
-        accepted: Time(number * 1000),
-        due: number.is_multiple_of(3).then_some(Time(number * 2000)),
-        expires: None,
+        ttl_us: number.is_multiple_of(5).then_some(7),
         priority: 4,
         max_attempts: 5,
         ack_timeout_ms: 30_000,
@@ -47,8 +43,10 @@ fn accept_with(number: u64, payload: Payload) -> StoreOp {
         account: number.is_multiple_of(2).then(|| "ci".into()),
         keys: None,
         headers: Headers::from_pairs([("trace", "a1")]).unwrap(),
-        payload,
-    }))
+    };
+    let spec = TaskSpec::new(id(number), number, Time(number * 1000), Arc::new(terms));
+    let due = number.is_multiple_of(3).then_some(Time(number * 2000));
+    StoreOp::Accept(Acceptance { spec, due, payload: Arc::new(payload) })
 }
 
 fn accept(number: u64) -> StoreOp {
@@ -66,7 +64,7 @@ fn fail(number: u64, attempt: u16) -> StoreOp {
 }
 
 fn finish(number: u64) -> StoreOp {
-    StoreOp::Finish(FinishRecord {
+    StoreOp::Finish(Arc::new(FinishRecord {
         task: id(number),
         queue: queue(),
         state: TaskState::Done,
@@ -82,7 +80,7 @@ fn finish(number: u64) -> StoreOp {
         totals: [number, 0, 0],
         dedup: None,
         fanout: None,
-    })
+    }))
 }
 
 async fn next(engine: &mut impl Engine) -> Event {
@@ -108,7 +106,7 @@ async fn store(engine: &mut impl Engine, told: &mut u64, mut ops: Vec<StoreOp>) 
 /// The task that an operation is about.
 fn task_of(op: &StoreOp) -> Option<TaskId> {
     match op {
-        StoreOp::Accept(spec) => Some(spec.id),
+        StoreOp::Accept(accepted) => Some(accepted.spec.id()),
         StoreOp::Amend(task, _) | StoreOp::Forget(task) => Some(*task),
         StoreOp::Finish(record) => Some(record.task),
         StoreOp::Delete(task) => Some(*task),
@@ -491,5 +489,56 @@ pub async fn schedules_come_back_as_they_were_last<R: Rig>(rig: R) {
     }
     let expected: Vec<StoreOp> = (1..payloads.len()).map(|number| schedule(number, 2)).collect();
     assert_eq!(last.into_values().collect::<Vec<_>>(), if durable { expected } else { Vec::new() });
+    engine.stop().await.unwrap();
+}
+
+/// A payload leaves memory and is asked for while others come and go, which moves it about on the medium.
+pub async fn payloads_are_fetched_as_they_were_whatever_goes_on<R: Rig>(rig: R) {
+    let (mut engine, ..) = rig.open();
+    let durable = engine.capabilities().durable;
+    let payload = |number: u64| match number % 3 {
+        0 => Payload::binary(vec![number as u8; 1 + 37 * (number as usize % 50)]),
+        1 => Payload::json(&format!("task {number}")).unwrap(),
+        _ => Payload::message_pack(&(number, "x".repeat(number as usize % 300))).unwrap(),
+    };
+    let mut told = 0;
+    store(&mut engine, &mut told, (1..=100).map(|n| accept_with(n, payload(n))).collect()).await;
+    store(
+        &mut engine,
+        &mut told,
+        (91..=95).map(finish).chain((96..=100).map(|n| StoreOp::Forget(id(n)))).collect(),
+    )
+    .await;
+    for round in 0..30u64 {
+        // Ten of the old ones, and some that never were.
+        let asked: Vec<u64> = (0..10).map(|n| 1 + (round * 31 + n * 7) % 105).collect();
+        let mut tasks: Vec<TaskId> = asked.iter().map(|number| id(*number)).collect();
+        let mut churn: Vec<StoreOp> = (0..40)
+            .flat_map(|n| {
+                let number = 1000 + round * 40 + n;
+                [accept_with(number, Payload::binary(vec![1; 500])), StoreOp::Forget(id(number))]
+            })
+            .collect();
+        let stored = told + churn.len() as u64;
+        engine.commit(&mut churn);
+        engine.fetch(&mut tasks);
+        assert!(tasks.is_empty(), "fetch leaves the list empty");
+        let mut fetched = BTreeMap::new();
+        while told < stored || fetched.len() < asked.len() {
+            match next(&mut engine).await {
+                Event::Stored { through } => told = through,
+                Event::Fetched(some) => {
+                    for one in some {
+                        assert!(fetched.insert(one.task, one.payload).is_none(), "each is answered once");
+                    }
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        for number in asked {
+            let expected = (durable && number <= 90).then(|| payload(number));
+            assert_eq!(fetched[&id(number)], expected, "{number}");
+        }
+    }
     engine.stop().await.unwrap();
 }

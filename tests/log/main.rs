@@ -7,6 +7,7 @@ mod disk;
 
 mod crash;
 mod damage;
+mod fetch;
 mod files;
 mod full;
 mod model;

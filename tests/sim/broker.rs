@@ -7,9 +7,10 @@
 use std::collections::VecDeque;
 
 use taskyard::core::shard::Config;
-use taskyard::core::{Command, Effects, Output, Replay, Shard, Time};
+use taskyard::core::{Command, Effects, Fetched, Output, Replay, Shard, Time};
 use taskyard::engine::records;
 use taskyard::log::{Key, Log, LogError, Maintenance, Options, RecordBatch, RecordKind, SEGMENT_BYTES_MIN};
+use taskyard_proto::TaskId;
 
 use crate::disk::SimDisk;
 use crate::oracle::Oracle;
@@ -25,6 +26,8 @@ pub(crate) struct Broker {
     /// Written, not yet synced.
     writing: Option<Upto>,
     forget: Vec<Key>,
+    /// Whose payloads the core wants back.
+    wanted: Vec<TaskId>,
     full: bool,
 }
 
@@ -43,6 +46,7 @@ struct Commit {
 
 enum Event {
     Stored(Upto),
+    Fetched(Fetched),
     Full(bool),
 }
 
@@ -86,6 +90,7 @@ impl Broker {
             commits: VecDeque::new(),
             writing: None,
             forget: Vec::new(),
+            wanted: Vec::new(),
             full: false,
         };
         oracle.started(now, recovery.clean, &broker.shard);
@@ -121,6 +126,7 @@ impl Broker {
                     oracle.stored(upto.turn);
                     Command::Stored { through: upto.through }
                 }
+                Event::Fetched(fetched) => Command::Fetched(vec![fetched]),
                 Event::Full(full) => Command::StorageFull(full),
             };
             self.apply(now, now, command, oracle, outputs);
@@ -142,7 +148,7 @@ impl Broker {
         }
         oracle.expired(horizon);
         self.hand_over(oracle);
-        oracle.turn_done();
+        oracle.turn_done(&self.shard);
     }
 
     fn apply(
@@ -165,10 +171,12 @@ impl Broker {
             outputs.push(output);
         }
         fx.hops.clear();
+        assert_eq!(fx.missing, None, "the store has what waits");
     }
 
     /// Hands what is to be stored to the disk.
     fn hand_over(&mut self, oracle: &mut Oracle) {
+        self.wanted.append(&mut self.fx.fetch);
         let upto = Upto { through: self.shard.operations(), turn: oracle.turn() };
         let mut batch = RecordBatch::new();
         let any = !self.fx.store.is_empty();
@@ -226,6 +234,20 @@ impl Broker {
         if let Some(upto) = self.writing.take() {
             self.events.push_back(Event::Stored(upto));
         }
+        Ok(())
+    }
+
+    /// How many payloads the core waits for.
+    pub(crate) fn wanted(&self) -> usize {
+        self.wanted.len()
+    }
+
+    /// Reads a payload that the core waits for, whichever is the `nth`; it comes with a later turn.
+    pub(crate) fn fetch(&mut self, nth: usize) -> Result<(), LogError> {
+        let task = self.wanted.swap_remove(nth);
+        let body = self.log.fetch(task.0)?;
+        let payload = body.and_then(|body| records::decode_payload(&body).expect("we wrote it ourselves"));
+        self.events.push_back(Event::Fetched(Fetched { task, payload }));
         Ok(())
     }
 

@@ -44,6 +44,9 @@ pub(crate) struct World {
     next_task: u64,
     pub(crate) clients: Vec<Client>,
     pub(crate) calm: bool,
+    /// Decides when payloads come back from the store.
+    reader: Dice,
+    fetch_planned: bool,
     pub(crate) plan: Plan,
 }
 
@@ -73,6 +76,10 @@ enum Event {
         number: u64,
     },
     SyncEnd {
+        life: u64,
+    },
+    /// A payload has been read.
+    Read {
         life: u64,
     },
     Write {
@@ -170,7 +177,15 @@ impl World {
     pub(crate) fn new(seed: u64, trace: bool) -> World {
         let mut dice = Dice::new(seed);
         let plan = Plan::roll(&mut dice);
-        let config = Config { keep_ms: plan.keep_ms, resume_window_ms: plan.window_ms, ..Config::default() };
+        // With dice of their own, so that the other troubles of a seed stay what they are.
+        let mut reader = Dice::new(seed ^ 0xfe7c_4ed0);
+        let bounds = [None, Some(0), Some(0), Some(100 + reader.below(2000))];
+        let config = Config {
+            keep_ms: plan.keep_ms,
+            resume_window_ms: plan.window_ms,
+            payload_memory_bytes: bounds[reader.below(4) as usize],
+            ..Config::default()
+        };
         let mut world = World {
             now: BEGIN,
             oracle: Oracle::new(plan.keep_ms, trace),
@@ -188,6 +203,8 @@ impl World {
             next_task: 1,
             clients: Vec::new(),
             calm: false,
+            reader,
+            fetch_planned: false,
             plan,
         };
         world.oracle.now(BEGIN);
@@ -327,8 +344,9 @@ impl World {
                 }
             }
             Event::SyncEnd { life } if life == self.life => self.sync_end(),
+            Event::Read { life } if life == self.life => self.read(),
             Event::Write { life } if life == self.life => self.write(),
-            Event::SyncEnd { .. } | Event::Write { .. } => {}
+            Event::SyncEnd { .. } | Event::Read { .. } | Event::Write { .. } => {}
             Event::Start => self.start(),
             Event::Stop => self.stop(),
             Event::Drained { life } => {
@@ -358,6 +376,7 @@ impl World {
             return;
         }
         self.life += 1;
+        self.fetch_planned = false;
         self.turn_planned = None;
         self.stalled_until = 0;
         self.disk.set_capacity(None);
@@ -412,6 +431,7 @@ impl World {
         let Some(broker) = &mut self.broker else { return };
         broker.turn(self.now, limit, &mut self.oracle, &mut outputs);
         let (more, deadline) = (broker.has_work(), broker.next_deadline());
+        self.plan_read();
         self.route(outputs);
         self.kick_disk();
         if more {
@@ -423,6 +443,30 @@ impl World {
             let late = if self.chance(3) { 0 } else { self.dice.below(1500) };
             self.plan_turn(deadline.saturating_sub(self.now) + late);
         }
+    }
+
+    /// What the core wants back is read one by one, in any order, soon or late.
+    fn plan_read(&mut self) {
+        let wanted = self.broker.as_ref().map_or(0, Broker::wanted);
+        if wanted > 0 && !std::mem::replace(&mut self.fetch_planned, true) {
+            let longest = [100, 3 * MS, 200 * MS][self.reader.below(3) as usize];
+            let after = self.reader.below(longest);
+            self.at(self.now + after, Event::Read { life: self.life });
+        }
+    }
+
+    fn read(&mut self) {
+        self.fetch_planned = false;
+        let Some(broker) = &mut self.broker else { return };
+        let count = 1 + self.reader.below(broker.wanted() as u64);
+        for _ in 0..count {
+            let nth = self.reader.below(broker.wanted() as u64) as usize;
+            if let Err(error) = broker.fetch(nth) {
+                return self.storage_failed(&error.to_string());
+            }
+        }
+        self.plan_turn(0);
+        self.plan_read();
     }
 
     fn kick_disk(&mut self) {
@@ -492,6 +536,7 @@ impl World {
         let Some(broker) = self.broker.take() else { return };
         drop(broker);
         self.life += 1;
+        self.fetch_planned = false;
         self.oracle.crashed(self.now, how);
         let seed = self.dice.roll();
         let seed = if self.chance(6) { seed % 2 } else { seed };
@@ -529,6 +574,7 @@ impl World {
     fn drained(&mut self) {
         let Some(broker) = self.broker.take() else { return };
         self.life += 1;
+        self.fetch_planned = false;
         self.oracle.now(self.now);
         self.oracle.remember_sums(self.now, &broker.shard);
         let mut outputs = Vec::new();
@@ -904,6 +950,13 @@ impl World {
         let live = broker.shard.live_tasks();
         if live != dead {
             return Err(self.remains(format!("{live} tasks are in memory, {dead} are dead letters")));
+        }
+        let (away, bytes, ahead) = broker.shard.payloads();
+        let wanted = broker.wanted();
+        if ahead > 0 || wanted > 0 || away > dead as u64 || (dead == 0 && bytes > 0) {
+            let what =
+                format!("{away} payloads are away, {wanted} on their way, {bytes} bytes here, {ahead} ahead");
+            return Err(self.remains(what));
         }
         let records = broker.live_records();
         if dead == 0 && records > 2 {

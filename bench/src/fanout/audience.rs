@@ -30,7 +30,7 @@ thread_local! {
 pub(super) struct Audience {
     stop: Option<watch::Sender<()>>,
     threads: Vec<JoinHandle<()>>,
-    failures: mpsc::UnboundedReceiver<Failed>,
+    failures: mpsc::Receiver<Failed>,
 }
 
 /// Whether a thread's sockets are open, or why they are not.
@@ -45,8 +45,9 @@ impl Audience {
         board: &Arc<Board>,
     ) -> Result<Audience, Failed> {
         let (stop, stopped) = watch::channel(());
-        let (fail, failures) = mpsc::unbounded_channel();
-        let (ready, mut all_ready) = mpsc::unbounded_channel::<Ready>();
+        // The first failure is the one that is told.
+        let (fail, failures) = mpsc::channel(1);
+        let (ready, mut all_ready) = mpsc::channel::<Ready>(board.shares().len().max(1));
         let mut audience = Audience { stop: Some(stop), threads: Vec::new(), failures };
         let threads = board.shares().len();
         for thread in 0..threads {
@@ -58,7 +59,7 @@ impl Audience {
                 runtime.block_on(async {
                     let opened = listener.open(&door, joins, threads).await;
                     // Who waits for this may have gone.
-                    let _ = ready.send(opened);
+                    let _ = ready.try_send(opened);
                     let _ = stopped.changed().await;
                 });
             }));
@@ -91,7 +92,7 @@ struct Listener {
     thread: usize,
     counts: Counts,
     board: Arc<Board>,
-    fail: mpsc::UnboundedSender<Failed>,
+    fail: mpsc::Sender<Failed>,
 }
 
 impl Listener {
@@ -120,7 +121,7 @@ impl Listener {
 
     async fn listen(self, socket: Socket) {
         let Err(error) = self.heard(socket).await;
-        let _ = self.fail.send(error);
+        let _ = self.fail.try_send(error);
     }
 
     async fn heard(&self, socket: Socket) -> Result<std::convert::Infallible, Failed> {

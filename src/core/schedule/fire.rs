@@ -63,7 +63,7 @@ impl Shard {
         };
         let task = task_of(&found.record, at);
         let record = found.record.clone();
-        let known = self.ids.contains_key(&task);
+        let known = self.place(task).is_some();
         let fired = if known { Ok(()) } else { self.fire(&record, task, fx) };
         let found = self.schedules.get_mut(key).expect("it was found");
         let next = next_of(found, at);

@@ -55,8 +55,8 @@ impl Stage {
         let through = self.shard.operations();
         self.shard.apply(self.now, Command::Stored { through }, &mut fx);
         for op in fx.store.drain(..) {
-            if let StoreOp::Accept(spec) = &op {
-                self.made.push((self.now.micros_since(Time(BEGIN)) / 1000, spec.id));
+            if let StoreOp::Accept(accepted) = &op {
+                self.made.push((self.now.micros_since(Time(BEGIN)) / 1000, accepted.spec.id()));
             }
             self.stored.push(op);
         }
@@ -152,7 +152,7 @@ impl Stage {
             dedup: None,
             fanout: None,
         };
-        self.stored.extend([StoreOp::Finish(finish), StoreOp::Forget(task)]);
+        self.stored.extend([StoreOp::Finish(Arc::new(finish)), StoreOp::Forget(task)]);
     }
 }
 

@@ -46,7 +46,7 @@ impl Oracle {
     }
 
     /// After a turn nothing may wait for somebody who has credit for it.
-    pub(crate) fn turn_done(&mut self) {
+    pub(crate) fn turn_done(&mut self, shard: &Shard) {
         let open: Vec<(SessionId, QueueName)> = self
             .sessions
             .iter()
@@ -57,7 +57,9 @@ impl Oracle {
             return;
         }
         for (id, found) in &self.tasks {
-            if self.is_shut(&found.submit.queue) || self.may_be_blocked(*id) {
+            // A payload that is on its way holds up its queue, so that order is kept.
+            let lacks = || shard.lacks_payload(&found.submit.queue);
+            if self.is_shut(&found.submit.queue) || self.may_be_blocked(*id) || lacks() {
                 continue;
             }
             for (index, share) in found.shares.iter().enumerate() {

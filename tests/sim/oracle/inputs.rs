@@ -65,6 +65,11 @@ impl Oracle {
             Command::Pull(pull) => self.pulls(pull),
             Command::PullOver { .. } => {}
             Command::Follow { .. } => {}
+            Command::Fetched(fetched) => {
+                for fetched in fetched {
+                    self.note(Some(fetched.task), || "its payload is read".into());
+                }
+            }
             Command::Publish { call, publish, .. } => {
                 self.published(None, &publish.room, false);
                 self.want(&Origin::Call(*call), Wanted::Ok);

@@ -195,6 +195,7 @@ impl Oracle {
                     }
                     Reason::Released { .. } => found.shares.iter().any(|s| s.avoid.is_some()),
                     Reason::NotDurable => !found.active,
+                    Reason::PayloadAway => shard.lacks_payload(queue),
                     Reason::Draining => self.draining,
                 };
                 self.require(right, promise, Some(*id), || format!("{reason:?} is not so"))?;
