@@ -69,7 +69,26 @@ fn is_text(first: u8) -> bool {
 }
 
 /// The end of the value that begins at `at`.
-pub(crate) fn skip_value(bytes: &[u8], mut at: usize) -> Result<usize, SyntaxError> {
+pub(crate) fn skip_value(bytes: &[u8], at: usize) -> Result<usize, SyntaxError> {
+    // Most are scalars, and need no list of open containers.
+    match head(bytes, at)? {
+        (Head::Scalar(length), after) => skip_scalar(bytes, at, after, length),
+        _ => skip_container(bytes, at),
+    }
+}
+
+/// The end of the scalar at `start`, whose body of `length` bytes begins at `after`.
+fn skip_scalar(bytes: &[u8], start: usize, after: usize, length: usize) -> Result<usize, SyntaxError> {
+    let Some(body) = bytes.get(after..after.saturating_add(length)) else {
+        return Err(SyntaxError::new(start, "MessagePack value longer than the message"));
+    };
+    if is_text(bytes[start]) && std::str::from_utf8(body).is_err() {
+        return Err(SyntaxError::new(start, "MessagePack string that is not UTF-8"));
+    }
+    Ok(after + length)
+}
+
+fn skip_container(bytes: &[u8], mut at: usize) -> Result<usize, SyntaxError> {
     // How many values each open container still waits for.
     let mut open = [0usize; DEPTH_MAX];
     let mut depth = 0;
@@ -78,13 +97,7 @@ pub(crate) fn skip_value(bytes: &[u8], mut at: usize) -> Result<usize, SyntaxErr
         let (found, after) = head(bytes, at)?;
         let count = match found {
             Head::Scalar(length) => {
-                let Some(body) = bytes.get(after..after.saturating_add(length)) else {
-                    return Err(SyntaxError::new(start, "MessagePack value longer than the message"));
-                };
-                if is_text(bytes[start]) && std::str::from_utf8(body).is_err() {
-                    return Err(SyntaxError::new(start, "MessagePack string that is not UTF-8"));
-                }
-                at = after + length;
+                at = skip_scalar(bytes, start, after, length)?;
                 0
             }
             Head::Array(count) => {

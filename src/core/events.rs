@@ -7,7 +7,7 @@ use taskyard_proto::{Done, Error, ErrorCode, Event, Payload, ServerMessage, Task
 use super::access::Access;
 use super::command::{CallId, Origin};
 use super::effect::{Effects, Output};
-use super::kept::finished_message;
+use super::kept::Kept;
 use super::shard::{Place, Shard};
 use super::task::{ShareState, Watcher};
 
@@ -107,9 +107,9 @@ impl Shard {
             Some(Place::Kept { queue, serial }) => {
                 let queue = &self.queues[queue as usize];
                 let kept = queue.kept.get((serial - queue.kept_first) as usize);
-                let history = kept.and_then(|kept| kept.events.as_ref());
+                let history = kept.and_then(Kept::events);
                 past.extend(history.iter().flat_map(|history| history.after(from_seq)).cloned());
-                kept.map(|kept| finished_message(&kept.record))
+                kept.map(Kept::last_word)
             }
         };
         if !matches!(watcher, Watcher::Call(_)) {

@@ -7,7 +7,7 @@ use taskyard_proto::{
 };
 
 use super::effect::Effects;
-use super::kept::finished_message;
+use super::kept::Kept;
 use super::queue::Tally;
 use super::record::{Amendment, FailedAttempt, Failure, FanoutRecord, FinishRecord, StoreOp};
 use super::shard::Shard;
@@ -101,15 +101,14 @@ impl Shard {
         } else {
             self.tasks.remove(key);
         }
-        let message = (!watchers.is_empty()).then(|| finished_message(&record));
         let record = Arc::new(record);
         self.store(StoreOp::Finish(record.clone()), fx);
-        self.keep(queue, record, events, fx);
+        self.keep(queue, &record, events, fx);
         if let Some(order) = spec.keys.as_ref().and_then(|keys| keys.order.as_ref()) {
             self.free_key(queue, order, key, spec.seq, fx);
         }
-        if let Some(message) = message {
-            self.tell_finished_when_durable(watchers, message, fx);
+        if !watchers.is_empty() {
+            self.tell_finished_when_durable(watchers, Kept::new(&record, None).last_word(), fx);
         }
     }
 

@@ -2,36 +2,119 @@
 
 use std::sync::Arc;
 
-use taskyard_proto::{ErrorText, Finished, TaskId};
+use taskyard_proto::{ErrorText, Finished, Key, Payload, TaskId, TaskState, WorkerName};
 
 use super::effect::Effects;
 use super::events::History;
-use super::record::{FinishRecord, StoreOp};
+use super::record::{FailedAttempt, FanoutRecord, FinishRecord, StoreOp};
 use super::shard::Shard;
 use super::time::Time;
 use super::timers::Timer;
 
-/// A task that ended. Its record is shared with the store, which has it for a moment.
+/// A task that ended. Most were done by one worker, and have no more to say: their rows stand side by side in a ring,
+/// without an allocation of their own, because each is written and dropped once, a hundred thousand tasks apart, and
+/// would be fetched from far away.
 #[derive(Debug)]
 pub(super) struct Kept {
-    pub(super) record: Arc<FinishRecord>,
+    pub(super) task: TaskId,
+    pub(super) accepted: Time,
+    pub(super) finished: Time,
+    pub(super) worker: Option<WorkerName>,
+    event_seq: u64,
+    pub(super) attempts: u16,
+    pub(super) max_attempts: u16,
+    pub(super) state: TaskState,
+    more: Option<Box<More>>,
+}
+
+/// What most tasks that ended do not have.
+#[derive(Debug, Default)]
+struct More {
+    result: Payload,
+    error: Option<ErrorText>,
+    history: Vec<FailedAttempt>,
+    dedup: Option<Key>,
+    fanout: Option<FanoutRecord>,
     /// What those who watched were told, for those who come back; lost at a restart.
-    pub(super) events: Option<Box<History>>,
+    events: Option<Box<History>>,
 }
 
 impl Kept {
+    pub(super) fn new(record: &FinishRecord, events: Option<Box<History>>) -> Kept {
+        let has_more = events.is_some()
+            || !record.result.is_null()
+            || record.error.is_some()
+            || !record.history.is_empty()
+            || record.dedup.is_some()
+            || record.fanout.is_some();
+        let more = || {
+            Box::new(More {
+                result: record.result.clone(),
+                error: record.error.clone(),
+                history: record.history.clone(),
+                dedup: record.dedup.clone(),
+                fanout: record.fanout.clone(),
+                events,
+            })
+        };
+        Kept {
+            task: record.task,
+            accepted: record.accepted,
+            finished: record.finished,
+            worker: record.worker.clone(),
+            event_seq: record.event_seq,
+            attempts: record.attempts,
+            max_attempts: record.max_attempts,
+            state: record.state,
+            more: has_more.then(more),
+        }
+    }
+
+    pub(super) fn result(&self) -> Payload {
+        self.more.as_ref().map(|more| more.result.clone()).unwrap_or_default()
+    }
+
+    pub(super) fn error(&self) -> Option<&ErrorText> {
+        self.more.as_ref()?.error.as_ref()
+    }
+
+    pub(super) fn history(&self) -> &[FailedAttempt] {
+        self.more.as_ref().map_or(&[], |more| &more.history)
+    }
+
+    pub(super) fn events(&self) -> Option<&History> {
+        self.more.as_ref()?.events.as_deref()
+    }
+
+    /// The last word on it.
+    pub(super) fn last_word(&self) -> Finished {
+        let fanout = self.more.as_ref().and_then(|more| more.fanout.as_ref());
+        Finished {
+            task: self.task,
+            seq: self.event_seq,
+            state: self.state,
+            result: self.result(),
+            error: self.error().cloned(),
+            attempts: u64::from(self.attempts),
+            recipients: fanout.map(|f| taskyard_proto::RecipientList(f.recipients.clone())),
+            delivered: fanout.map(|f| f.delivered),
+            acked: fanout.map(|f| f.acked),
+            failed: fanout.map(|f| f.failed),
+        }
+    }
+
     fn weight(&self) -> u64 {
-        let record = &self.record;
-        let events = self.events.as_ref().map_or(0, |events| events.weight());
+        let Some(more) = &self.more else { return KEPT_OVERHEAD_BYTES };
+        let events = more.events.as_ref().map_or(0, |events| events.weight());
         let text = |error: &Option<ErrorText>| error.as_ref().map_or(0, |error| error.as_str().len() as u64);
-        let outcomes = record.fanout.iter().flat_map(|fanout| &fanout.recipients);
+        let outcomes = more.fanout.iter().flat_map(|fanout| &fanout.recipients);
         let outcomes: u64 =
             outcomes.map(|o| OUTCOME_BYTES + o.result.bytes().len() as u64 + text(&o.error)).sum();
-        let history: u64 = record.history.iter().map(|attempt| OUTCOME_BYTES + text(&attempt.error)).sum();
+        let history: u64 = more.history.iter().map(|attempt| OUTCOME_BYTES + text(&attempt.error)).sum();
         KEPT_OVERHEAD_BYTES
             + events
-            + record.result.bytes().len() as u64
-            + text(&record.error)
+            + more.result.bytes().len() as u64
+            + text(&more.error)
             + outcomes
             + history
     }
@@ -48,17 +131,17 @@ impl Shard {
     pub(super) fn keep(
         &mut self,
         queue: u32,
-        record: Arc<FinishRecord>,
+        record: &FinishRecord,
         events: Option<Box<History>>,
         fx: &mut Effects,
     ) {
         let task = record.task;
         let found = &mut self.queues[queue as usize];
         let serial = found.kept_first + found.kept.len() as u64;
-        let kept = Kept { record, events };
+        let kept = Kept::new(record, events);
         self.kept_bytes += kept.weight();
         let keep_ms = found.settings.keep_result_ms.unwrap_or(self.config.keep_ms);
-        let until = kept.record.finished.plus_ms(keep_ms);
+        let until = kept.finished.plus_ms(keep_ms);
         found.kept.push_back(kept);
         if found.kept_timer.is_none() {
             found.kept_timer = Some(until);
@@ -82,9 +165,9 @@ impl Shard {
             self.store(StoreOp::Queue(Box::new(record)), fx);
         }
         self.kept_bytes -= kept.weight();
-        let (task, accepted) = (kept.record.task, kept.record.accepted);
+        let (task, accepted) = (kept.task, kept.accepted);
         self.kept_ids.remove(&task);
-        let dedup = kept.record.dedup.clone().map(|key| (key, accepted));
+        let dedup = kept.more.and_then(|more| more.dedup).map(|key| (key, accepted));
         self.forget_but_dedup(queue, task, dedup, StoreOp::Forget(task), fx);
     }
 
@@ -96,7 +179,7 @@ impl Shard {
         let settings = &self.queues[queue as usize].settings;
         let keep_ms = settings.keep_result_ms.unwrap_or(self.config.keep_ms);
         while let Some(kept) = self.queues[queue as usize].kept.front() {
-            let until = kept.record.finished.plus_ms(keep_ms);
+            let until = kept.finished.plus_ms(keep_ms);
             if until > self.now {
                 self.queues[queue as usize].kept_timer = Some(until);
                 self.timers.set(until, Timer::Kept { queue });
@@ -107,10 +190,10 @@ impl Shard {
         self.queues[queue as usize].kept_timer = None;
     }
 
-    pub(super) fn kept(&self, task: TaskId) -> Option<&FinishRecord> {
+    pub(super) fn kept(&self, task: TaskId) -> Option<&Kept> {
         let (queue, serial) = self.kept_ids.get(&task)?;
         let queue = &self.queues[*queue as usize];
-        queue.kept.get((serial - queue.kept_first) as usize).map(|kept| &*kept.record)
+        queue.kept.get((serial - queue.kept_first) as usize)
     }
 
     /// Puts the kept tasks of a replayed store in order. Those that are too old go with the first
@@ -120,24 +203,17 @@ impl Shard {
         for record in records {
             let queue = self.queue_or_new(&record.queue);
             self.queues[queue as usize].raise_totals(record.totals);
-            self.keep(queue, record, None, fx);
+            self.keep(queue, &record, None, fx);
         }
     }
 }
 
-/// The last word on a task, from its record.
-pub(super) fn finished_message(record: &FinishRecord) -> Finished {
-    let fanout = record.fanout.as_ref();
-    Finished {
-        task: record.task,
-        seq: record.event_seq,
-        state: record.state,
-        result: record.result.clone(),
-        error: record.error.clone(),
-        attempts: u64::from(record.attempts),
-        recipients: fanout.map(|f| taskyard_proto::RecipientList(f.recipients.clone())),
-        delivered: fanout.map(|f| f.delivered),
-        acked: fanout.map(|f| f.acked),
-        failed: fanout.map(|f| f.failed),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_stays_small() {
+        assert!(size_of::<Kept>() <= 88, "{}", size_of::<Kept>());
     }
 }

@@ -2,7 +2,8 @@
 
 use taskyard_proto::{Error, Key, QueueName, Submit, Task, TaskId, TaskState, WorkerName};
 
-use super::record::{Failure, FinishRecord};
+use super::kept::Kept;
+use super::record::Failure;
 use super::schedule::{Missed, Rhythm, ScheduleName};
 use super::settings::Changes;
 use super::task::Task as LiveTask;
@@ -157,15 +158,16 @@ impl TaskFilter {
     }
 
     /// A finished task has neither headers nor keys any longer: who asks for them is not answered with it.
-    pub(super) fn lets_through_kept(&self, record: &FinishRecord, now: Time) -> bool {
-        (self.states.is_empty() || self.states.contains(&record.state))
-            && self.older_than_ms.is_none_or(|ms| now.ms_since(record.accepted) >= ms)
+    pub(super) fn lets_through_kept(&self, kept: &Kept, now: Time) -> bool {
+        (self.states.is_empty() || self.states.contains(&kept.state))
+            && self.older_than_ms.is_none_or(|ms| now.ms_since(kept.accepted) >= ms)
             && self.headers.is_empty()
             && self.order_key.is_none()
             && self.fair_key.is_none()
-            && self.reason.is_none_or(|reason| record.history.last().is_some_and(|a| a.reason == reason))
-            && self.error_contains.as_ref().is_none_or(|text| {
-                record.error.as_ref().is_some_and(|error| error.as_str().contains(text.as_str()))
-            })
+            && self.reason.is_none_or(|reason| kept.history().last().is_some_and(|a| a.reason == reason))
+            && self
+                .error_contains
+                .as_ref()
+                .is_none_or(|text| kept.error().is_some_and(|error| error.as_str().contains(text.as_str())))
     }
 }

@@ -95,7 +95,7 @@ impl Shard {
                 found.recheck();
                 if let Some(oldest) = found.kept.front() {
                     let keep_ms = found.settings.keep_result_ms.unwrap_or(self.config.keep_ms);
-                    let at = oldest.record.finished.plus_ms(keep_ms).max(self.now);
+                    let at = oldest.finished.plus_ms(keep_ms).max(self.now);
                     found.kept_timer = Some(at);
                     self.timers.set(at, Timer::Kept { queue });
                 }

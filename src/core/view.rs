@@ -2,6 +2,7 @@
 
 use taskyard_proto::{ErrorText, GroupName, Payload, QueueName, TaskId, TaskState, WorkerName};
 
+use super::kept::Kept;
 use super::manage::TaskFilter;
 use super::queue::{Queue, Tally};
 use super::record::FailedAttempt;
@@ -199,7 +200,7 @@ impl Shard {
             let part = begin..(begin + SCAN_SLOTS as usize).min(kept.len());
             ids.extend(
                 part.clone()
-                    .map(|at| &*kept[at].record)
+                    .map(|at| &kept[at])
                     .filter(|record| wanted(record.task) && filter.lets_through_kept(record, now))
                     .map(|record| record.task),
             );
@@ -228,15 +229,15 @@ impl Shard {
             let record = self.kept(id)?;
             return Some(TaskView {
                 task: id,
-                queue: record.queue.clone(),
+                queue: self.queue_of(id)?.clone(),
                 state: record.state,
                 attempt: u64::from(record.attempts),
                 max_attempts: u64::from(record.max_attempts),
                 age_ms: now.ms_since(record.accepted),
                 worker: record.worker.clone(),
-                result: record.result.clone(),
-                error: record.error.clone(),
-                history: record.history.clone(),
+                result: record.result(),
+                error: record.error().cloned(),
+                history: record.history().to_vec(),
             });
         };
         let task = self.tasks.get(key)?;
@@ -267,7 +268,7 @@ impl Shard {
     pub fn queue_of(&self, id: TaskId) -> Option<&QueueName> {
         match self.place(id)? {
             Place::Live(key) => self.tasks.get(key).map(|task| &task.spec.queue),
-            Place::Kept { .. } => self.kept(id).map(|record| &record.queue),
+            Place::Kept { queue, .. } => self.queues.get(queue as usize).map(|queue| &queue.name),
         }
     }
 
@@ -275,7 +276,7 @@ impl Shard {
     pub fn finished(&self, id: TaskId) -> Option<taskyard_proto::Finished> {
         match self.place(id)? {
             Place::Live(key) => self.dead_message(key),
-            Place::Kept { .. } => self.kept(id).map(super::kept::finished_message),
+            Place::Kept { .. } => self.kept(id).map(Kept::last_word),
         }
     }
 
