@@ -27,6 +27,9 @@ pub enum Maintenance {
 }
 
 /// The segment after the current one, and a reserve after that for what ends tasks when the disk is full.
+///
+/// One more is kept of those that are freed: in a steady flow a segment is freed about when the next begins, and if that
+/// was just before, its file would be removed, and another one made and zeroed.
 const SPARES: usize = 2;
 
 /// Zeros written and synced at once. Blocks that were written once make the later fdatasync about twice as fast, as
@@ -51,9 +54,10 @@ pub(super) struct Preparing<F> {
 impl<F: StorageFile> Preparing<F> {
     /// Zeroes and syncs the next few bytes; whether that was all.
     fn zero_step(&mut self) -> Result<bool, LogError> {
+        static ZEROS: [u8; ZERO_STEP_BYTES as usize] = [0; ZERO_STEP_BYTES as usize];
         let step = ZERO_STEP_BYTES.min(self.bytes - self.zeroed_bytes);
-        let zeros = vec![0; super::segment::index(step)];
-        self.file.write_at(&zeros, self.zeroed_bytes).map_err(LogError::io("write", &self.name))?;
+        let zeros = &ZEROS[..super::segment::index(step)];
+        self.file.write_at(zeros, self.zeroed_bytes).map_err(LogError::io("write", &self.name))?;
         self.file.sync_data().map_err(LogError::io("sync", &self.name))?;
         self.zeroed_bytes += step;
         Ok(self.zeroed_bytes >= self.bytes)
@@ -148,7 +152,7 @@ impl<S: Storage> Log<S> {
         self.reading = None;
         self.lent.retain(|(sequence, _)| *sequence != oldest.sequence);
         let name = segment_name(oldest.sequence);
-        let recycle = self.spares.len() < SPARES && oldest.file_bytes == self.options.segment_bytes;
+        let recycle = self.spares.len() <= SPARES && oldest.file_bytes == self.options.segment_bytes;
         let freed = if recycle {
             let spare = self.next_spare_name();
             let renamed = self.storage.rename(&name, &spare).map_err(LogError::io("rename", &name));
@@ -173,25 +177,32 @@ impl<S: Storage> Log<S> {
             self.no_room = false;
             return Ok(Maintenance::Done);
         }
-        if let Some(zeroer) = &mut self.zeroer {
-            if zeroer.is_busy {
-                let Ok((preparing, zeroed)) = zeroer.done.try_recv() else {
-                    return Ok(Maintenance::Elsewhere);
-                };
-                zeroer.is_busy = false;
-                return self.finish_preparing(preparing, zeroed);
-            }
-            if let Some(preparing) = self.preparing.take() {
-                zeroer.is_busy = true;
-                if let Err(refused) = zeroer.jobs.try_send(preparing) {
-                    // That thread is gone; then it is done here.
-                    let (TrySendError::Full(preparing) | TrySendError::Disconnected(preparing)) = refused;
-                    self.preparing = Some(preparing);
-                    self.zeroer = None;
-                    return Ok(Maintenance::More);
-                }
+        if let Some(zeroer) = &mut self.zeroer
+            && zeroer.is_busy
+        {
+            let Ok((preparing, zeroed)) = zeroer.done.try_recv() else {
                 return Ok(Maintenance::Elsewhere);
+            };
+            zeroer.is_busy = false;
+            return self.finish_preparing(preparing, zeroed);
+        }
+        // Cleaning will soon free a segment, which needs no zeroes: to write and sync them would hold up the commits
+        // that go on beside it. The room of the new file is reserved all the same, should cleaning find none.
+        if self.preparing.is_some() && !self.spares.is_empty() && self.cleaning_is_due() {
+            return Ok(Maintenance::Done);
+        }
+        if let Some(zeroer) = &mut self.zeroer
+            && let Some(preparing) = self.preparing.take()
+        {
+            zeroer.is_busy = true;
+            if let Err(refused) = zeroer.jobs.try_send(preparing) {
+                // That thread is gone; then it is done here.
+                let (TrySendError::Full(preparing) | TrySendError::Disconnected(preparing)) = refused;
+                self.preparing = Some(preparing);
+                self.zeroer = None;
+                return Ok(Maintenance::More);
             }
+            return Ok(Maintenance::Elsewhere);
         }
         let Some(mut preparing) = self.preparing.take() else {
             return self.begin_preparing();
@@ -284,8 +295,7 @@ impl<S: Storage> Log<S> {
         let Some(oldest) = self.sealed().next().copied() else {
             return Ok(Maintenance::Done);
         };
-        let sealed_bytes: u64 = self.sealed().map(|segment| segment.used_bytes).sum();
-        if sealed_bytes <= 2 * self.index.live_bytes() + 2 * self.options.segment_bytes {
+        if !self.cleaning_is_due() {
             return Ok(Maintenance::Done);
         }
         if self.no_room && self.spares.is_empty() {
@@ -310,6 +320,12 @@ impl<S: Storage> Log<S> {
             self.append_some(&[Part { batch: &moved, forget: &[] }])?;
         }
         Ok(Maintenance::More)
+    }
+
+    /// Whether so much of the log is dead that what lives in its oldest segment is to be moved.
+    fn cleaning_is_due(&self) -> bool {
+        let sealed_bytes: u64 = self.sealed().map(|segment| segment.used_bytes).sum();
+        sealed_bytes > 2 * self.index.live_bytes() + 2 * self.options.segment_bytes
     }
 
     fn begin_cleaning(&mut self, sequence: Sequence) -> Result<Cleaning<S::File>, LogError> {
