@@ -32,7 +32,12 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failed> {
         .thread_name("taskyard")
         .build()
         .map_err(|e| Failed::other(format!("cannot start: {e}")))?;
-    runtime.block_on(serve(config, args.sources))
+    // Not on this thread, which would only wait from then on: the allocator gives what was allocated here, and is freed
+    // elsewhere, back when this thread next allocates. A restart with many tasks would keep its memory for ever.
+    match runtime.block_on(runtime.spawn(serve(config, args.sources))) {
+        Ok(served) => served,
+        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+    }
 }
 
 fn read(sources: &Sources) -> Result<Config, ConfigError> {
