@@ -207,7 +207,7 @@ impl Drop for Call {
         let call = self.id;
         let (broker, command) = match (self.watched.take(), self.pulling.take()) {
             (Some((broker, task)), _) => (broker, Command::HangUp { call, task }),
-            (None, Some(broker)) => (broker, Command::PullOver { call }),
+            (None, Some(broker)) => (broker, Command::PullOver { call, gone: true }),
             (None, None) => return,
         };
         let mut items = vec![Item::Command(command)];
@@ -378,7 +378,8 @@ impl Broker {
             Ok(report) => report?,
             Err(_) => {
                 // It is answered exactly once: a task may have come at the last moment.
-                self.send(&mut vec![Item::Command(Command::PullOver { call: call.id })], 0).await?;
+                let over = Command::PullOver { call: call.id, gone: false };
+                self.send(&mut vec![Item::Command(over)], 0).await?;
                 call.report().await?
             }
         };

@@ -166,12 +166,14 @@ impl<E: Engine> Dispatcher<E> {
                     self.take_more(now, 0, None);
                 }
                 Wake::Event(Event::Fetched(fetched)) => {
-                    self.shard.apply(self.clock.now(), Command::Fetched(fetched), &mut self.fx);
+                    let now = self.clock.now();
+                    self.shard.apply(now, Command::Fetched(fetched), &mut self.fx);
                     if let Some(task) = self.fx.missing {
                         let error = missing(task);
                         tracing::error!("{error}");
                         return Err(error);
                     }
+                    self.take_more(now, 0, None);
                 }
                 Wake::Event(Event::Full(full)) => {
                     let now = self.clock.now();

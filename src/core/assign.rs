@@ -342,6 +342,7 @@ impl Shard {
         }
         fx.hops.push((Hop::DeliveredToSettled, self.now.micros_since(lease.since)));
         self.leases_out -= 1;
+        self.handed_back(task);
         let of = &mut self.queues[queue as usize];
         of.leased -= 1;
         if of.limited {

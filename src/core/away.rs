@@ -13,7 +13,7 @@ use super::effect::Effects;
 use super::queue::LaneKey;
 use super::ready::Entry;
 use super::shard::Shard;
-use super::task::{Held, ShareState};
+use super::task::{Held, ShareState, Task};
 
 /// The next so many tasks of a queue keep their payloads when others leave: whoever submits to a queue that is
 /// worked off must not wait for the disk because of another that is not. That ends at twice the bound.
@@ -23,10 +23,14 @@ const NEAR_TASKS: u64 = 256;
 /// disk needs to answer.
 const AHEAD_TASKS: usize = 512;
 
-/// How much may be fetched and not yet with a worker, in bytes. Beyond it lanes get what they cannot go on without.
+/// How much may be fetched and not yet with a worker, in bytes.
 const AHEAD_BYTES: u64 = 16 << 20;
 
-/// A lane is looked through again at the earliest after so many deliveries, whatever was found.
+/// Beyond it queues get what they cannot go on without, and this much each: one that stands still, and has fetched all
+/// that may be, must not cost the others a trip to the disk for each of their tasks.
+const QUEUE_AHEAD_BYTES: u64 = 64 << 10;
+
+/// A lane is looked through again at the latest after so many deliveries.
 const AHEAD_STEP: usize = AHEAD_TASKS / 4;
 
 impl Shard {
@@ -42,21 +46,27 @@ impl Shard {
         let task = &self.tasks[key];
         let bytes = task.bytes();
         self.weight -= task.weight();
+        let queue = &mut self.queues[task.queue as usize];
         match task.held {
-            Held::Unstored | Held::Early | Held::Here => self.payload_bytes -= bytes,
-            Held::Away => self.away -= 1,
-            Held::Coming => (self.away, self.ahead_bytes) = (self.away - 1, self.ahead_bytes - bytes),
-            Held::Back => {
-                self.payload_bytes -= bytes;
+            Held::Away | Held::Coming => self.away -= 1,
+            Held::Unstored | Held::Early | Held::Here | Held::Out | Held::Back => self.payload_bytes -= bytes,
+        }
+        match task.held {
+            Held::Out => self.out_bytes -= bytes,
+            Held::Coming | Held::Back => {
                 self.ahead_bytes -= bytes;
+                queue.ahead_bytes -= bytes;
             }
+            Held::Unstored | Held::Early | Held::Here | Held::Away => {}
         }
     }
 
     /// Lets the payload of a task that waits leave memory if there are too many; the store must hold it.
     pub(super) fn put_away(&mut self, key: u32) {
         let Some(bound) = self.config.payload_memory_bytes else { return };
-        if self.payload_bytes <= bound {
+        // What is with workers cannot leave: it must not drive out what is handed out at once.
+        let here = self.payload_bytes - self.out_bytes;
+        if here <= bound {
             return;
         }
         let Some(task) = self.tasks.get_mut(key) else { return };
@@ -69,7 +79,7 @@ impl Shard {
             ShareState::Queued { .. } => {
                 let queued =
                     self.queues[task.queue as usize].counts[taskyard_proto::TaskState::Queued as usize];
-                queued <= NEAR_TASKS && self.payload_bytes <= 2 * bound
+                queued <= NEAR_TASKS && here <= 2 * bound
             }
             ShareState::Scheduled { .. } | ShareState::Retrying { .. } | ShareState::Over(_) => false,
         };
@@ -84,9 +94,25 @@ impl Shard {
     /// A task goes to a worker: its payload is there.
     pub(super) fn handed_out(&mut self, key: u32) {
         let task = &mut self.tasks[key];
+        let bytes = task.bytes();
         if task.held == Held::Back {
             task.held = Held::Here;
-            self.ahead_bytes -= u64::from(task.payload_bytes);
+            self.ahead_bytes -= bytes;
+            self.queues[task.queue as usize].ahead_bytes -= bytes;
+        }
+        // Of a task to all others may still wait for the same payload.
+        if task.held == Held::Here && task.fanout().is_none() {
+            task.held = Held::Out;
+            self.out_bytes += bytes;
+        }
+    }
+
+    /// It is no longer with its worker.
+    pub(super) fn handed_back(&mut self, key: u32) {
+        let task = &mut self.tasks[key];
+        if task.held == Held::Out {
+            task.held = Held::Here;
+            self.out_bytes -= task.bytes();
         }
     }
 
@@ -94,7 +120,7 @@ impl Shard {
     /// the payload of one that waits is away, which is looked at once the command is done.
     pub(super) fn goes_in_order(&self, queue: u32) -> bool {
         let found = &self.queues[queue as usize];
-        found.limited || found.lacks.is_some() || (self.away > 0 && self.to_pump.contains(&queue))
+        found.limited || found.lacks.is_some() || found.to_pump
     }
 
     /// Whether the next task of a lane must wait for its payload; then its queue does.
@@ -120,22 +146,30 @@ impl Shard {
     fn look_ahead(&mut self, queue: u32, lane: &LaneKey, fx: &mut Effects) {
         let list = self.queues[queue as usize].ready_mut(lane);
         let coming: Vec<Entry> = list.upcoming(AHEAD_TASKS).collect();
-        list.looked_ahead(AHEAD_STEP);
+        let (mut near, mut step) = (0, AHEAD_STEP);
         for entry in coming {
-            let away = |task: &&super::task::Task| task.spec.seq == entry.seq && task.held == Held::Away;
-            let Some(task) = self.tasks.get(entry.task).filter(away) else { continue };
-            if self.ahead_bytes + task.bytes() > AHEAD_BYTES {
-                return;
+            let waits = |task: &&Task| task.spec.seq == entry.seq;
+            let Some(task) = self.tasks.get(entry.task).filter(waits) else { continue };
+            if task.held == Held::Away {
+                let ahead = self.queues[queue as usize].ahead_bytes;
+                if self.ahead_bytes + task.bytes() > AHEAD_BYTES && ahead + task.bytes() > QUEUE_AHEAD_BYTES {
+                    // Of large ones few are ahead: the next come when half of them are gone, not when all are.
+                    step = step.min(near / 2);
+                    break;
+                }
+                self.fetch(entry.task, fx);
             }
-            self.fetch(entry.task, fx);
+            near += 1;
         }
+        self.queues[queue as usize].ready_mut(lane).looked_ahead(step);
     }
 
     fn fetch(&mut self, key: u32, fx: &mut Effects) {
         let task = &mut self.tasks[key];
         if task.held == Held::Away {
             task.held = Held::Coming;
-            self.ahead_bytes += u64::from(task.payload_bytes);
+            self.ahead_bytes += task.bytes();
+            self.queues[task.queue as usize].ahead_bytes += task.bytes();
             fx.fetch.push(task.spec.id());
         }
     }
@@ -159,7 +193,10 @@ impl Shard {
                 }
             }
             if let Some(queue) = self.lacking.remove(&id) {
-                self.queues[queue as usize].lacks = None;
+                let found = &mut self.queues[queue as usize];
+                found.lacks = None;
+                // Behind the look at the queue, which may bring them something.
+                self.to_answer.append(&mut found.overdue);
                 self.pump_later(queue);
             }
         }
@@ -177,5 +214,258 @@ impl Shard {
     /// How many payloads are not in memory; how many bytes are, and how many of these were fetched ahead of a worker.
     pub fn payloads(&self) -> (u64, u64, u64) {
         (self.away, self.payload_bytes, self.ahead_bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use taskyard_proto::message::{Credit, DelayMs};
+    use taskyard_proto::{
+        Ack, ClientMessage, Hello, LeaseId, Mode, Nack, Payload, Release, ServerMessage, Submit, Subscribe,
+        WorkerName,
+    };
+
+    use super::*;
+    use crate::core::{CallId, Command, Config, Origin, Output, Pull, Report, SessionId, StoreOp, Time};
+
+    /// A shard whose store is a map, and reads when it is told to.
+    struct Stage {
+        shard: Shard,
+        now: Time,
+        store: std::collections::HashMap<TaskId, Payload>,
+        wanted: Vec<TaskId>,
+        /// Who got what, and has not settled it.
+        out: Vec<(SessionId, LeaseId)>,
+        /// What pulls were answered with, by the number of tasks.
+        pulled: Vec<(CallId, usize)>,
+        next: u64,
+    }
+
+    impl Stage {
+        fn new(bound: u64) -> Stage {
+            Stage {
+                shard: Shard::new(Config { payload_memory_bytes: Some(bound), ..Config::default() }),
+                now: Time(1_798_761_600_000_000),
+                store: std::collections::HashMap::new(),
+                wanted: Vec::new(),
+                out: Vec::new(),
+                pulled: Vec::new(),
+                next: 0,
+            }
+        }
+
+        fn number(&mut self) -> u64 {
+            self.next += 1;
+            self.next
+        }
+
+        fn note(&mut self, fx: Effects) {
+            for op in fx.store {
+                if let StoreOp::Accept(accepted) = op {
+                    self.store.insert(accepted.spec.id(), (*accepted.payload).clone());
+                }
+            }
+            self.wanted.extend(fx.fetch);
+            for output in fx.outputs {
+                match output {
+                    Output::Send { session, message: ServerMessage::Task(task), .. } => {
+                        self.out.extend(task.lease.map(|lease| (session, lease)));
+                    }
+                    Output::Report { call, report: Report::Pulled(tasks) } => {
+                        self.pulled.push((call, tasks.len()));
+                    }
+                    _ => {}
+                }
+            }
+        }
+
+        /// Applies, and makes durable what was stored.
+        fn apply(&mut self, command: Command) {
+            let mut fx = Effects::default();
+            self.shard.apply(self.now, command, &mut fx);
+            let through = self.shard.operations();
+            self.shard.apply(self.now, Command::Stored { through }, &mut fx);
+            self.note(fx);
+        }
+
+        fn submit(&mut self, queue: &str, bytes: usize) {
+            let number = self.number();
+            let submit = Submit::new(QueueName::parse(queue).unwrap(), Payload::binary(vec![7; bytes]));
+            self.apply(Command::Submit {
+                origin: Origin::Call(CallId(number)),
+                access: None,
+                task: TaskId(u128::from(number)),
+                run_at: None,
+                submit: Box::new(submit),
+            });
+        }
+
+        fn worker(&mut self, queue: &str, credit: u64) -> SessionId {
+            let session = SessionId(self.number());
+            self.apply(Command::Open {
+                session,
+                access: None,
+                hello: Box::new(Hello::empty()),
+                reference: None,
+                made_up_name: WorkerName::parse(&format!("w{}", session.0)).unwrap(),
+                resume_key: 0,
+                subscribe: Some(Subscribe {
+                    queue: QueueName::parse(queue).unwrap(),
+                    credit: Credit::new(credit),
+                    mode: Some(Mode::Manual),
+                    explicit_start: false,
+                }),
+                join: None,
+            });
+            session
+        }
+
+        fn pull(&mut self, queue: &str) -> CallId {
+            let call = CallId(self.number());
+            self.apply(Command::Pull(Box::new(Pull {
+                call,
+                session: SessionId(call.0),
+                access: None,
+                queue: QueueName::parse(queue).unwrap(),
+                credit: 1,
+                worker: WorkerName::parse(&format!("w{}", call.0)).unwrap(),
+                groups: Vec::new(),
+            })));
+            call
+        }
+
+        fn say(&mut self, session: SessionId, message: impl Into<ClientMessage>) {
+            self.apply(Command::Message { origin: Origin::Session(session, None), message: message.into() });
+        }
+
+        /// Reads what was asked for: one trip to the disk. Whether it was anything.
+        fn read(&mut self) -> bool {
+            let wanted = std::mem::take(&mut self.wanted);
+            let there = |task: &TaskId| Fetched { task: *task, payload: self.store.get(task).cloned() };
+            let fetched: Vec<Fetched> = wanted.iter().map(there).collect();
+            let any = !fetched.is_empty();
+            self.apply(Command::Fetched(fetched));
+            any
+        }
+
+        /// Goes on until so many are with workers.
+        fn until_out(&mut self, count: usize) {
+            while self.out.len() < count {
+                assert!(self.read(), "{} are out, and nothing is on its way", self.out.len());
+            }
+        }
+
+        fn expire(&mut self, us: u64) {
+            self.now = Time(self.now.0 + us);
+            let mut fx = Effects::default();
+            self.shard.expire(self.now, &mut fx);
+            let through = self.shard.operations();
+            self.shard.apply(self.now, Command::Stored { through }, &mut fx);
+            self.note(fx);
+        }
+    }
+
+    /// A backlog that failed once is as large as it was.
+    #[test]
+    fn what_comes_back_from_a_worker_leaves_memory_again() {
+        let mut stage = Stage::new(0);
+        for _ in 0..40 {
+            stage.submit("q", 1000);
+        }
+        assert_eq!(stage.shard.payloads(), (40, 0, 0));
+        let worker = stage.worker("q", 40);
+        stage.until_out(40);
+        assert_eq!(stage.shard.payloads(), (0, 40_000, 0));
+        let delay = || DelayMs::new(3_600_000);
+        for (nth, (_, lease)) in std::mem::take(&mut stage.out).into_iter().enumerate().take(30) {
+            let leases = lease.into();
+            match nth % 3 {
+                0 => stage.say(worker, Nack { leases, error: None, delay_ms: None, retry: None }),
+                1 => stage.say(worker, Nack { leases, error: None, delay_ms: delay(), retry: None }),
+                _ => stage.say(worker, Release { leases, delay_ms: delay() }),
+            }
+        }
+        assert_eq!(stage.shard.payloads(), (30, 10_000, 0));
+        // The rest it holds for too long: they come back at once, and it is not heard any more.
+        stage.expire(30_000_000);
+        let (away, bytes, _) = stage.shard.payloads();
+        assert_eq!((away, bytes), (40, 0));
+    }
+
+    #[test]
+    fn a_queue_that_stands_still_leaves_the_others_room_to_look_ahead() {
+        let mut stage = Stage::new(0);
+        for (queue, bytes) in [("slow", 40_000), ("small", 1000)] {
+            for _ in 0..600 {
+                stage.submit(queue, bytes);
+            }
+            stage.worker(queue, 1);
+            stage.out.clear();
+            stage.until_out(1);
+            stage.read();
+        }
+        let (_, _, ahead) = stage.shard.payloads();
+        assert!(ahead > AHEAD_BYTES - 2000, "they have fetched all that may be: {ahead}");
+        for _ in 0..200 {
+            stage.submit("fast", 3000);
+        }
+        let worker = stage.worker("fast", 1);
+        stage.out.clear();
+        let mut trips = 0;
+        for _ in 0..200 {
+            while stage.out.is_empty() {
+                assert!(stage.read(), "it waits for nothing");
+                trips += 1;
+            }
+            let (_, lease) = stage.out.remove(0);
+            stage.say(worker, Ack { leases: lease.into(), result: Payload::NULL });
+        }
+        assert!(trips <= 20, "{trips} trips to the disk for 200 tasks");
+        let (_, _, ahead) = stage.shard.payloads();
+        assert!(ahead <= AHEAD_BYTES + 3 * QUEUE_AHEAD_BYTES, "{ahead}");
+    }
+
+    /// What is with slow workers is not what others have to make room for.
+    #[test]
+    fn what_is_with_workers_drives_nothing_out() {
+        let mut stage = Stage::new(10_000);
+        stage.worker("slow", 100);
+        for _ in 0..100 {
+            stage.submit("slow", 1000);
+        }
+        assert_eq!(stage.out.len(), 100);
+        stage.submit("fast", 1000);
+        assert_eq!(stage.shard.payloads(), (0, 101_000, 0));
+    }
+
+    #[test]
+    fn a_pull_whose_time_is_over_waits_for_the_payload_that_is_on_its_way() {
+        let mut stage = Stage::new(0);
+        stage.submit("q", 1000);
+        let call = stage.pull("q");
+        stage.apply(Command::PullOver { call, gone: false });
+        assert_eq!(stage.pulled, [], "there is a task");
+        stage.read();
+        assert_eq!(stage.pulled, [(call, 1)]);
+        let call = stage.pull("q");
+        stage.apply(Command::PullOver { call, gone: false });
+        assert_eq!(stage.pulled.pop(), Some((call, 0)), "and now there is none");
+    }
+
+    /// Its task would be nobody's until the lease ends.
+    #[test]
+    fn a_pull_that_nobody_waits_for_takes_nothing() {
+        let mut stage = Stage::new(0);
+        stage.submit("q", 1000);
+        let call = stage.pull("q");
+        stage.apply(Command::PullOver { call, gone: false });
+        stage.apply(Command::PullOver { call, gone: true });
+        assert_eq!(stage.pulled, [(call, 0)]);
+        stage.read();
+        assert_eq!((stage.shard.leases_out(), stage.pulled.len()), (0, 1));
+        // Another one has it, and is not told twice.
+        let call = stage.pull("q");
+        stage.apply(Command::PullOver { call, gone: false });
+        assert_eq!(stage.pulled.pop(), Some((call, 1)));
     }
 }

@@ -135,10 +135,13 @@ pub enum Command {
     },
     /// An HTTP request asks for tasks to work on; it hears one [`super::manage::Report::Pulled`].
     Pull(Box<Pull>),
-    /// A pull has waited long enough: it is answered with what there is, which may be nothing.
+    /// A pull has waited long enough: it is answered with what there is, which may be nothing. If the next task's payload
+    /// is on its way from the store, it waits for that.
     PullOver {
         /// The request.
         call: CallId,
+        /// Nobody hears the answer any longer.
+        gone: bool,
     },
     /// An HTTP request wants a task's events until its end.
     Follow {

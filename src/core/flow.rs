@@ -93,7 +93,7 @@ impl Shard {
 
     /// What waits in a queue is looked at once the command is done.
     pub(super) fn pump_later(&mut self, queue: u32) {
-        if !self.to_pump.contains(&queue) {
+        if !std::mem::replace(&mut self.queues[queue as usize].to_pump, true) {
             self.to_pump.push(queue);
         }
     }

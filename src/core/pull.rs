@@ -93,10 +93,17 @@ impl Shard {
     }
 
     /// A pull has waited long enough, or nobody waits for its answer any longer.
-    pub(super) fn pull_over(&mut self, call: CallId, fx: &mut Effects) {
-        if let Some(session) = self.pulls.get(&call).copied() {
-            self.answer_pull(session, fx);
+    pub(super) fn pull_over(&mut self, call: CallId, gone: bool, fx: &mut Effects) {
+        let Some(id) = self.pulls.get(&call).copied() else { return };
+        // A task that waits, and is on its way from the disk, is there: "nothing" would be wrong.
+        if !gone
+            && !self.draining
+            && let Some((queue, _)) = self.sessions.get(&id).and_then(|session| session.subscriptions.first())
+            && self.queues[*queue as usize].lacks.is_some()
+        {
+            return self.queues[*queue as usize].overdue.push(id);
         }
+        self.answer_pull(id, fx);
     }
 
     /// The broker stops: no pull waits any longer.

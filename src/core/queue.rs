@@ -6,6 +6,7 @@ use std::sync::Arc;
 use slab::Slab;
 use taskyard_proto::{GroupName, Key, QueueName, TaskId, TaskState, WorkerName};
 
+use super::command::SessionId;
 use super::dedup::Dedup;
 use super::kept::Kept;
 use super::order::Chain;
@@ -76,6 +77,12 @@ pub(super) struct Queue {
     pub(super) limited: bool,
     /// The task that it waits for, because its payload is on its way from the store.
     pub(super) lacks: Option<TaskId>,
+    /// Pulls that have waited long enough, but for that payload.
+    pub(super) overdue: Vec<SessionId>,
+    /// The bytes of its payloads that are on their way back, or are back and not with a worker yet.
+    pub(super) ahead_bytes: u64,
+    /// It is looked at once the command is done.
+    pub(super) to_pump: bool,
     /// How many leases are out on its tasks.
     pub(super) leased: u64,
     /// The bytes of the payloads of its unfinished tasks; dead letters are not counted.
@@ -149,6 +156,9 @@ impl Queue {
             pause: None,
             limited: false,
             lacks: None,
+            overdue: Vec::new(),
+            ahead_bytes: 0,
+            to_pump: false,
             leased: 0,
             bytes: 0,
             rate_until: Time(0),

@@ -244,6 +244,7 @@ impl Shard {
                 self.event(task, recipient, Payload::NULL, fx);
             }
         }
+        self.put_away(task);
     }
 
     /// The task comes back unharmed and takes its old place; too often in a row, and it is charged.
@@ -280,7 +281,8 @@ impl Shard {
             if stored {
                 self.store(StoreOp::Amend(id, Amendment::Returned { recipient }), fx);
             }
-            return self.queue_up(task, recipient, fx);
+            self.queue_up(task, recipient, fx);
+            return self.put_away(task);
         }
         let due = now.plus_ms(delay_ms);
         self.store(StoreOp::Amend(id, Amendment::Deferred { recipient, due }), fx);
@@ -291,6 +293,7 @@ impl Shard {
         if self.tasks[task].state() == TaskState::Scheduled {
             self.free_key_of(task, fx);
         }
+        self.put_away(task);
     }
 
     pub(super) fn start(&mut self, origin: Origin, session: SessionId, lease: &GivenLease, fx: &mut Effects) {

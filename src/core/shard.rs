@@ -164,6 +164,8 @@ pub struct Shard {
     pub(super) weight: u64,
     /// The bytes of the payloads that are in memory.
     pub(super) payload_bytes: u64,
+    /// Those of them that are with workers.
+    pub(super) out_bytes: u64,
     /// How many payloads are not.
     pub(super) away: u64,
     /// The bytes of those that are on their way back, or are back and not with a worker yet.
@@ -226,6 +228,7 @@ impl Shard {
             leases_out: 0,
             weight: 0,
             payload_bytes: 0,
+            out_bytes: 0,
             away: 0,
             ahead_bytes: 0,
             lacking: HashMap::default(),
@@ -284,7 +287,7 @@ impl Shard {
             Command::Publish { call, from, publish } => self.publish(Origin::Call(call), *publish, from, fx),
             Command::Manage { call, access, manage } => self.manage(call, access, manage, fx),
             Command::Pull(pull) => self.pull(*pull, fx),
-            Command::PullOver { call } => self.pull_over(call, fx),
+            Command::PullOver { call, gone } => self.pull_over(call, gone, fx),
             Command::Follow { call, task, from_seq } => self.follow(call, task, from_seq, fx),
             Command::Settle { call, access, message } => {
                 self.settle_pulled(call, access.as_deref(), message, fx)
@@ -299,10 +302,13 @@ impl Shard {
 
     /// What a command has made possible, and is done once it is over.
     fn go_on(&mut self, fx: &mut Effects) {
-        while let Some(queue) = self.to_pump.pop() {
-            self.pump(queue, fx);
-        }
-        while let Some(session) = self.to_answer.pop() {
+        loop {
+            while let Some(queue) = self.to_pump.pop() {
+                self.queues[queue as usize].to_pump = false;
+                self.pump(queue, fx);
+            }
+            // The worker of a pull that is answered leaves, and its tasks may be for others.
+            let Some(session) = self.to_answer.pop() else { return };
             self.answer_pull(session, fx);
         }
     }
@@ -478,7 +484,7 @@ impl Shard {
             Pending::Accepted { task, id, origin, told } => {
                 // It may have been cancelled meanwhile, or handed out early and finished.
                 let found = self.tasks.get_mut(task).filter(|found| found.spec.id() == id);
-                let mut waits = false;
+                let (there, mut waits) = (found.is_some(), false);
                 if let Some(found) = found {
                     waits = !found.is_durable() && !found.decided;
                     if matches!(found.held, Held::Unstored | Held::Early) {
@@ -499,6 +505,8 @@ impl Shard {
                 }
                 if waits {
                     self.activate(task, fx);
+                }
+                if there {
                     self.put_away(task);
                 }
             }

@@ -47,6 +47,8 @@ pub(super) enum Held {
     Early,
     /// In memory.
     Here,
+    /// In memory, and with the worker that it is for.
+    Out,
     /// In the store alone.
     Away,
     /// There too, and it was asked for.
@@ -401,13 +403,18 @@ impl Task {
     /// What a task weighs against the broker's memory, in bytes: its payload only while that is there.
     pub(super) fn weight(&self) -> u64 {
         let payload = if self.payload.is_some() { self.bytes() } else { 0 };
-        payload + 64 * self.spec.recipients.len() as u64 + TASK_OVERHEAD_BYTES
+        let headers: usize = self.spec.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let keys = if self.spec.keys.is_some() { TERMS_BYTES } else { 0 };
+        payload + 64 * self.spec.recipients.len() as u64 + headers as u64 + keys + TASK_OVERHEAD_BYTES
     }
 }
 
 /// What a task takes beside its payload, rounded up: its row, its number in the tables, its entry in a lane, the log's
 /// row; and what its payload takes beside its bytes.
 pub(super) const TASK_OVERHEAD_BYTES: u64 = 256;
+
+/// What the terms of a task take that was given keys, and shares them with few or none.
+const TERMS_BYTES: u64 = 384;
 
 #[cfg(test)]
 mod tests {

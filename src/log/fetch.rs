@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use super::error::LogError;
 use super::index::Location;
-use super::record::{Key, Record};
+use super::record::{Key, Record, RecordKind};
 use super::segment::{Sequence, segment_name};
 use super::storage::{Storage, StorageFile};
 use super::writer::Log;
@@ -28,7 +28,13 @@ pub(super) struct Request {
 /// A question to the log: where these stand.
 pub(super) struct Question<F> {
     keys: Vec<Key>,
-    answer: SyncSender<Result<Vec<Stand<F>>, LogError>>,
+    answer: SyncSender<Result<Answer<F>, LogError>>,
+}
+
+/// Where some stand, and which are to be asked for again when these are read.
+struct Answer<F> {
+    stands: Vec<Stand<F>>,
+    later: Vec<Key>,
 }
 
 /// Where a key's `Put` stands, if it has one.
@@ -40,7 +46,8 @@ const GAP_BYTES_MAX: u64 = 16 << 10;
 /// How much is read at once, but for a single record that is longer.
 const READ_BYTES_MAX: u64 = 1 << 20;
 
-/// Files that the log keeps open for readers.
+/// Files that the log keeps open for readers, and that one answer names at most: together they are what descriptors
+/// are kept for.
 const OPEN_MAX: usize = 8;
 
 /// How often a record is asked for again that is not where it was: cleaning comes by once a lap.
@@ -60,12 +67,33 @@ impl<S: Storage> Log<S> {
     /// Says where records stand, in files that stay readable.
     pub(super) fn answer(&mut self, question: Question<S::File>) {
         let Question { keys, answer } = question;
-        let stand = |key| {
-            let Some(location) = self.index.locations(key).next() else { return Ok((key, None)) };
-            Ok((key, Some((location, self.open_for_readers(location.segment)?))))
-        };
         // A reader that is gone needs no answer.
-        let _ = answer.send(keys.into_iter().map(stand).collect());
+        let _ = answer.send(self.stands(keys));
+    }
+
+    fn stands(&mut self, keys: Vec<Key>) -> Result<Answer<S::File>, LogError> {
+        let (mut stands, mut later) = (Vec::with_capacity(keys.len()), Vec::new());
+        let mut files: Vec<(Sequence, Arc<S::File>)> = Vec::with_capacity(OPEN_MAX);
+        for key in keys {
+            let Some(location) = self.index.locations(key).next() else {
+                stands.push((key, None));
+                continue;
+            };
+            let file = match files.iter().find(|(segment, _)| *segment == location.segment) {
+                Some((_, file)) => file.clone(),
+                None if files.len() == OPEN_MAX => {
+                    later.push(key);
+                    continue;
+                }
+                None => {
+                    let file = self.open_for_readers(location.segment)?;
+                    files.push((location.segment, file.clone()));
+                    file
+                }
+            };
+            stands.push((key, Some((location, file))));
+        }
+        Ok(Answer { stands, later })
     }
 
     fn open_for_readers(&mut self, segment: Sequence) -> Result<Arc<S::File>, LogError> {
@@ -116,7 +144,7 @@ impl<F: StorageFile + Sync> Reader<F> {
         None
     }
 
-    fn ask(&self, keys: Vec<Key>) -> Result<Vec<Stand<F>>, Unread> {
+    fn ask(&self, keys: Vec<Key>) -> Result<Answer<F>, Unread> {
         let (answer, answered) = sync_channel(1);
         self.questions.send(Question { keys, answer }).map_err(|_| Unread::Gone)?;
         (self.wake)();
@@ -125,10 +153,11 @@ impl<F: StorageFile + Sync> Reader<F> {
 
     fn read(&self, mut keys: Vec<Key>) -> Result<Vec<Fetched>, Unread> {
         let mut fetched = Vec::with_capacity(keys.len());
-        let mut failed = None;
-        for _ in 0..TRIES {
-            let mut there = Vec::with_capacity(keys.len());
-            for (key, stand) in self.ask(std::mem::take(&mut keys))? {
+        let mut tries = 0;
+        while !keys.is_empty() {
+            let Answer { stands, later } = self.ask(std::mem::take(&mut keys))?;
+            let (mut there, mut failed) = (Vec::with_capacity(stands.len()), None);
+            for (key, stand) in stands {
                 match stand {
                     Some((location, file)) => there.push((location, key, file)),
                     None => fetched.push((key, None)),
@@ -143,11 +172,15 @@ impl<F: StorageFile + Sync> Reader<F> {
                     failed = Some(error);
                 }
             }
-            if keys.is_empty() {
-                return Ok(fetched);
+            // What was not where it was goes first: it is read, or ends this, before others fail.
+            keys.extend(later);
+            match failed {
+                Some(error) if tries + 1 == TRIES => return Err(Unread::Failed(error)),
+                Some(_) => tries += 1,
+                None => tries = 0,
             }
         }
-        Err(Unread::Failed(failed.expect("what is left was not read")))
+        Ok(fetched)
     }
 }
 
@@ -187,7 +220,11 @@ fn read_run<F: StorageFile>(
         let begin = (location.offset - first.offset) as usize;
         let encoded = &bytes[begin..begin + location.bytes as usize];
         match Record::parse(encoded) {
-            Some(record) if record.key == *key && record.encoded.len() == encoded.len() => {
+            Some(record)
+                if record.kind == RecordKind::Put
+                    && record.key == *key
+                    && record.encoded.len() == encoded.len() =>
+            {
                 fetched.push((*key, Some(record.body.to_vec())));
             }
             _ => {

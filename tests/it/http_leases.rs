@@ -50,6 +50,19 @@ fn a_pull_takes_what_there_is() {
     }
 }
 
+/// That its payload must be read first is nothing that a client could know.
+#[test]
+fn a_pull_that_does_not_wait_takes_what_is_only_on_disk() {
+    let broker = Broker::with(&["--payload-memory-bytes", "0"]);
+    for nth in 0..3 {
+        let task = broker.submit("q", &json!({"payload": {"nth": nth}}));
+        let tasks = pull(&broker, "/v1/queues/q/lease");
+        assert_eq!(tasks.len(), 1, "there is one");
+        assert_eq!((&tasks[0]["task"], &tasks[0]["payload"]), (&json!(task), &json!({"nth": nth})));
+    }
+    assert_eq!(pull(&broker, "/v1/queues/q/lease"), Vec::<Value>::new());
+}
+
 #[test]
 fn a_pull_waits_for_the_first_task() {
     let broker = Broker::start();

@@ -128,3 +128,32 @@ fn a_disk_that_cannot_be_read_ends_the_log() {
     assert!(matches!(&*failure, LogError::Io { doing: "read", .. }), "{failure}");
     assert_eq!(failure.exit_code(), 5);
 }
+
+/// Descriptors are few, and the store must not take those of connections, or find none itself.
+#[test]
+fn a_read_over_the_whole_log_has_few_files_open() {
+    const KEYS: u128 = 3000;
+    let (disk, read) = (SimDisk::new(), Read::default());
+    let thread = start(&disk, &read.signal);
+    let put = |key| Item::put(key, &[key as u8; 1000]);
+    let mut ticket = 0;
+    for from in (0..KEYS).step_by(20) {
+        let items: Vec<Item> = (from..from + 20).map(put).collect();
+        ticket = thread.send(batch(&items), Vec::new());
+        read.signal.wait_until(|| thread.durable() >= ticket);
+    }
+    assert!(ticket > 0 && disk.names().len() > 40, "{:?}", disk.names());
+    let before = disk.open_most();
+    let keys: Vec<Key> = (0..KEYS).step_by(7).collect();
+    let asked = keys.len();
+    read.fetch(&thread, keys);
+    read.signal.wait_until(|| read.len() == asked || thread.failure().is_some());
+    assert!(thread.failure().is_none(), "{:?}", thread.failure());
+    for (key, found) in read.all.lock().expect("nobody panics with it").iter() {
+        assert_eq!(*found, Some(vec![*key as u8; 1000]), "{key}");
+    }
+    // Eight that are kept open, and eight more that an answer names.
+    let most = disk.open_most();
+    assert!(most <= before + 16, "{most} files were open, {before} before");
+    thread.stop().expect("stop");
+}

@@ -322,7 +322,7 @@ impl Stage {
             [who, "over"] => {
                 let waits = self.pulls.iter().find(|(_, name)| *name == who);
                 let call = waits.map_or(CallId(0), |(call, _)| *call);
-                self.arrive(Command::PullOver { call });
+                self.arrive(Command::PullOver { call, gone: false });
             }
             [who, "settles", verb, label] => {
                 let lease = self.leases[&(who.to_owned(), label.to_owned())];

@@ -746,7 +746,7 @@ impl World {
                 worker,
                 groups: Vec::new(),
             })),
-            Up::PullOver(call) => Command::PullOver { call: CallId(call) },
+            Up::PullOver(call) => Command::PullOver { call: CallId(call), gone: false },
             Up::Settle(call, message) => {
                 Command::Settle { call: CallId(call), access: None, message: *message }
             }

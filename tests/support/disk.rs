@@ -57,6 +57,9 @@ struct State {
     durable_names: BTreeMap<String, usize>,
     pending_names: Vec<NameChange>,
     locked: bool,
+    /// How many files are open, and how many were at most.
+    open: usize,
+    open_most: usize,
     operations: u64,
     fault: Option<(u64, Fault)>,
     powered_off: bool,
@@ -164,6 +167,13 @@ impl SimDisk {
     /// Bytes that all files have.
     pub(crate) fn used(&self) -> u64 {
         self.state().used()
+    }
+
+    /// The most files that were open at a time since this was asked last.
+    pub(crate) fn open_most(&self) -> usize {
+        let mut state = self.state();
+        let open = state.open;
+        std::mem::replace(&mut state.open_most, open)
     }
 
     pub(crate) fn names(&self) -> Vec<String> {
@@ -323,6 +333,10 @@ impl NameChange {
 
 impl SimDisk {
     fn file(&self, inode: usize) -> SimFile {
+        let mut state = self.state();
+        state.open += 1;
+        state.open_most = state.open_most.max(state.open);
+        drop(state);
         SimFile { state: Arc::clone(&self.state), inode: Some(inode) }
     }
 }
@@ -478,8 +492,10 @@ impl StorageFile for SimFile {
 
 impl Drop for SimFile {
     fn drop(&mut self) {
-        if self.inode.is_none() {
-            self.state().locked = false;
+        let mut state = self.state();
+        match self.inode {
+            Some(_) => state.open -= 1,
+            None => state.locked = false,
         }
     }
 }

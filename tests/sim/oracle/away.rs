@@ -147,8 +147,8 @@ impl Oracle {
                 && found.key == self.sessions[&id].key
                 && self.tasks[&found.task].murky
             {
-                found.live = true;
-                found.session = id;
+                (found.live, found.session) = (true, id);
+                (found.settled, found.ended, found.stop) = (None, None, None);
                 found.latest = found.given_deadline.max(self.now + self.window_ms * MS);
                 found.run_latest = found.run_latest.map(|at| at.max(self.now + at));
                 let (task, share) = (found.task, found.share);

@@ -51,8 +51,13 @@ impl Oracle {
         self.full = false;
         self.activating = false;
         for lease in self.leases.values_mut() {
-            lease.live = false;
-            lease.others.clear();
+            let live = std::mem::replace(&mut lease.live, false);
+            let others = std::mem::take(&mut lease.others);
+            // Which of them came back after the crash before nobody has said, and now nobody will.
+            if live && !others.is_empty() {
+                let found = self.tasks.get_mut(&lease.task).expect("it was given");
+                self.report.murky += u64::from(!std::mem::replace(&mut found.murky, true));
+            }
         }
     }
 

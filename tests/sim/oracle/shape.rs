@@ -91,10 +91,12 @@ impl Oracle {
 
     /// What a pull gets is told only at the end of the input.
     pub(super) fn a_pull_may_take(&self, found: &Tracked) -> bool {
+        // One that went to anybody while its worker was absent stays with them when that is back.
+        let to_any = matches!(&found.submit.to, Some(Target::Worker { if_absent: IfAbsent::Any, .. }));
         self.pulls.values().any(|id| {
             self.sessions.contains_key(id)
                 && self.is_open(*id, &found.submit.queue)
-                && self.may_take(found, 0, *id)
+                && (to_any || self.may_take(found, 0, *id))
         })
     }
 

@@ -165,7 +165,8 @@ impl Oracle {
                 && task.active
                 && !task.gone
                 && !task.forgotten
-                && task.over.is_none()
+                // A dead letter of which little is known may have been redriven.
+                && task.over.as_ref().is_none_or(|over| task.murky && over.state == TaskState::Dead)
         })
     }
 
