@@ -120,7 +120,8 @@ impl Shard {
         match free {
             None => Some(Reason::NoCredit { busy }),
             Some(_) => {
-                let (_, until) = share.notes.as_ref()?.avoid.filter(|(_, until)| *until > now)?;
+                // Also when that is over: until its timer goes off, which is due, nobody offers it.
+                let (_, until) = share.notes.as_ref()?.avoid?;
                 Some(Reason::Released { in_ms: until.ms_since(now).max(1) })
             }
         }
