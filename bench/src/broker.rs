@@ -1,10 +1,11 @@
 //! The broker under measurement: a process of its own, with a directory of its own.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::Instant;
 
 use crate::Failed;
@@ -24,14 +25,35 @@ pub(crate) struct Usage {
     pub(crate) peak_mib: f64,
 }
 
-/// The broker's program: it is beside this one.
+/// The broker's program: it is beside this one. Under `cargo run` it is built first, so that what is measured is what the
+/// sources say.
 pub(crate) fn program() -> Result<PathBuf, Failed> {
+    static BUILT: OnceLock<Result<(), String>> = OnceLock::new();
     let program = std::env::current_exe()?.with_file_name("taskyard");
+    if let Some(cargo) = std::env::var_os("CARGO") {
+        BUILT.get_or_init(|| build(&cargo, &program)).clone()?;
+    }
     if !program.exists() {
         let text = format!("{} is not there: run `cargo build --release` first", program.display());
         return Err(text.into());
     }
     Ok(program)
+}
+
+fn build(cargo: &OsStr, program: &Path) -> Result<(), String> {
+    let profile = match program.parent().and_then(Path::file_name).and_then(OsStr::to_str) {
+        Some("debug") | None => "dev",
+        Some(profile) => profile,
+    };
+    let built = Command::new(cargo)
+        .args(["build", "--profile", profile, "--bin", "taskyard", "--manifest-path"])
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"))
+        .status();
+    match built {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("the broker could not be built: cargo ended with {status}")),
+        Err(error) => Err(format!("the broker could not be built: cannot run cargo: {error}")),
+    }
 }
 
 fn directory(engine: &str, parent: &Path) -> PathBuf {
