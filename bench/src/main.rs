@@ -115,15 +115,33 @@ async fn alone(run: impl AsyncFnOnce(&mut Records) -> Result<(), Failed>) -> Res
     run(&mut Records::new(None)).await
 }
 
-/// The middle of some figures.
+/// The middle of some figures; of an even number, between the two in the middle.
 fn median(figures: &[f64]) -> f64 {
     let mut sorted = figures.to_vec();
     sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+    match sorted.len() {
+        0 => f64::NAN,
+        odd if odd % 2 == 1 => sorted[odd / 2],
+        even => f64::midpoint(sorted[even / 2 - 1], sorted[even / 2]),
+    }
 }
 
 fn print(line: &str) {
     use std::io::Write as _;
     // A reader that has gone ends the bench when it next fails.
     let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::median;
+
+    #[test]
+    fn a_median_of_an_even_number_is_between_the_two_in_the_middle() {
+        assert_eq!(
+            (median(&[3.0, 1.0, 2.0]), median(&[1.0, 9.0]), median(&[4.0, 1.0, 9.0, 2.0])),
+            (2.0, 5.0, 3.0)
+        );
+        assert!(median(&[]).is_nan());
+    }
 }
