@@ -42,6 +42,13 @@ fn finished(input: &mut BytesMut) -> Result<bool, Failed> {
     Ok(true)
 }
 
+/// The question for the length of the stream or list.
+fn length(command: &str) -> Depth {
+    let mut ask = Vec::new();
+    resp::command(&mut ask, [command, QUEUE].map(str::as_bytes));
+    Depth { before: Vec::new(), ask, read: integer }
+}
+
 fn integer(input: &mut BytesMut) -> Result<Option<u64>, Failed> {
     let Some((reply, length)) = resp::reply(input)? else { return Ok(None) };
     let Reply::Integer(found) = reply else { return Err("a number was expected".into()) };
@@ -113,9 +120,7 @@ impl Dialect for Streams {
     }
 
     fn depth(&self) -> Option<Depth> {
-        let mut ask = Vec::new();
-        resp::command(&mut ask, ["XLEN", QUEUE].map(str::as_bytes));
-        Some(Depth { before: Vec::new(), ask, read: integer })
+        Some(length("XLEN"))
     }
 }
 
@@ -209,9 +214,7 @@ impl Dialect for List {
     }
 
     fn depth(&self) -> Option<Depth> {
-        let mut ask = Vec::new();
-        resp::command(&mut ask, ["LLEN", QUEUE].map(str::as_bytes));
-        Some(Depth { before: Vec::new(), ask, read: integer })
+        Some(length("LLEN"))
     }
 }
 
