@@ -11,6 +11,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, HandshakeKind};
 
+use crate::drivers::frames::{self, Head};
 use crate::{Failed, certificate};
 
 /// Addresses that sockets come from, 127.0.0.2 and on: each has some 28,000 ports, and those of sockets
@@ -241,18 +242,10 @@ impl Socket {
     }
 }
 
-/// A frame as a client sends it, masked with nothing: its body is at most 64 KiB.
+/// A frame as a client sends it, masked with nothing.
 pub(crate) fn client_frame(head: u8, body: &[u8]) -> Vec<u8> {
-    let mut frame = vec![head];
-    match body.len() {
-        short @ ..126 => frame.push(0x80 | short as u8),
-        long => {
-            frame.push(0x80 | 126);
-            frame.extend_from_slice(&(long as u16).to_be_bytes());
-        }
-    }
-    frame.extend_from_slice(&[0; 4]);
-    frame.extend_from_slice(body);
+    let mut frame = Vec::new();
+    frames::put_client(&mut frame, head, [0; 4], body);
     frame
 }
 
@@ -261,26 +254,18 @@ pub(crate) type Split<'a> = Option<(u8, &'a [u8], &'a [u8])>;
 
 /// Takes a frame of the server's from the front of `bytes`.
 pub(crate) fn split_frame(bytes: &[u8]) -> Result<Split<'_>, Failed> {
-    let &[head, short, ref rest @ ..] = bytes else { return Ok(None) };
-    let (length, rest) = match short {
-        126 => match rest.split_first_chunk() {
-            Some((length, rest)) => (u64::from(u16::from_be_bytes(*length)), rest),
-            None => return Ok(None),
-        },
-        127 => match rest.split_first_chunk() {
-            Some((length, rest)) => (u64::from_be_bytes(*length), rest),
-            None => return Ok(None),
-        },
-        128.. => return Err("the server masks its frames, which none may".into()),
-        short => (u64::from(short), rest),
-    };
-    if length > FRAME_BYTES_MAX {
+    let (Some(head), Some(kind)) = (Head::first(bytes), bytes.first()) else { return Ok(None) };
+    if head.mask.is_some() {
+        return Err("the server masks its frames, which none may".into());
+    }
+    if head.length > FRAME_BYTES_MAX {
         return Err(format!(
-            "the server sends a frame of {length} bytes, and {FRAME_BYTES_MAX} are expected at most"
+            "the server sends a frame of {} bytes, and {FRAME_BYTES_MAX} are expected at most",
+            head.length
         )
         .into());
     }
-    Ok(rest.split_at_checked(length as usize).map(|(body, rest)| (head, body, rest)))
+    Ok(head.end(bytes).map(|end| (*kind, &bytes[head.begin..end], &bytes[end..])))
 }
 
 pub(crate) fn closed(body: &[u8]) -> Failed {

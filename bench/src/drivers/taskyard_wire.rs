@@ -4,6 +4,7 @@
 use bytes::{Buf as _, BytesMut};
 use memchr::memmem;
 
+use crate::drivers::frames::Head;
 use crate::drivers::{Depth, Dialect, Nth, Producer, QUEUE, Role, Step, Worker, frames};
 use crate::{Failed, Wire};
 
@@ -23,7 +24,7 @@ pub(crate) struct TaskyardWire {
 impl TaskyardWire {
     fn put(&self, out: &mut Vec<u8>, body: &[u8]) {
         let kind = if self.wire == Wire::Json { frames::TEXT } else { frames::BINARY };
-        frames::put_client(out, kind, body);
+        frames::put_client(out, kind, frames::MASK, body);
     }
 
     fn said(&self, json: &serde_json::Value, until: &'static [u8]) -> Step {
@@ -54,7 +55,9 @@ impl TaskyardWire {
 /// Gives the body of each whole frame; an error that the broker tells ends all.
 fn hear(input: &mut BytesMut, mut body: impl FnMut(&[u8]) -> Result<(), Failed>) -> Result<(), Failed> {
     let mut at = 0;
-    while let Some((begin, end)) = frames::server_bounds(&input[at..]) {
+    while let Some(Head { begin, .. }) = Head::first(&input[at..])
+        && let Some(end) = frames::websocket_length(&input[at..])
+    {
         let frame = &input[at + begin..at + end];
         // As `{"type":"error"` in JSON, and as a word of five bytes in MessagePack.
         let told = frame.get(..16).unwrap_or(frame);
@@ -301,5 +304,148 @@ fn binary(value: &[u8]) -> Option<(usize, usize)> {
         0xC5 => Some((3, usize::from(u16::from_be_bytes(value.get(1..3)?.try_into().ok()?)))),
         0xC6 => Some((5, u32::from_be_bytes(value.get(1..5)?.try_into().ok()?) as usize)),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fastwebsockets::unmask;
+    use taskyard_proto::codec::{ClientFrame, decode_client, encode_server, encode_server_array};
+    use taskyard_proto::{
+        Accepted, ClientMessage, Error, ErrorCode, GivenLease, Headers, LeaseId, LeaseList, Payload,
+        QueueName, Request, Response, ServerMessage, SettleOutcome, SettleResult, Settled, Task, TaskId,
+    };
+
+    use super::*;
+
+    const ALL: [(Wire, bool); 4] =
+        [(Wire::Json, false), (Wire::Json, true), (Wire::Msgpack, false), (Wire::Msgpack, true)];
+
+    fn wire(wire: Wire, arrays: bool) -> TaskyardWire {
+        TaskyardWire { wire, arrays, credit: 64 }
+    }
+
+    /// What the broker reads of frames of ours.
+    fn read(how: TaskyardWire, mut out: &[u8]) -> (usize, Vec<Request>) {
+        let (mut frames, mut requests) = (0, Vec::new());
+        while let Some(head) = Head::first(out) {
+            let end = head.end(out).expect("whole frames");
+            let mut body = out[head.begin..end].to_vec();
+            unmask(&mut body, head.mask.expect("clients mask"));
+            let frame: ClientFrame = decode_client(how.wire.encoding(), &body).expect("the protocol");
+            requests.extend(frame.into_iter().map(|item| item.expect("a message")));
+            (frames, out) = (frames + 1, &out[end..]);
+        }
+        (frames, requests)
+    }
+
+    /// Frames as the broker sends them.
+    fn told(how: TaskyardWire, messages: Vec<ServerMessage>) -> BytesMut {
+        let responses: Vec<Response> =
+            messages.into_iter().map(|message| Response { reference: None, message }).collect();
+        let mut bodies = Vec::new();
+        if how.arrays {
+            let mut body = Vec::new();
+            encode_server_array(how.wire.encoding(), responses.iter(), &mut body);
+            bodies.push(body);
+        } else {
+            for response in &responses {
+                let mut body = Vec::new();
+                encode_server(how.wire.encoding(), response, &mut body);
+                bodies.push(body);
+            }
+        }
+        let mut input = BytesMut::new();
+        bodies.iter().for_each(|body| frames::put_websocket(&mut input, body));
+        input
+    }
+
+    fn task(number: u64, payload: &[u8], how: TaskyardWire) -> ServerMessage {
+        let payload = match how.wire {
+            Wire::Json => Payload::json(std::str::from_utf8(payload).unwrap()).unwrap(),
+            Wire::Msgpack => Payload::binary(payload.to_vec()),
+        };
+        let message = Task {
+            task: TaskId(number.into()),
+            lease: Some(LeaseId { number, slot: 3, recipient: 0 }),
+            queue: QueueName::parse(QUEUE).unwrap(),
+            attempt: 1,
+            max_attempts: 5,
+            redelivered: false,
+            ack_timeout_ms: 30_000,
+            age_ms: 0,
+            priority: 4,
+            headers: Headers::default(),
+            payload,
+        };
+        message.into()
+    }
+
+    #[test]
+    fn submits_are_what_the_broker_reads_and_confirmations_are_counted() {
+        for (encoding, arrays) in ALL {
+            let how = wire(encoding, arrays);
+            let (mut producer, mut out) = (how.producer(0), Vec::new());
+            for payload in [&b""[..], b"one", &[b'x'; 70_000]] {
+                producer.submit(payload, &mut out);
+            }
+            producer.flush(&mut out);
+            let (frames, requests) = read(how, &out);
+            assert_eq!((frames, requests.len()), (if arrays { 1 } else { 3 }, 3), "{how:?}");
+            let lengths = requests.iter().map(|request| match &request.message {
+                ClientMessage::Submit(submit) => submit.payload.to_plain_bytes().len(),
+                other => panic!("{other:?}"),
+            });
+            assert_eq!(lengths.collect::<Vec<_>>(), [0, 3, 70_000], "{how:?}");
+            let accepted = |n| Accepted { task: TaskId(n), duplicate: false }.into();
+            let mut input = told(how, (0..3).map(accepted).collect());
+            let cut = input.split_off(input.len() - 1);
+            let early = producer.hear(&mut input, &mut out).unwrap();
+            input.unsplit(cut);
+            assert_eq!(early + producer.hear(&mut input, &mut out).unwrap(), 3, "{how:?}");
+        }
+    }
+
+    #[test]
+    fn each_task_is_acked_once_and_settled_acks_are_counted() {
+        for (encoding, arrays) in ALL {
+            let how = wire(encoding, arrays);
+            let (mut worker, mut out, mut payloads) = (how.worker(0), Vec::new(), Vec::new());
+            let tasks = vec![task(1, b"one", how), task(2, &[b'y'; 300], how), task(3, b"", how)];
+            let mut keep = |payload: &[u8]| -> Result<(), Failed> {
+                payloads.push(payload.len());
+                Ok(())
+            };
+            assert_eq!(worker.hear(&mut told(how, tasks), &mut out, &mut keep).unwrap(), 0);
+            assert_eq!(payloads, [3, 300, 0], "{how:?}");
+            let (_, requests) = read(how, &out);
+            let leases = requests.iter().flat_map(|request| match &request.message {
+                ClientMessage::Ack(ack) => match &ack.leases {
+                    LeaseList::Many(leases) => leases.clone(),
+                    LeaseList::One(lease) => vec![lease.clone()],
+                },
+                other => panic!("{other:?}"),
+            });
+            let numbers: Vec<u64> =
+                leases.map(|lease: GivenLease| lease.id().expect("a lease").number).collect();
+            assert_eq!(numbers, [1, 2, 3], "{how:?}");
+            let results = |outcome| {
+                let lease = |number| LeaseId { number, slot: 3, recipient: 0 };
+                let text = |number| taskyard_proto::message::lease_text(&lease(number).into());
+                let results = (1..=3).map(|number| SettleResult { lease: text(number), outcome }).collect();
+                ServerMessage::from(Settled {
+                    lease: Default::default(),
+                    outcome: Default::default(),
+                    results: Some(results).map_or_else(Default::default, |results: Vec<_>| results.into()),
+                })
+            };
+            let mut settle =
+                |outcome| worker.hear(&mut told(how, vec![results(outcome)]), &mut out, &mut |_| Ok(()));
+            assert_eq!(settle(SettleOutcome::Ok).unwrap(), 3, "{how:?}");
+            assert!(settle(SettleOutcome::LeaseLost).is_err(), "{how:?}");
+            let refused = Error::new(ErrorCode::QueueFull, "full");
+            let mut input = told(how, vec![refused.into()]);
+            assert!(worker.hear(&mut input, &mut Vec::new(), &mut |_| Ok(())).is_err(), "{how:?}");
+        }
     }
 }
