@@ -186,11 +186,6 @@ impl<S: Storage> Log<S> {
             zeroer.is_busy = false;
             return self.finish_preparing(preparing, zeroed);
         }
-        // Cleaning will soon free a segment, which needs no zeroes: to write and sync them would hold up the commits
-        // that go on beside it. The room of the new file is reserved all the same, should cleaning find none.
-        if self.preparing.is_some() && !self.spares.is_empty() && self.cleaning_is_due() {
-            return Ok(Maintenance::Done);
-        }
         if let Some(zeroer) = &mut self.zeroer
             && let Some(preparing) = self.preparing.take()
         {
