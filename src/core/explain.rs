@@ -127,3 +127,58 @@ impl Shard {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use taskyard_proto::message::{Credit, LeaseList, Release, Subscribe};
+    use taskyard_proto::{
+        ClientMessage, Hello, Payload, QueueName, ServerMessage, Submit, TaskState, WorkerName,
+    };
+
+    use super::*;
+    use crate::core::shard::AVOID_MS;
+    use crate::core::{CallId, Command, Config, Effects, Origin, Output, SessionId};
+
+    /// Between the end of a release's 100 ms and its timer nothing was said of why the task waits.
+    #[test]
+    fn a_released_task_is_explained_until_it_is_offered_again() {
+        let (mut shard, mut fx, began) = (Shard::new(Config::default()), Effects::default(), Time(1_000_000));
+        let session = SessionId(1);
+        let queue = QueueName::parse("q").unwrap();
+        let say =
+            |message: ClientMessage| Command::Message { origin: Origin::Session(session, None), message };
+        let open = Command::Open {
+            session,
+            access: None,
+            hello: Box::new(Hello::empty()),
+            reference: None,
+            made_up_name: WorkerName::parse("w").unwrap(),
+            resume_key: 0,
+            subscribe: Some(Subscribe {
+                queue: queue.clone(),
+                credit: Credit::new(1),
+                mode: None,
+                explicit_start: false,
+            }),
+            join: None,
+        };
+        let (task, origin) = (TaskId(7), Origin::Call(CallId(1)));
+        let submit = Box::new(Submit::new(queue, Payload::NULL));
+        for command in [open, Command::Submit { origin, access: None, task, run_at: None, submit }] {
+            shard.apply(began, command, &mut fx);
+        }
+        shard.apply(began, Command::Stored { through: shard.operations() }, &mut fx);
+        let lease = fx.outputs.iter().find_map(|output| match output {
+            Output::Send { message: ServerMessage::Task(task), .. } => task.lease,
+            _ => None,
+        });
+        let leases: LeaseList = lease.expect("it is delivered").into();
+        shard.apply(began, say(Release { leases, delay_ms: None }.into()), &mut fx);
+        for ms in [0, AVOID_MS - 1, AVOID_MS, AVOID_MS + 5] {
+            let reasons = shard.explain(task, began.plus_ms(ms)).expect("it lives").reasons;
+            assert!(matches!(reasons[..], [Reason::Released { in_ms: 1.. }]), "after {ms} ms: {reasons:?}");
+        }
+        shard.expire(began.plus_ms(AVOID_MS), &mut fx);
+        assert_eq!(shard.explain(task, began.plus_ms(AVOID_MS)).expect("it lives").state, TaskState::Leased);
+    }
+}
