@@ -102,7 +102,7 @@ names! {
 pub struct TaskId(pub u128);
 
 impl TaskId {
-    /// A new identifier from the clock and the system's randomness.
+    /// A new identifier from the clock and a generator that the system's randomness seeds.
     pub fn generate() -> TaskId {
         TaskId(Uuid::now_v7().as_u128())
     }
