@@ -711,9 +711,12 @@ pub(crate) fn weight(response: &Response) -> usize {
 #[cfg(test)]
 mod tests {
     use taskyard_proto::{
-        Done, ErrorCode, Event, Finished, GoingAway, Payload, Pong, RevokeReason, Revoked, Task, TaskId,
-        TaskState, WorkerName,
+        Done, ErrorCode, Event, Finished, GoingAway, Payload, Pong, RequestId, RevokeReason, Revoked, Task,
+        TaskId, TaskState, WorkerName,
     };
+
+    use rand::rngs::SmallRng;
+    use rand::{RngExt as _, SeedableRng as _};
 
     use super::*;
 
@@ -808,6 +811,45 @@ mod tests {
         assert_eq!(take(&outbox, usize::MAX), order);
         assert_eq!((outbox.bytes(), outbox.delivered()), (0, 1));
         assert!(!outbox.take(&mut Drained::default(), 1));
+    }
+
+    #[test]
+    fn what_comes_together_waits_as_if_it_came_one_by_one() {
+        let taken = |outbox: &Outbox, budget| -> Vec<_> {
+            let mut drained = Drained::default();
+            outbox.take(&mut drained, budget);
+            outbox.written(&drained);
+            drained.control.iter().chain(&drained.tasks).map(|one| one.response.reference.clone()).collect()
+        };
+        for seed in 0..500 {
+            let mut rng = SmallRng::seed_from_u64(seed);
+            let (together, singly) = (Outbox::default(), Outbox::default());
+            let mut number = 0;
+            for _ in 0..6 {
+                let kinds = rng.random_range(1..=2);
+                let is_task: Vec<bool> =
+                    (0..rng.random_range(0..5)).map(|_| rng.random_range(0..kinds) == 0).collect();
+                let first = number;
+                number += is_task.len() as i64;
+                let batch = || {
+                    (first..).zip(&is_task).map(|(reference, is_task)| {
+                        let mut outbound = if *is_task { task(10) } else { own(Pong {}) };
+                        outbound.response.reference = Some(RequestId::Integer(reference));
+                        outbound
+                    })
+                };
+                batch().for_each(|one| singly.push(&mut vec![one]));
+                let mut all = batch().collect();
+                together.push(&mut all);
+                assert!(all.is_empty(), "seed {seed}");
+                let budget = if rng.random_bool(0.5) { usize::MAX } else { rng.random_range(0..200) };
+                let (some, same) = (taken(&together, budget), taken(&singly, budget));
+                assert_eq!(some, same, "seed {seed}");
+            }
+            assert_eq!(taken(&together, usize::MAX), taken(&singly, usize::MAX));
+            assert_eq!((together.bytes(), singly.bytes()), (0, 0), "seed {seed}");
+            assert_eq!(together.delivered(), singly.delivered(), "seed {seed}");
+        }
     }
 
     #[test]

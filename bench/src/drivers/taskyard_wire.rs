@@ -439,10 +439,14 @@ mod tests {
                     results: Some(results).map_or_else(Default::default, |results: Vec<_>| results.into()),
                 })
             };
-            let mut settle =
-                |outcome| worker.hear(&mut told(how, vec![results(outcome)]), &mut out, &mut |_| Ok(()));
-            assert_eq!(settle(SettleOutcome::Ok).unwrap(), 3, "{how:?}");
-            assert!(settle(SettleOutcome::LeaseLost).is_err(), "{how:?}");
+            let mut settle = |outcomes: &[SettleOutcome]| {
+                // As frames of their own, that arrive together.
+                let mut input = BytesMut::new();
+                outcomes.iter().for_each(|outcome| input.unsplit(told(how, vec![results(*outcome)])));
+                worker.hear(&mut input, &mut out, &mut |_| Ok(()))
+            };
+            assert_eq!(settle(&[SettleOutcome::Ok, SettleOutcome::Ok]).unwrap(), 6, "{how:?}");
+            assert!(settle(&[SettleOutcome::LeaseLost]).is_err(), "{how:?}");
             let refused = Error::new(ErrorCode::QueueFull, "full");
             let mut input = told(how, vec![refused.into()]);
             assert!(worker.hear(&mut input, &mut Vec::new(), &mut |_| Ok(())).is_err(), "{how:?}");
