@@ -15,6 +15,10 @@ bench *ARGS:
     cargo build --release --workspace
     target/release/taskyard-bench throughput {{ARGS}}
 
+# What the hot path executes, against what is kept in bench/instructions.txt.
+instructions:
+    bench/instructions
+
 # Slow: a hundred kills, and a build for each seeded bug.
 torture:
     tests/kill9
