@@ -11,7 +11,7 @@ use taskyard_proto::{QueueName, TaskId};
 use super::command::Fetched;
 use super::effect::Effects;
 use super::queue::LaneKey;
-use super::ready::Entry;
+use super::ready::{Entry, Ranking};
 use super::shard::Shard;
 use super::task::{Held, ShareState, Task};
 
@@ -144,8 +144,9 @@ impl Shard {
     }
 
     fn look_ahead(&mut self, queue: u32, lane: &LaneKey, fx: &mut Effects) {
-        let list = self.queues[queue as usize].ready_mut(lane);
-        let coming: Vec<Entry> = list.upcoming(AHEAD_TASKS).collect();
+        let found = &mut self.queues[queue as usize];
+        let ranking = Ranking::of(found.settings.order, &self.tasks);
+        let coming = found.ready_mut(lane).upcoming(ranking, AHEAD_TASKS);
         let (mut near, mut step) = (0, AHEAD_STEP);
         for entry in coming {
             let waits = |task: &&Task| task.spec.seq == entry.seq;

@@ -1,7 +1,7 @@
 //! Tasks that wait for a worker, in the order in which they are to go.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::ops::RangeBounds;
+use std::ops::{Bound, RangeBounds};
 
 use smallvec::SmallVec;
 use taskyard_proto::Key;
@@ -42,9 +42,6 @@ pub(super) enum Ranking<'a> {
 
 /// The lower goes first.
 pub(super) type Rank = (u64, u64);
-
-/// How many entries of each fair key are looked at ahead.
-const FAIR_AHEAD: usize = 8;
 
 /// The highest priority there is.
 const PRIORITY_MAX: u8 = 9;
@@ -356,6 +353,31 @@ impl Level {
         self.fresh.remove(entry);
     }
 
+    /// As [`ReadyList::upcoming`], of this priority.
+    fn upcoming(&self, count: usize) -> Vec<Entry> {
+        let (mut returned, mut fresh) = (entries(&self.returned).peekable(), self.fresh.iter().peekable());
+        let plain = std::iter::from_fn(move || match (fresh.peek(), returned.peek()) {
+            (Some(a), Some(b)) if a.seq < b.seq => fresh.next(),
+            (Some(_), None) => fresh.next(),
+            _ => returned.next(),
+        });
+        let Some(fair) = &self.fair else { return plain.take(count).collect() };
+        let keyed = |places: (Bound<u64>, Bound<u64>)| {
+            let lists = fair.turns.range(places).take(count);
+            lists.map(|(_, (_, list))| Box::new(entries(list)) as Box<dyn Iterator<Item = Entry>>)
+        };
+        let mut lists: Vec<_> = keyed((Bound::Excluded(fair.last), Bound::Unbounded)).collect();
+        lists.push(Box::new(plain));
+        lists.extend(keyed((Bound::Unbounded, Bound::Included(fair.last))));
+        let mut found = Vec::with_capacity(count);
+        while found.len() < count && !lists.is_empty() {
+            // One of each in its turn; who has nothing left drops out.
+            lists.retain_mut(|list| list.next().map(|entry| found.push(entry)).is_some());
+        }
+        found.truncate(count);
+        found
+    }
+
     fn fair_lists(&self) -> impl Iterator<Item = &Sorted> {
         self.fair.iter().flat_map(|fair| fair.turns.values().map(|(_, list)| list))
     }
@@ -405,15 +427,25 @@ impl ReadyList {
         }
     }
 
-    /// The first entries of the list, about in the order in which they will be taken.
-    pub(super) fn upcoming(&self, count: usize) -> impl Iterator<Item = Entry> {
-        let of_level = move |level: &'_ Level| {
-            // Fair keys take turns: the first few of each.
-            let fair = level.fair_lists().flat_map(|list| entries(list).take(FAIR_AHEAD)).take(count);
-            let plain = entries(&level.returned).take(count).chain(level.fresh.iter().take(count));
-            fair.chain(plain).collect::<Vec<_>>()
+    /// The first entries of the list, in the order in which they would be taken by somebody who may take all.
+    pub(super) fn upcoming(&self, ranking: Ranking<'_>, count: usize) -> Vec<Entry> {
+        let mut levels: SmallVec<[_; 1]> = self
+            .levels
+            .iter()
+            .map(|level| (level.priority, level.upcoming(count).into_iter().peekable()))
+            .collect();
+        let next = || {
+            let heads = levels.iter_mut().enumerate();
+            let mut heads = heads.filter_map(|(nth, (priority, level))| {
+                level.peek().map(|entry| (ranking.rank(*priority, *entry), nth))
+            });
+            let (_, nth) = match ranking {
+                Ranking::Strict => heads.next(),
+                Ranking::Aged { .. } => heads.min(),
+            }?;
+            levels[nth].1.next()
         };
-        self.levels.iter().flat_map(of_level).take(count)
+        std::iter::from_fn(next).take(count).collect()
     }
 
     /// Counts that one was taken; whether what comes up was looked at lately.
@@ -562,5 +594,45 @@ mod tests {
         }
         assert_eq!(order, [1, 6, 4, 2, 5, 3]);
         assert!(list.is_empty() && list.levels[0].fair.is_none(), "nothing is left of keys that come and go");
+    }
+
+    #[test]
+    fn what_comes_up_is_what_will_be_taken_in_that_order() {
+        use rand::rngs::SmallRng;
+        use rand::{RngExt as _, SeedableRng as _};
+        let keys: Vec<Key> = (0..40).map(|n| Key::parse(&format!("k{n}")).unwrap()).collect();
+        for seed in 0..300 {
+            let mut rng = SmallRng::seed_from_u64(seed);
+            let (mut list, mut tasks, mut of) = (ReadyList::default(), Slots::default(), HashMap::default());
+            let (keys, priorities) = (&keys[..rng.random_range(0..=40)], rng.random_range(1..4));
+            let ranking = |tasks| match seed % 2 {
+                0 => Ranking::Strict,
+                _ => Ranking::Aged { headstart_us: 20, tasks },
+            };
+            for _ in 0..rng.random_range(0..200) {
+                // Some take an old place.
+                let seq = rng.random_range(0..1000);
+                let key = keys.get(rng.random_range(0..2 * keys.len().max(1)));
+                let priority = rng.random_range(0..priorities);
+                let task = tasks.insert(crate::core::task::tests::accepted_at(seq));
+                if !of.contains_key(&seq) {
+                    of.insert(seq, (priority, key));
+                    list.push(priority, Entry { task, recipient: 0, seq }, key);
+                }
+            }
+            let take = |list: &mut ReadyList| {
+                let (priority, entry, _) = list.first(ranking(&tasks), |_| Verdict::Take)?;
+                list.take(priority, entry, of[&entry.seq].1);
+                Some(entry)
+            };
+            // The round of the fair keys stands anywhere.
+            for _ in 0..rng.random_range(0..20) {
+                take(&mut list);
+            }
+            let count = rng.random_range(0..100);
+            let coming = list.upcoming(ranking(&tasks), count);
+            let taken: Vec<Entry> = std::iter::from_fn(|| take(&mut list)).take(count).collect();
+            assert_eq!(coming, taken, "seed {seed}");
+        }
     }
 }

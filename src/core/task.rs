@@ -417,8 +417,34 @@ pub(super) const TASK_OVERHEAD_BYTES: u64 = 256;
 const TERMS_BYTES: u64 = 384;
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use taskyard_proto::{Complete, QueueName, Target, TaskId};
+
     use super::*;
+    use crate::core::record::Terms;
+    use crate::core::retry::RetryPolicy;
+
+    /// A task as any other, that was accepted then.
+    pub(in crate::core) fn accepted_at(micros: u64) -> Task {
+        let terms = Terms {
+            queue: QueueName::parse("q").unwrap(),
+            ttl_us: None,
+            priority: 4,
+            max_attempts: 5,
+            ack_timeout_ms: 30_000,
+            run_limit_ms: None,
+            retry: RetryPolicy::default(),
+            target: Target::Any,
+            complete: Complete::All,
+            recipients: Vec::new(),
+            account: None,
+            keys: None,
+            headers: Default::default(),
+        };
+        let spec = TaskSpec::new(TaskId(u128::from(micros)), micros, Time(micros), Arc::new(terms));
+        let first = Share::new(ShareState::Queued { since: Time(micros) });
+        Task::new(spec, Arc::new(Payload::NULL), 0, first, None)
+    }
 
     /// Ten million tasks wait in a gigabyte or so: each field counts.
     #[test]
