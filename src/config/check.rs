@@ -283,7 +283,7 @@ impl Config {
                 None => String::new(),
             };
             refuse(format!(
-                "authentication: anybody could submit and take tasks. Make a token with `taskyard token create admin \
+                "authentication: anybody could submit and take tasks. Make a token with `taskyard token create operator \
                  --allow 'manage:*' --allow 'submit:*' --allow 'consume:*'{place}` (it goes to {}), or set \
                  {ADMIN_TOKEN}, or configure [auth.jwt]",
                 self.tokens_file.display()
@@ -499,7 +499,10 @@ mod tests {
         assert_eq!(problems("listen = \"[::1]:7070\"", false).len(), 0);
         let both = problems(public, false);
         assert_eq!(both.len(), 2, "{both:?}");
-        assert!(both[0].starts_with("f:1: ") && both[0].contains("taskyard token create admin"), "{both:?}");
+        assert!(
+            both[0].starts_with("f:1: ") && both[0].contains("taskyard token create operator"),
+            "{both:?}"
+        );
         assert!(both[0].contains("TASKYARD_ADMIN_TOKEN") && both[0].contains("[auth.jwt]"), "{both:?}");
         assert!(both[1].contains("--tls-cert-file") && both[1].contains("--behind-tls-proxy"), "{both:?}");
         assert!(problems(public, true)[0].contains("TLS"));

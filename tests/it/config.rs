@@ -115,7 +115,7 @@ fn a_public_listener_without_authentication_or_tls_is_refused_with_the_way_out()
         assert_eq!(output.code, Some(2), "{output:?}");
         output.err
     };
-    let token = "taskyard token create admin --allow 'manage:*' --allow 'submit:*' --allow 'consume:*'";
+    let token = "taskyard token create operator --allow 'manage:*' --allow 'submit:*' --allow 'consume:*'";
     let (no_token, no_tls) = (refused(&["--behind-tls-proxy"], &[]), |err: &str| {
         assert!(err.contains("--tls-cert-file") && !err.contains(token), "{err}");
     });

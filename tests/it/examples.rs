@@ -395,6 +395,33 @@ fn monitor(browser: &Browser) {
     until("the alert to be taken", || (done().json()["counts"]["done"] == 1).then_some(()));
 }
 
+#[test]
+fn the_demo_keeps_every_figure_moving() {
+    if !answers("bash") {
+        eprintln!("SKIPPED: the demo is not tested: this machine has no bash");
+        return;
+    }
+    let example = Example::start("demo", &[("PACE", Path::new("1"))]);
+    let address = example.said("broker").strip_prefix("http://").unwrap().parse().unwrap();
+    let text = || http::get(address, "/metrics").text().to_owned();
+    for event in [
+        "accepted",
+        "duplicate",
+        "delivered",
+        "redelivered",
+        "acked",
+        "nacked",
+        "worker_lost",
+        "dead",
+        "cancelled",
+        "expired",
+    ] {
+        let label = format!("taskyard_tasks_total{{event=\"{event}\",");
+        let counted = |line: &str| line.starts_with(&label) && !line.ends_with(" 0");
+        until(&format!("a task that is {event}"), || text().lines().any(counted).then_some(()));
+    }
+}
+
 /// One browser for all of them, which takes longer to start than they do.
 #[test]
 fn examples_do_what_they_say() {

@@ -13,6 +13,8 @@ mod cli_requests;
 mod compression;
 mod config;
 mod crowds;
+mod deploy;
+mod docs;
 mod encodings;
 mod examples;
 mod frames;
