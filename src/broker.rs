@@ -17,6 +17,7 @@ use crate::core::{
     Access, CallId, Command, Manage, Origin, Pull, Report, SessionId, Shard, TaskFilter, Time,
 };
 use crate::engine::{Capabilities, Footprint};
+use crate::hops::Hops;
 
 /// Batches that may wait for the dispatcher; each holds what one socket sent at once.
 pub const INBOX_BATCHES: usize = 1024;
@@ -38,6 +39,8 @@ pub enum Item {
     Command(Command),
     /// For a session's outbox: an answer that must keep its place behind what the core says.
     Relay(SessionId, Response),
+    /// Tells when it is reached.
+    Mark(oneshot::Sender<()>),
 }
 
 /// An HTTP request that waits.
@@ -88,6 +91,8 @@ pub struct Seen<'a> {
     pub now: Time,
     /// What the engine takes on its medium.
     pub footprint: Footprint,
+    /// How long tasks took.
+    pub hops: &'a Hops,
 }
 
 /// Hands an answer over.

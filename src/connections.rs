@@ -10,7 +10,7 @@ use taskyard_proto::CloseCode;
 
 use crate::auth::Identity;
 use crate::core::SessionId;
-use crate::outbox::{Outbound, Outbox, Shared};
+use crate::outbox::{Losses, Outbound, Outbox, Shared};
 
 /// One live socket.
 #[derive(Debug)]
@@ -26,6 +26,8 @@ pub struct Connections {
     /// The numbers are ours, so nobody makes them collide.
     map: DashMap<SessionId, Connection, foldhash::fast::RandomState>,
     next: AtomicU64,
+    /// What was dropped for readers that are too slow, of all sockets there ever were.
+    losses: Arc<Losses>,
 }
 
 impl Connections {
@@ -99,6 +101,19 @@ impl Connections {
         if let Some(connection) = self.map.get(&id) {
             connection.outbox.ask_for_life();
         }
+    }
+
+    /// Where what is dropped is counted.
+    pub fn losses(&self) -> &Arc<Losses> {
+        &self.losses
+    }
+
+    /// How many bytes wait to be written to all sockets, and how many to the one with most.
+    pub fn outbox_bytes(&self) -> (u64, u64) {
+        self.map.iter().fold((0, 0), |(all, most), connection| {
+            let bytes = connection.outbox.bytes() as u64;
+            (all + bytes, most.max(bytes))
+        })
     }
 
     /// How many sockets there are.

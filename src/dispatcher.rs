@@ -12,7 +12,7 @@ use crate::clock::Clock;
 use crate::connections::Connections;
 use crate::core::{CallId, Command, Effects, Output, SessionId, Shard, Time};
 use crate::engine::{Engine, EngineError, Event};
-use crate::metrics::HopMetrics;
+use crate::hops::{self, Hops};
 use crate::outbox::{Outbound, Shared};
 
 /// So many commands are taken in a turn: enough to share a sync and a wake-up among them, few enough
@@ -48,7 +48,8 @@ pub struct Dispatcher<E> {
     inbox: mpsc::Receiver<Batch>,
     inspections: mpsc::Receiver<Inspection>,
     phase: watch::Receiver<Phase>,
-    hops: HopMetrics,
+    /// How long tasks took, since the start.
+    hops: Hops,
     fx: Effects,
     calls: HashMap<CallId, Waiting>,
     /// Answers to questions, by the operation that must be durable first. As many as there are
@@ -119,7 +120,6 @@ impl Mail {
 
 impl<E: Engine> Dispatcher<E> {
     /// A dispatcher over a shard that was restored from this engine.
-    #[expect(clippy::too_many_arguments, reason = "they are the ends of all that meets here")]
     pub fn new(
         shard: Shard,
         engine: E,
@@ -128,7 +128,6 @@ impl<E: Engine> Dispatcher<E> {
         inbox: mpsc::Receiver<Batch>,
         inspections: mpsc::Receiver<Inspection>,
         phase: watch::Receiver<Phase>,
-        hops: HopMetrics,
     ) -> Dispatcher<E> {
         Dispatcher {
             shard,
@@ -138,7 +137,7 @@ impl<E: Engine> Dispatcher<E> {
             inbox,
             inspections,
             phase,
-            hops,
+            hops: Hops::default(),
             fx: Effects::default(),
             calls: HashMap::new(),
             looked: VecDeque::new(),
@@ -193,6 +192,7 @@ impl<E: Engine> Dispatcher<E> {
                         shard: &self.shard,
                         now: self.clock.now(),
                         footprint: self.engine.footprint(),
+                        hops: &self.hops,
                     };
                     let deliver = look(seen);
                     if durable && self.shard.operations_durable() < self.shard.operations() {
@@ -298,6 +298,10 @@ impl<E: Engine> Dispatcher<E> {
                     }
                     self.shard.apply(now, command, &mut self.fx);
                 }
+                // Whoever asks about the state from now on is answered after this turn's messages.
+                Item::Mark(reached) => {
+                    let _ = reached.send(());
+                }
                 Item::Relay(session, response) => {
                     // It keeps its place behind what the core has said so far.
                     self.sort_outputs();
@@ -321,9 +325,10 @@ impl<E: Engine> Dispatcher<E> {
     fn sort_outputs(&mut self) {
         for output in self.fx.outputs.drain(..) {
             match output {
-                Output::Send { session, reference, on_write, barrier, message } => {
+                Output::Send { session, reference, on_write, barrier, queue, message } => {
                     let response = Response { reference, message };
-                    self.mail.add(session, Outbound { response, on_write, barrier });
+                    let (row, since) = (hops::row(queue), self.shard.now().0 as u32);
+                    self.mail.add(session, Outbound { response, on_write, barrier, row, since });
                 }
                 Output::Answer { call, message } => answer(&mut self.calls, call, Reply::Message(message)),
                 Output::Report { call, report } => answer(&mut self.calls, call, Reply::Report(report)),
@@ -346,7 +351,7 @@ impl<E: Engine> Dispatcher<E> {
         }
         self.sort_outputs();
         self.mail.deliver(&self.connections);
-        self.hops.observe(&mut self.fx.hops);
+        self.hops.count(&mut self.fx.hops);
     }
 
     async fn stop(mut self) -> Result<(), EngineError> {

@@ -1,26 +1,32 @@
 //! Every metric by name, in one place.
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+mod families;
 
-use prometheus::local::LocalHistogram;
-use prometheus::{
-    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
-};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use prometheus::core::Collector;
+use prometheus::{Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Registry, TextEncoder};
 use taskyard_proto::{CloseCode, TaskState};
 
+use self::families::{Families, Labels, label};
 use crate::auth::Authority;
-use crate::broker::{Broker, Gone, Seen};
+use crate::broker::{Broker, Gone};
+use crate::core::Refusals;
 use crate::core::queue::Tally;
-use crate::core::view::QueueView;
-use crate::core::{Hop, Refusals};
-use crate::engine::Observer;
+use crate::core::sample::{QueueSample, Sample};
+use crate::engine::{Footprint, Observer};
+use crate::hops::{self, Durations, Hops, Sent, Stretch};
+use crate::outbox::Losses;
+use crate::process::{Room, Usage};
 use crate::transport::Tls;
 
-/// Queues that get a label of their own; the others share `_other`, so that clients who make up queue
-/// names cannot fill the monitoring.
-const QUEUE_LABELS_MAX: usize = 100;
+/// The label of all queues that have none of their own: see [`hops::QUEUES_MAX`].
+const OTHER: &str = "_other";
+
+/// How long a scrape waits for the disk to say how much room it has.
+const DISK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Who looks after tokens, and after certificates.
 type Doors = (Arc<Authority>, Option<Tls>);
@@ -29,9 +35,9 @@ type Doors = (Arc<Authority>, Option<Tls>);
 #[derive(Clone)]
 pub struct Metrics {
     registry: Registry,
-    submit_to_durable: Histogram,
-    ready_to_delivered: Histogram,
-    delivered_to_settled: Histogram,
+    began: Instant,
+    /// How long deliveries wait in outboxes.
+    sent: Arc<Sent>,
     log_sync: Histogram,
     log_batch: Histogram,
     closes: IntCounterVec,
@@ -43,15 +49,14 @@ pub struct Metrics {
     core_refusals: Arc<Mutex<Refusals>>,
     /// Who else counts.
     doors: Arc<Mutex<Option<Doors>>>,
+    /// Where the engine keeps its files, if it does.
+    data_dir: Arc<Mutex<Option<PathBuf>>>,
+    /// Held while its disk is asked how much room it has.
+    asking: Arc<tokio::sync::Mutex<()>>,
 }
 
 fn seconds(name: &str, help: &str) -> Histogram {
-    // 10 µs to 10 s, thrice a decade and more: a sync takes tens of microseconds, a stalled disk seconds.
-    let buckets = [1.0, 2.0, 5.0];
-    let buckets: Vec<f64> = (-5..=1)
-        .flat_map(|decade| buckets.map(|step| step * 10f64.powi(decade)))
-        .filter(|b| *b <= 10.0)
-        .collect();
+    let buckets = hops::BOUNDS_US.iter().map(|bound| *bound as f64 / 1e6).collect();
     Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets))
         .expect("the name and the buckets are valid")
 }
@@ -61,18 +66,8 @@ impl Metrics {
     pub fn new() -> Metrics {
         let metrics = Metrics {
             registry: Registry::new(),
-            submit_to_durable: seconds(
-                "taskyard_submit_to_durable_seconds",
-                "Time from a submit reaching the dispatcher to its being on stable storage",
-            ),
-            ready_to_delivered: seconds(
-                "taskyard_ready_to_delivered_seconds",
-                "Time from a task being ready to its being handed to a worker's connection",
-            ),
-            delivered_to_settled: seconds(
-                "taskyard_delivered_to_settled_seconds",
-                "Time from a delivery to its settle, or to the end of its lease",
-            ),
+            began: Instant::now(),
+            sent: Arc::default(),
             log_sync: seconds(
                 "taskyard_log_sync_seconds",
                 "Duration of one sync of the log to stable storage",
@@ -107,6 +102,8 @@ impl Metrics {
             .expect("the name is valid"),
             core_refusals: Arc::default(),
             doors: Arc::default(),
+            data_dir: Arc::default(),
+            asking: Arc::default(),
             reloads: IntCounterVec::new(
                 Opts::new("taskyard_config_reloads_total", "Reloads of the configuration, by result"),
                 &["result"],
@@ -116,14 +113,14 @@ impl Metrics {
         for reason in Refused::ALL {
             metrics.refusals.with_label_values(&[reason.as_str()]);
         }
+        for code in CloseCode::ALL {
+            metrics.closes.with_label_values(&[code.0.to_string()]);
+        }
         // An alert on failures needs them from the start, at zero.
         for result in ["ok", "failed"] {
             metrics.reloads.with_label_values(&[result]);
         }
-        let all: [Box<dyn prometheus::core::Collector>; 10] = [
-            Box::new(metrics.submit_to_durable.clone()),
-            Box::new(metrics.ready_to_delivered.clone()),
-            Box::new(metrics.delivered_to_settled.clone()),
+        let all: [Box<dyn Collector>; 7] = [
             Box::new(metrics.log_sync.clone()),
             Box::new(metrics.log_batch.clone()),
             Box::new(metrics.closes.clone()),
@@ -179,35 +176,77 @@ impl Metrics {
         *self.doors.lock().unwrap_or_else(PoisonError::into_inner) = Some((authority.clone(), tls.cloned()));
     }
 
+    /// Shows how much room the disk has that holds this directory.
+    pub fn watch_disk(&self, data_dir: PathBuf) {
+        *self.data_dir.lock().unwrap_or_else(PoisonError::into_inner) = Some(data_dir);
+    }
+
+    /// How much room the disk has. One that hangs holds up neither the scrape nor more than one thread: metrics are
+    /// wanted most when something is wrong.
+    async fn room(&self) -> Option<Room> {
+        let data_dir = self.data_dir.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        let asking = self.asking.clone().try_lock_owned().ok()?;
+        let ask = tokio::task::spawn_blocking(move || {
+            let found = Room::of(&data_dir);
+            drop(asking);
+            found
+        });
+        tokio::time::timeout(DISK_PATIENCE, ask).await.ok()?.ok()?
+    }
+
     /// The metrics of tokens and certificates.
-    fn doors_metrics(&self, registry: &Registry) {
+    fn doors_metrics(&self, families: &mut Families) {
         let doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let Some((authority, tls)) = doors else { return };
-        let counted = |name: &str, help: &str, value: u64| {
-            let counter = IntCounter::new(name, help).expect("a valid name");
-            counter.inc_by(value);
-            registry.register(Box::new(counter)).expect("registered once");
-        };
         let failures = authority.key_failures();
-        counted("taskyard_jwks_failures_total", "Fetches of the issuer's keys that failed", failures);
+        families.counter(
+            "taskyard_jwks_failures_total",
+            "Fetches of the issuer's keys that failed",
+            failures,
+        );
         let Some(tls) = tls else { return };
         let help = "Changed certificate files that could not be used; the old certificate stays";
-        counted("taskyard_tls_reload_failures_total", help, tls.reload_failures());
+        families.counter("taskyard_tls_reload_failures_total", help, tls.reload_failures());
         if let Some(end) = tls.not_after() {
             let help = "When the certificate in use ends, in seconds since 1970";
-            let gauge = IntGauge::new("taskyard_tls_certificate_expiry_seconds", help).expect("a valid name");
-            gauge.set(i64::try_from(end).unwrap_or(i64::MAX));
-            registry.register(Box::new(gauge)).expect("registered once");
+            families.gauge("taskyard_tls_certificate_expiry_seconds", help, end as f64);
         }
     }
 
-    /// What the dispatcher counts hops with.
-    pub fn hops(&self) -> HopMetrics {
-        HopMetrics {
-            submit_to_durable: self.submit_to_durable.local(),
-            ready_to_delivered: self.ready_to_delivered.local(),
-            delivered_to_settled: self.delivered_to_settled.local(),
+    /// Where sockets count how long deliveries wait for them.
+    pub fn sent(&self) -> &Sent {
+        &self.sent
+    }
+
+    /// How long the process has been there.
+    pub fn uptime(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// How long syncs of the log took, and how many records one made durable on the average.
+    pub fn syncs(&self) -> (Durations, f64) {
+        let mut found =
+            Durations { sum_us: (self.log_sync.get_sample_sum() * 1e6) as u64, ..Durations::default() };
+        let (mut below, count) = (0, self.log_sync.get_sample_count());
+        let families = self.log_sync.collect();
+        let buckets = families.iter().flat_map(|family| family.get_metric());
+        let buckets = buckets.flat_map(|metric| metric.get_histogram().get_bucket());
+        for (bucket, cumulative) in found.buckets.iter_mut().zip(buckets) {
+            *bucket = cumulative.cumulative_count().saturating_sub(below);
+            below += *bucket;
         }
+        found.buckets[hops::BOUNDS_US.len()] = count.saturating_sub(below);
+        let batches = self.log_batch.get_sample_count().max(1);
+        (found, self.log_batch.get_sample_sum() / batches as f64)
+    }
+
+    /// Looks at the broker: what the core counts itself costs nothing until somebody does.
+    pub async fn look(&self, broker: &Broker) -> Result<(Sample, Footprint, Hops), Gone> {
+        let (sample, footprint, mut hops) = broker
+            .inspect_now(|seen| (seen.shard.sample(seen.now), seen.footprint, seen.hops.clone()))
+            .await?;
+        hops.add_sent(&self.sent);
+        Ok((sample, footprint, hops))
     }
 
     /// What times the log's syncs.
@@ -217,21 +256,21 @@ impl Metrics {
 
     /// The whole in Prometheus' text format.
     pub async fn text(&self, broker: &Broker) -> Result<String, Gone> {
-        let (scraped, refusals) =
-            broker.inspect_now(|seen| (state_metrics(&seen), seen.shard.refusals())).await?;
-        self.take_refusals(refusals);
-        let connections =
-            IntGauge::new("taskyard_connections", "Open WebSocket connections").expect("a valid name");
-        connections.set(broker.connections().count() as i64);
-        scraped.register(Box::new(connections)).expect("registered once");
-        self.doors_metrics(&scraped);
-        let mut text = String::new();
-        for registry in [&self.registry, &scraped] {
-            let mut out = Vec::new();
-            TextEncoder::new().encode(&registry.gather(), &mut out).expect("writing to memory does not fail");
-            text.push_str(&String::from_utf8(out).expect("the text format is UTF-8"));
-        }
-        Ok(text)
+        let (sample, footprint, hops) = self.look(broker).await?;
+        self.take_refusals(sample.refusals);
+        let usage = tokio::task::spawn_blocking(Usage::now).await.ok().flatten();
+        let room = self.room().await;
+        let mut families = Families::from(self.registry.gather());
+        about(broker, &mut families);
+        queue_metrics(&sample, &hops, &mut families);
+        state_metrics(&sample, &mut families);
+        log_metrics(&footprint, &mut families);
+        socket_metrics(broker, &mut families);
+        self.doors_metrics(&mut families);
+        system_metrics(usage, room, &mut families);
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&families.sorted(), &mut text).expect("writing to memory does not fail");
+        Ok(String::from_utf8(text).expect("the text format is UTF-8"))
     }
 }
 
@@ -286,33 +325,6 @@ impl Default for Metrics {
     }
 }
 
-/// Durations of one dispatcher: counted in plain integers, published once a turn.
-pub struct HopMetrics {
-    submit_to_durable: LocalHistogram,
-    ready_to_delivered: LocalHistogram,
-    delivered_to_settled: LocalHistogram,
-}
-
-impl HopMetrics {
-    /// Takes durations in, leaving `hops` empty.
-    pub fn observe(&mut self, hops: &mut Vec<(Hop, u64)>) {
-        if hops.is_empty() {
-            return;
-        }
-        for (hop, micros) in hops.drain(..) {
-            let histogram = match hop {
-                Hop::SubmitToDurable => &self.submit_to_durable,
-                Hop::ReadyToDelivered => &self.ready_to_delivered,
-                Hop::DeliveredToSettled => &self.delivered_to_settled,
-            };
-            histogram.observe(micros as f64 / 1e6);
-        }
-        self.submit_to_durable.flush();
-        self.ready_to_delivered.flush();
-        self.delivered_to_settled.flush();
-    }
-}
-
 struct SyncTimer {
     sync: Histogram,
     batch: Histogram,
@@ -330,71 +342,314 @@ impl Observer for SyncTimer {
     }
 }
 
-/// What the core counts itself, read at the scrape: it costs nothing in between.
-fn state_metrics(seen: &Seen<'_>) -> Registry {
-    let registry = Registry::new();
-    let events = IntCounterVec::new(
-        Opts::new("taskyard_tasks_total", "What happened to tasks, by queue and event"),
-        &["queue", "event"],
-    )
-    .expect("a valid name");
-    let tasks = IntGaugeVec::new(
-        Opts::new("taskyard_tasks", "Tasks in each state that is not an end, and dead letters, by queue"),
-        &["queue", "state"],
-    )
-    .expect("a valid name");
-    let workers = IntGaugeVec::new(Opts::new("taskyard_workers", "Workers subscribed, by queue"), &["queue"])
-        .expect("a valid name");
-    let oldest = IntGaugeVec::new(
-        Opts::new(
-            "taskyard_oldest_task_age_seconds",
-            "Age of the oldest task that waits for a worker, by queue",
-        ),
-        &["queue"],
-    )
-    .expect("a valid name");
-    for (nth, view) in seen.shard.queue_views(seen.now).iter().enumerate() {
-        let queue = if nth < QUEUE_LABELS_MAX { view.queue.as_str() } else { "_other" };
-        add_queue(view, queue, &events, &tasks, &workers, &oldest);
-    }
-    let gauge = |name: &str, help: &str, value: u64| {
-        let gauge = IntGauge::new(name, help).expect("a valid name");
-        gauge.set(value as i64);
-        registry.register(Box::new(gauge)).expect("registered once");
-    };
-    gauge("taskyard_in_flight", "Leases that are out", seen.shard.leases_out());
-    gauge("taskyard_log_bytes", "Bytes of the log's files", seen.footprint.bytes);
-    gauge(
-        "taskyard_log_live_bytes",
-        "Bytes of records in the log that are still needed",
-        seen.footprint.live_bytes,
-    );
-    gauge("taskyard_log_segments", "Segment files of the log", seen.footprint.segments);
-    let families: [Box<dyn prometheus::core::Collector>; 4] =
-        [Box::new(events), Box::new(tasks), Box::new(workers), Box::new(oldest)];
-    for family in families {
-        registry.register(family).expect("each name is registered once");
-    }
-    registry
+/// What this is.
+fn about(broker: &Broker, families: &mut Families) {
+    let capabilities = broker.capabilities();
+    let labels = vec![
+        label("version", env!("CARGO_PKG_VERSION")),
+        label("engine", capabilities.name),
+        label("durable", if capabilities.durable { "true" } else { "false" }),
+    ];
+    families.gauges("taskyard_build_info", "The broker's version and engine; always 1", [(labels, 1.0)]);
 }
 
-fn add_queue(
-    view: &QueueView,
-    queue: &str,
-    events: &IntCounterVec,
-    tasks: &IntGaugeVec,
-    workers: &IntGaugeVec,
-    oldest: &IntGaugeVec,
-) {
-    for (tally, word) in Tally::ALL {
-        events.with_label_values(&[queue, word]).inc_by(view.tallies[tally as usize]);
+/// What has a label of its own.
+struct Row {
+    label: String,
+    sample: QueueSample,
+    hops: [Durations; Stretch::ALL.len()],
+}
+
+/// The queues by their labels: all that have none of their own are one.
+fn rows(sample: &Sample, hops: &Hops) -> Vec<Row> {
+    let (mut rows, mut other): (Vec<Row>, Option<Row>) = (Vec::new(), None);
+    for (nth, queue) in sample.queues.iter().enumerate() {
+        // A queue may have that name, and no series may stand there twice.
+        let own = nth < hops::QUEUES_MAX && queue.queue.as_str() != OTHER;
+        if own {
+            let hops = Stretch::ALL.map(|stretch| hops.of(nth, stretch));
+            rows.push(Row { label: queue.queue.to_string(), sample: queue.clone(), hops });
+            continue;
+        }
+        match &mut other {
+            Some(row) => row.sample.add(queue),
+            None => {
+                let hops = Stretch::ALL.map(|stretch| hops.of(hops::QUEUES_MAX, stretch));
+                other = Some(Row { label: OTHER.to_owned(), sample: queue.clone(), hops });
+            }
+        }
+        if let Some(row) = other.as_mut().filter(|_| nth < hops::QUEUES_MAX) {
+            for (sum, stretch) in row.hops.iter_mut().zip(Stretch::ALL) {
+                *sum = sum.plus(&hops.of(nth, stretch));
+            }
+        }
     }
-    for state in
-        [TaskState::Scheduled, TaskState::Queued, TaskState::Leased, TaskState::Retrying, TaskState::Dead]
-    {
-        tasks.with_label_values(&[queue, state.as_str()]).add(view.counts[state as usize] as i64);
+    rows.extend(other);
+    rows
+}
+
+/// What is told of each queue.
+fn queue_metrics(sample: &Sample, hops: &Hops, families: &mut Families) {
+    let rows = rows(sample, hops);
+    let queue = |row: &Row| label("queue", &row.label);
+    let words = |row: &Row, name, words: &[&str], values: &[u64]| -> Vec<(Labels, f64)> {
+        let cells = words.iter().zip(values);
+        cells.map(|(word, value)| (vec![queue(row), label(name, word)], *value as f64)).collect()
+    };
+    let events = Tally::ALL.map(|(_, word)| word);
+    families.counters(
+        "taskyard_tasks_total",
+        "What happened to tasks, by queue and event",
+        rows.iter().flat_map(|row| words(row, "event", &events, &row.sample.tallies)),
+    );
+    families.counters(
+        "taskyard_redeliveries_total",
+        "Deliveries of tasks that were delivered before, by queue and by what ended the delivery before",
+        rows.iter().flat_map(|row| words(row, "reason", &QueueSample::AGAINS, &row.sample.agains)),
+    );
+    families.counters(
+        "taskyard_dead_letters_total",
+        "Tasks that became dead letters, by queue and by what ended them",
+        rows.iter().flat_map(|row| words(row, "reason", &QueueSample::DEATHS, &row.sample.deaths)),
+    );
+    let states =
+        [TaskState::Scheduled, TaskState::Queued, TaskState::Leased, TaskState::Retrying, TaskState::Dead];
+    families.gauges(
+        "taskyard_tasks",
+        "Tasks in each state that is not an end, and dead letters, by queue",
+        rows.iter().flat_map(|row| {
+            let counts = states.map(|state| row.sample.counts[state as usize]);
+            words(row, "state", &states.map(TaskState::as_str), &counts)
+        }),
+    );
+    let mut each = |name, help, value: &dyn Fn(&QueueSample) -> f64| {
+        families.gauges(name, help, rows.iter().map(|row| (vec![queue(row)], value(&row.sample))));
+    };
+    each("taskyard_workers", "Workers subscribed, by queue", &|queue| queue.workers as f64);
+    each("taskyard_unsettled_deliveries", "Deliveries that their workers hold, by queue", &|queue| {
+        queue.unsettled as f64
+    });
+    each("taskyard_credit_free", "How many more tasks the workers would take, by queue", &|queue| {
+        queue.credit_free as f64
+    });
+    each(
+        "taskyard_oldest_task_age_seconds",
+        "Age of the oldest task that waits for a worker, by queue",
+        &|queue| queue.oldest_ms.unwrap_or(0) as f64 / 1000.0,
+    );
+    each("taskyard_queue_paused", "Whether a queue is paused; of many, whether one is", &|queue| {
+        f64::from(u8::from(queue.paused))
+    });
+    families.histograms(
+        "taskyard_task_attempts",
+        "Attempts that tasks had used when they were done or dead, by queue",
+        &QueueSample::ATTEMPTS.map(f64::from),
+        rows.iter()
+            .map(|row| (vec![queue(row)], row.sample.attempts.to_vec(), row.sample.attempts_sum as f64)),
+    );
+    let bounds = hops::BOUNDS_US.map(|bound| bound as f64 / 1e6);
+    families.histograms(
+        "taskyard_hop_seconds",
+        "How long tasks take from one place to the next, by queue and hop",
+        &bounds,
+        rows.iter().flat_map(|row| {
+            Stretch::ALL.into_iter().zip(&row.hops).map(move |(stretch, found)| {
+                let labels = vec![label("queue", &row.label), label("hop", stretch.as_str())];
+                (labels, found.buckets.to_vec(), found.sum_us as f64 / 1e6)
+            })
+        }),
+    );
+    for (stretch, name, help) in [
+        (
+            Stretch::AcceptedToDurable,
+            "taskyard_submit_to_durable_seconds",
+            "Time from a submit reaching the dispatcher to its being on stable storage",
+        ),
+        (
+            Stretch::DurableToAssigned,
+            "taskyard_ready_to_delivered_seconds",
+            "Time from a task being ready to its being handed to a worker's connection",
+        ),
+        (
+            Stretch::SentToSettled,
+            "taskyard_delivered_to_settled_seconds",
+            "Time from a delivery to its settle, or to the end of its lease",
+        ),
+    ] {
+        let found = hops.total(stretch);
+        families.histograms(
+            name,
+            help,
+            &bounds,
+            [(vec![], found.buckets.to_vec(), found.sum_us as f64 / 1e6)],
+        );
     }
-    workers.with_label_values(&[queue]).add(view.workers as i64);
-    let age = oldest.with_label_values(&[queue]);
-    age.set(age.get().max(view.oldest_ms.unwrap_or(0) as i64 / 1000));
+}
+
+/// What is told of the broker as a whole.
+fn state_metrics(sample: &Sample, families: &mut Families) {
+    for (name, help, value) in [
+        ("taskyard_queues", "Queues that there are", sample.queues.len() as u64),
+        ("taskyard_schedules", "Schedules that there are", sample.schedules.len() as u64),
+        ("taskyard_rooms", "Rooms that somebody is in", sample.rooms),
+        ("taskyard_in_flight", "Leases that are out", sample.leases_out),
+        ("taskyard_sessions", "Sessions, with those that wait to be taken up again", sample.sessions),
+        ("taskyard_sessions_resumable", "Sessions that may be taken up again", sample.resumable),
+        ("taskyard_payloads_away", "Payloads that are on the disk alone", sample.payloads_away),
+        ("taskyard_task_memory_bytes", "What all tasks weigh in memory, by estimate", sample.weight),
+        ("taskyard_task_memory_limit_bytes", "From where on submits are refused", sample.weight_max),
+        (
+            "taskyard_kept_result_bytes",
+            "What finished tasks weigh that can be looked up, by estimate",
+            sample.kept_bytes,
+        ),
+        (
+            "taskyard_storage_full",
+            "Whether submits are refused because the disk is full",
+            sample.storage_full.into(),
+        ),
+        ("taskyard_draining", "Whether the broker shuts down", sample.draining.into()),
+    ] {
+        families.gauge(name, help, value as f64);
+    }
+    families.gauges(
+        "taskyard_payload_bytes",
+        "Payloads of tasks that have not ended, by where they are",
+        [("memory", sample.payload_bytes), ("disk", sample.payload_bytes_away)]
+            .map(|(place, bytes)| (vec![label("place", place)], bytes as f64)),
+    );
+    families.counters(
+        "taskyard_resumes_total",
+        "Connections that wanted to take a session up again, by result",
+        [("resumed", sample.resumes.resumed), ("unknown", sample.resumes.unknown)]
+            .map(|(result, count)| (vec![label("result", result)], count as f64)),
+    );
+}
+
+fn log_metrics(footprint: &Footprint, families: &mut Families) {
+    for (name, help, value) in [
+        ("taskyard_log_bytes", "Bytes of the log's files", footprint.bytes),
+        (
+            "taskyard_log_live_bytes",
+            "Bytes of records in the log that are still needed",
+            footprint.live_bytes,
+        ),
+        ("taskyard_log_segments", "Segment files of the log", footprint.segments),
+        (
+            "taskyard_log_waiting_bytes",
+            "Bytes of records that are not on stable storage yet",
+            footprint.waiting_bytes,
+        ),
+    ] {
+        families.gauge(name, help, value as f64);
+    }
+}
+
+fn socket_metrics(broker: &Broker, families: &mut Families) {
+    let connections = broker.connections();
+    families.gauge("taskyard_connections", "Open WebSocket connections", connections.count() as f64);
+    let (all, most) = connections.outbox_bytes();
+    families.gauge("taskyard_outbox_bytes", "Bytes that wait to be written to sockets", all as f64);
+    families.gauge("taskyard_outbox_bytes_max", "Bytes that wait for the socket with most", most as f64);
+    families.counters(
+        "taskyard_dropped_events_total",
+        "Events that made room for later ones, because a client read too slowly, by kind",
+        Losses::KINDS
+            .into_iter()
+            .zip(connections.losses().counts())
+            .map(|(kind, count)| (vec![label("kind", kind)], count as f64)),
+    );
+}
+
+/// What the system says of this process, by the names that every exporter uses, and of its disk.
+fn system_metrics(usage: Option<Usage>, room: Option<Room>, families: &mut Families) {
+    if let Some(usage) = usage {
+        let cpu = usage.cpu_ms as f64 / 1000.0;
+        let help = "Time on processors, in seconds";
+        families.counters("process_cpu_seconds_total", help, [(vec![], cpu)]);
+        families.gauge("process_resident_memory_bytes", "Memory of the process", usage.rss_bytes as f64);
+        families.gauge("process_virtual_memory_bytes", "Its address space", usage.virtual_bytes as f64);
+        families.gauge("process_threads", "Its threads", usage.threads as f64);
+        families.gauge("process_open_fds", "Files and sockets that it has open", usage.open_fds as f64);
+        if let Some(most) = usage.max_fds {
+            families.gauge("process_max_fds", "How many it may have open", most as f64);
+        }
+        if let Some(started) = usage.started_s {
+            let help = "When it began, in seconds since 1970";
+            families.gauge("process_start_time_seconds", help, started as f64);
+        }
+    }
+    if let Some(room) = room {
+        let help = "Bytes that the disk with the data directory has left for the broker";
+        families.gauge("taskyard_disk_free_bytes", help, room.free_bytes as f64);
+        families.gauge("taskyard_disk_bytes", "Bytes of that disk", room.bytes as f64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use taskyard_proto::QueueName;
+
+    use super::*;
+    use crate::core::{Hop, Measured, Shard, Time};
+
+    #[test]
+    fn queues_beyond_the_bound_share_a_label_also_with_one_that_has_its_name() {
+        let mut sample = Shard::new(Default::default()).sample(Time(0));
+        let template = QueueSample {
+            queue: QueueName::parse("q").expect("a name"),
+            paused: true,
+            counts: [1; TaskState::ALL.len()],
+            tallies: [1; Tally::ALL.len()],
+            agains: [1; QueueSample::AGAINS.len()],
+            deaths: [1; QueueSample::DEATHS.len()],
+            attempts: [1; QueueSample::ATTEMPTS.len() + 1],
+            attempts_sum: 9,
+            oldest_ms: Some(1),
+            workers: 1,
+            unsettled: 1,
+            credit_free: 1,
+        };
+        let mut measured = Vec::new();
+        for nth in 0..hops::QUEUES_MAX as u32 + 5 {
+            let name = if nth == 3 { OTHER.to_owned() } else { format!("q{nth}") };
+            let queue = QueueName::parse(&name).expect("a name");
+            sample.queues.push(QueueSample { queue, oldest_ms: Some(u64::from(nth)), ..template.clone() });
+            measured.push(Measured { hop: Hop::SubmitToDurable, queue: nth, micros: 1 });
+        }
+        let mut hops = Hops::default();
+        hops.count(&mut measured);
+        let rows = rows(&sample, &hops);
+        let labels: std::collections::BTreeSet<&str> = rows.iter().map(|row| &*row.label).collect();
+        assert_eq!((rows.len(), labels.len()), (hops::QUEUES_MAX, hops::QUEUES_MAX), "each label once");
+        let other = rows.last().expect("there are rows");
+        assert_eq!((&*other.label, other.sample.workers, other.sample.paused), (OTHER, 6, true));
+        assert_eq!(other.sample.oldest_ms, Some(104));
+        assert_eq!(other.hops[Stretch::AcceptedToDurable as usize].count(), 6);
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_does_not_answer_is_asked_once() {
+        let metrics = Metrics::new();
+        assert_eq!(metrics.room().await, None, "the engine keeps no files");
+        metrics.watch_disk(PathBuf::from("."));
+        assert!(metrics.room().await.is_some_and(|room| room.bytes > 0));
+        let hangs = metrics.asking.clone().lock_owned().await;
+        assert_eq!(metrics.room().await, None);
+        drop(hangs);
+        assert!(metrics.room().await.is_some());
+    }
+
+    #[test]
+    fn syncs_are_told_as_they_were_observed() {
+        let metrics = Metrics::new();
+        for seconds in [0.000_010, 0.000_011, 99.0] {
+            metrics.log_sync.observe(seconds);
+        }
+        metrics.log_batch.observe(3.0);
+        metrics.log_batch.observe(6.0);
+        let (syncs, average) = metrics.syncs();
+        assert_eq!((syncs.count(), syncs.buckets[0], syncs.buckets[1], syncs.buckets[19]), (3, 1, 1, 1));
+        assert_eq!(average, 4.5);
+    }
 }

@@ -6,7 +6,7 @@
 //!   of a task is always told.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
@@ -26,6 +26,9 @@ pub const LOSSY_BYTES_MAX: usize = OUTBOX_BYTES_STUCK;
 
 /// What an error takes beside its text and the rest.
 const ERROR_BYTES: usize = 256;
+/// What an overview takes, and each queue in it.
+const OVERVIEW_BYTES: usize = 2048;
+const QUEUE_BYTES: usize = 384;
 /// Pongs that may wait: as many as pings are allowed in a second.
 const PONGS_MAX: usize = 100;
 /// Rooms whose losses are counted at a time: as many as a session may be in. Of those that it has left
@@ -41,11 +44,34 @@ pub struct Outbound {
     pub on_write: Option<LeaseId>,
     /// Whether it stays behind the deliveries that were pushed before it.
     pub barrier: bool,
+    /// Of a delivery, where its queue is counted, and when it was assigned: the lower half of the microseconds. Both
+    /// have room beside `barrier` that nothing else uses.
+    pub row: u8,
+    /// See there.
+    pub since: u32,
 }
 
 impl From<Response> for Outbound {
     fn from(response: Response) -> Self {
-        Outbound { response, on_write: None, barrier: false }
+        Outbound { response, on_write: None, barrier: false, row: 0, since: 0 }
+    }
+}
+
+/// How much was dropped for readers that are too slow.
+#[derive(Debug, Default)]
+pub struct Losses {
+    events: AtomicU64,
+    room_messages: AtomicU64,
+    overviews: AtomicU64,
+}
+
+impl Losses {
+    /// What is counted, by its words.
+    pub const KINDS: [&'static str; 3] = ["event", "room_message", "overview"];
+
+    /// How often, in that order.
+    pub fn counts(&self) -> [u64; 3] {
+        [&self.events, &self.room_messages, &self.overviews].map(|count| count.load(Ordering::Relaxed))
     }
 }
 
@@ -162,6 +188,7 @@ struct State {
     firm_bytes: usize,
     ping: bool,
     close: Option<Box<Closing>>,
+    losses: Arc<Losses>,
 }
 
 #[derive(Debug, Default)]
@@ -182,6 +209,8 @@ struct Events {
     firm: VecDeque<(u64, Box<Outbound>)>,
     /// What was dropped and not told yet.
     missed: VecDeque<(RoomName, u64)>,
+    /// How the broker is: only the latest is of use.
+    overview: Option<Box<Outbound>>,
 }
 
 #[derive(Debug)]
@@ -229,6 +258,8 @@ enum Lane {
     Lossy,
     /// What may not.
     Firm,
+    /// What is replaced by the next of its kind.
+    Latest,
 }
 
 fn lane(outbound: &Outbound) -> Lane {
@@ -238,6 +269,7 @@ fn lane(outbound: &Outbound) -> Lane {
         _ if outbound.barrier => Lane::Tasks,
         ServerMessage::Event(_) | ServerMessage::RoomMessage(_) | ServerMessage::Lagged(_) => Lane::Lossy,
         ServerMessage::Finished(_) => Lane::Firm,
+        ServerMessage::Overview(_) => Lane::Latest,
         _ => Lane::Control,
     }
 }
@@ -267,7 +299,7 @@ impl Events {
 
     /// Adds what may be dropped, and drops what is too much; gives the bytes that were dropped. The latest
     /// stays, however long it is.
-    fn add(&mut self, lossy: Lossy) -> usize {
+    fn add(&mut self, lossy: Lossy, losses: &Losses) -> usize {
         let number = self.number();
         self.lossy_bytes += lossy.weight();
         self.lossy.push_back((number, lossy));
@@ -275,9 +307,13 @@ impl Events {
         while self.lossy_bytes > LOSSY_BYTES_MAX && self.lossy.len() > 1 {
             let Some((_, oldest)) = self.lossy.pop_front() else { break };
             self.lossy_bytes -= oldest.weight();
-            if let Lossy::Room(shared) = oldest {
-                self.miss(&shared.room);
-            }
+            match oldest {
+                Lossy::Event(_) => losses.events.fetch_add(1, Ordering::Relaxed),
+                Lossy::Room(shared) => {
+                    self.miss(&shared.room);
+                    losses.room_messages.fetch_add(1, Ordering::Relaxed)
+                }
+            };
         }
         before - self.lossy_bytes
     }
@@ -296,6 +332,12 @@ impl Events {
 
     /// Takes in order, while `drained` has room.
     fn take(&mut self, drained: &mut Drained, budget: usize) {
+        if drained.bytes < budget
+            && let Some(overview) = self.overview.take()
+        {
+            drained.bytes += weight(&overview.response);
+            drained.events.push(Item::Own(overview));
+        }
         while drained.bytes < budget {
             let lossy_is_next = match (self.lossy.front(), self.firm.front()) {
                 (Some((lossy, _)), Some((firm, _))) => lossy < firm,
@@ -327,7 +369,7 @@ impl Events {
     }
 
     fn is_empty(&self) -> bool {
-        self.lossy.is_empty() && self.firm.is_empty() && self.missed.is_empty()
+        self.lossy.is_empty() && self.firm.is_empty() && self.missed.is_empty() && self.overview.is_none()
     }
 }
 
@@ -405,13 +447,22 @@ impl State {
         let lane = lane(&outbound);
         if lane == Lane::Lossy {
             self.bytes += weight(&outbound.response);
-            return self.bytes -= self.rest().events.add(Lossy::Event(Box::new(outbound)));
+            let events = &mut self.rest.get_or_insert_default().events;
+            return self.bytes -= events.add(Lossy::Event(Box::new(outbound)), &self.losses);
+        }
+        if lane == Lane::Latest {
+            self.bytes += weight(&outbound.response);
+            if let Some(before) = self.rest().events.overview.replace(Box::new(outbound)) {
+                self.bytes -= weight(&before.response);
+                self.losses.overviews.fetch_add(1, Ordering::Relaxed);
+            }
+            return;
         }
         self.count(&outbound);
         match lane {
             Lane::Control => self.control.push_back(outbound),
             Lane::Tasks => self.tasks.push_back(outbound),
-            Lane::Lossy | Lane::Firm => {
+            Lane::Lossy | Lane::Firm | Lane::Latest => {
                 let events = &mut self.rest().events;
                 let number = events.number();
                 events.firm.push_back((number, Box::new(outbound)));
@@ -458,6 +509,11 @@ impl Default for Outbox {
 }
 
 impl Outbox {
+    /// An empty one, whose losses are counted there.
+    pub fn new(losses: Arc<Losses>) -> Outbox {
+        Outbox { state: Mutex::new(State { losses, ..State::default() }), ..Outbox::default() }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         // Whoever panicked while holding it did so between two whole states: there is no half of one.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -534,7 +590,8 @@ impl Outbox {
             return;
         }
         for shared in said {
-            let dropped = state.rest().events.add(Lossy::Room(shared.clone()));
+            let State { rest, losses, .. } = &mut *state;
+            let dropped = rest.get_or_insert_default().events.add(Lossy::Room(shared.clone()), losses);
             state.bytes = (state.bytes + weight(shared.response())).saturating_sub(dropped);
         }
         drop(state);
@@ -700,6 +757,7 @@ pub(crate) fn weight(response: &Response) -> usize {
             finished.result.bytes().len()
                 + outcomes.iter().map(|o| 64 + o.result.bytes().len()).sum::<usize>()
         }
+        ServerMessage::Overview(overview) => OVERVIEW_BYTES + QUEUE_BYTES * overview.queues.len(),
         ServerMessage::Event(event) => event.data.bytes().len(),
         ServerMessage::RoomMessage(message) => message.payload.bytes().len(),
         ServerMessage::Error(error) => error.message.as_str().len() + ERROR_BYTES,
@@ -711,8 +769,8 @@ pub(crate) fn weight(response: &Response) -> usize {
 #[cfg(test)]
 mod tests {
     use taskyard_proto::{
-        Done, ErrorCode, Event, Finished, GoingAway, Payload, Pong, RequestId, RevokeReason, Revoked, Task,
-        TaskId, TaskState, WorkerName,
+        Done, ErrorCode, Event, Finished, Frame, GoingAway, Overview, Payload, Pong, QueueOverview,
+        RequestId, RevokeReason, Revoked, Standing, Task, TaskId, TaskState, WorkerName,
     };
 
     use rand::rngs::SmallRng;
@@ -906,6 +964,73 @@ mod tests {
         assert_eq!(count("finished"), 100);
         assert!((5..10).contains(&count("event")), "{got:?}");
         assert_eq!(got[got.len() - 2..], ["event 198", "finished 199"]);
+    }
+
+    #[test]
+    fn of_overviews_only_the_latest_waits() {
+        let losses = Arc::new(Losses::default());
+        let outbox = Outbox::new(losses.clone());
+        let overview = |at_ms: u64, queues: usize| {
+            let counts = Standing { scheduled: 0, queued: 0, leased: 0, retrying: 0, dead: 0 };
+            let text = r#"{"type":"overview","at_ms":0,"uptime_ms":0,"version":"","engine":"","durable":true,
+                "draining":false,"queues_total":0,"totals":{"counts":COUNTS,"workers":0,"in_flight":0,
+                "credit_free":0,"events":{"accepted":0,"duplicate":0,"refused":0,"delivered":0,"redelivered":0,
+                "acked":0,"nacked":0,"released":0,"timed_out":0,"worker_lost":0,"dead":0,"cancelled":0,
+                "expired":0}},"queues":[],"workers":0,"connections":0,"schedules":0}"#;
+            let text =
+                text.replace("COUNTS", r#"{"scheduled":0,"queued":0,"leased":0,"retrying":0,"dead":0}"#);
+            let frame = taskyard_proto::codec::decode_server(Encoding::Json, text.as_bytes()).unwrap();
+            let Frame::One(Response { message: ServerMessage::Overview(plain), .. }) = frame else {
+                panic!()
+            };
+            let queue = QueueOverview {
+                queue: taskyard_proto::QueueName::parse("q").unwrap(),
+                paused: false,
+                counts,
+                oldest_ms: None,
+                workers: 0,
+                in_flight: 0,
+                credit_free: 0,
+                events: plain.totals.events.clone(),
+            };
+            own(Overview { at_ms, queues: vec![queue; queues], ..*plain })
+        };
+        for nth in 1..=3 {
+            outbox.push(&mut vec![overview(nth, 40 * nth as usize), event(nth, 0)]);
+        }
+        let mut drained = Drained::default();
+        assert!(outbox.take(&mut drained, usize::MAX));
+        let told: Vec<u64> = drained
+            .events
+            .iter()
+            .map(|item| match &View::from(item).response().message {
+                ServerMessage::Overview(overview) => overview.at_ms,
+                ServerMessage::Event(event) => 100 + event.seq,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(told, [3, 101, 102, 103]);
+        outbox.written(&drained);
+        assert_eq!((outbox.bytes(), losses.counts()), (0, [0, 0, 2]));
+        assert!(!outbox.take(&mut drained, usize::MAX));
+        // A socket that takes nothing is not closed for it.
+        for nth in 0..10_000 {
+            outbox.push_one(overview(nth, 100).response);
+        }
+        assert!(!outbox.is_closing() && outbox.bytes() < OUTBOX_BYTES_STUCK);
+    }
+
+    #[test]
+    fn what_is_dropped_is_counted_for_all_sockets_together() {
+        let losses = Arc::new(Losses::default());
+        for _ in 0..2 {
+            let outbox = Outbox::new(losses.clone());
+            for seq in 1..=3 {
+                outbox.publish(&[said("r", seq, LOSSY_BYTES_MAX)]);
+                outbox.push(&mut vec![event(seq, LOSSY_BYTES_MAX)]);
+            }
+        }
+        assert_eq!(losses.counts(), [4, 6, 0]);
     }
 
     #[test]

@@ -24,6 +24,7 @@ use crate::http::server::Entrance;
 use crate::http::{self, App};
 use crate::live::Live;
 use crate::metrics::Metrics;
+use crate::overview::Overviews;
 use crate::transport::{Tls, TlsError};
 use crate::ws::Context;
 use crate::ws::caller::ending;
@@ -186,6 +187,7 @@ impl Server {
             }
             EngineKind::Embedded => {
                 let began = Instant::now();
+                metrics.watch_disk(config.data_dir.clone());
                 let observer = metrics.log_observer();
                 let (engine, opened, recovery) =
                     Embedded::open(&config.data_dir, config.segment_bytes, observer, &mut |op| {
@@ -230,16 +232,8 @@ impl Server {
         let connections = Arc::new(Connections::default());
         let (broker, inbox, inspections) = Broker::new(clock, connections.clone(), engine.capabilities());
         let (phase, phases) = watch::channel(Phase::Run);
-        let dispatcher = Dispatcher::new(
-            shard,
-            engine,
-            clock,
-            connections,
-            inbox,
-            inspections,
-            phases.clone(),
-            metrics.hops(),
-        );
+        let dispatcher =
+            Dispatcher::new(shard, engine, clock, connections, inbox, inspections, phases.clone());
         let live = Arc::new(ArcSwap::from_pointee(config.live.clone()));
         metrics.watch_doors(&doors.authority, doors.tls.as_ref());
         let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
@@ -247,6 +241,7 @@ impl Server {
             broker: broker.clone(),
             settings: config.sockets(),
             metrics: metrics.clone(),
+            overviews: Overviews::new(broker.clone(), metrics.clone()),
             authority: doors.authority.clone(),
             live: live.clone(),
         };

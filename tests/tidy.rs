@@ -53,9 +53,9 @@ fn floor(module: &str) -> u32 {
     match module {
         "slots" => 0,
         "core" => 1,
-        "clock" | "live" | "log" | "auth" | "transport" => 2,
+        "clock" | "live" | "process" | "log" | "auth" | "transport" => 2,
         "engine" => 3,
-        "outbox" | "connections" | "broker" | "metrics" | "dispatcher" => 4,
+        "outbox" | "connections" | "broker" | "hops" | "overview" | "metrics" | "dispatcher" => 4,
         "ws" | "http" => 5,
         "config" | "server" | "cli" => 6,
         other => panic!("module {other} has no floor: give it one here and in ARCHITECTURE.md"),

@@ -200,6 +200,32 @@ impl<T: Scalar> Field for Applies<Vec<T>> {
     }
 }
 
+/// Null is said here, and is not the same as left out.
+impl<T: Scalar> Field for Applies<Option<T>> {
+    fn take(entries: &mut Entries<'_>, name: &'static str) -> Result<Self, FieldError> {
+        match entries.take(name) {
+            None => Self::absent(name),
+            Some(raw) if raw.is_null() => Ok(Applies(Some(None))),
+            Some(raw) => {
+                T::read(raw).map(|value| Applies(Some(Some(value)))).map_err(|e| FieldError::new(name, e))
+            }
+        }
+    }
+
+    #[inline]
+    fn absent(_: &'static str) -> Result<Self, FieldError> {
+        Ok(Applies(None))
+    }
+
+    fn put(&self, name: Name, writer: &mut impl Write) {
+        self.0.as_ref().unwrap_or(&None).put(name, writer);
+    }
+
+    fn omit(&self, _: bool) -> bool {
+        self.0.is_none()
+    }
+}
+
 /// A short picture of a value that is not what was expected.
 fn got(raw: Raw<'_>) -> String {
     match raw.value() {
@@ -313,6 +339,11 @@ impl<const MIN: i64, const MAX: i64> Number<MIN, MAX> {
     /// `value`, if it is in the range.
     pub fn new(value: f64) -> Option<Self> {
         (value >= MIN as f64 && value <= MAX as f64).then_some(Number(value))
+    }
+
+    /// `value`, or the end of the range that is nearest: for what the program itself computes.
+    pub fn nearest(value: f64) -> Self {
+        Number(value.clamp(MIN as f64, MAX as f64))
     }
 
     /// The number.

@@ -397,6 +397,13 @@ conversation! {
     }
     /// Asks for a `pong`.
     Ping (Ping) = "ping" {}
+    /// Asks to be told again and again how the broker is; a new one takes the place of the one before.
+    Observe (Observe) = "observe" {
+        /// How often; 1 s if absent.
+        every_ms: Option<Every>,
+        /// Which queues to tell of in detail; those with most tasks if absent.
+        queues: Option<QueueList>,
+    }
 }
 
 conversation! {
@@ -589,6 +596,41 @@ conversation! {
         /// When to come back.
         reconnect_after_ms: u64,
     }
+    /// How the broker is: answers `observe`, again and again.
+    Overview (Box<Overview>) = "overview" {
+        /// The wall clock, in milliseconds since 1970.
+        at_ms: u64,
+        /// How long the process has been there.
+        uptime_ms: u64,
+        /// The broker's version.
+        version: Text<64>,
+        /// The engine's name.
+        engine: Text<64>,
+        /// Whether a confirmed task survives the process.
+        durable: bool,
+        /// Whether the broker shuts down.
+        draining: bool,
+        /// How many queues one may see.
+        queues_total: u64,
+        /// All of those queues together.
+        totals: Totals,
+        /// Some of them, one by one.
+        queues: Vec<QueueOverview>,
+        /// How many connected sessions work on those queues.
+        workers: u64,
+        /// How many sockets are open.
+        connections: u64,
+        /// How many schedules there are of those queues.
+        schedules: u64,
+        /// How long tasks take from one place to the next, since the start.
+        hops: Applies<Hops>,
+        /// The upper ends of the buckets, in microseconds; there is one more bucket than these.
+        hop_bounds_us: Applies<Vec<u64>>,
+        /// The log; null: there is none.
+        log: Applies<Option<LogOverview>>,
+        /// What the process takes; null: the system does not say.
+        process: Applies<Option<ProcessOverview>>,
+    }
 }
 
 fields! {
@@ -621,6 +663,126 @@ fields! {
         /// What went wrong.
         error: Option<ErrorText>,
     }
+    /// How many tasks are in each state that is not an end, and dead letters.
+    Standing {
+        /// Wait for their time.
+        scheduled: u64,
+        /// Wait for a worker.
+        queued: u64,
+        /// Are with workers.
+        leased: u64,
+        /// Wait out a back-off.
+        retrying: u64,
+        /// Are dead letters.
+        dead: u64,
+    }
+    /// What happened to tasks since the start of the process.
+    Happened {
+        /// Were accepted.
+        accepted: u64,
+        /// Were submitted before, by their `dedup_id`.
+        duplicate: u64,
+        /// Were refused.
+        refused: u64,
+        /// Were handed to a worker.
+        delivered: u64,
+        /// The same, where it was not certainly the first time.
+        redelivered: u64,
+        /// Were acknowledged.
+        acked: u64,
+        /// Failed.
+        nacked: u64,
+        /// Were given back.
+        released: u64,
+        /// Were taken back, for the worker kept silent.
+        timed_out: u64,
+        /// Came back by the worker's end.
+        worker_lost: u64,
+        /// Became dead letters.
+        dead: u64,
+        /// Were cancelled.
+        cancelled: u64,
+        /// Outlived their `ttl_ms`.
+        expired: u64,
+    }
+    /// Several queues together.
+    Totals {
+        /// Tasks by state.
+        counts: Standing,
+        /// The age of the oldest task that waits for a worker; null: none does.
+        oldest_ms: Option<u64>,
+        /// Subscriptions.
+        workers: u64,
+        /// Deliveries that are not settled.
+        in_flight: u64,
+        /// How many more the workers would take.
+        credit_free: u64,
+        /// What happened since the start of the process.
+        events: Happened,
+    }
+    /// One queue.
+    QueueOverview {
+        /// Its name.
+        queue: QueueName,
+        /// Whether nothing is delivered for a while.
+        paused: bool,
+        /// Tasks by state.
+        counts: Standing,
+        /// The age of the oldest task that waits for a worker; null: none does.
+        oldest_ms: Option<u64>,
+        /// Workers that are subscribed.
+        workers: u64,
+        /// Deliveries that are not settled.
+        in_flight: u64,
+        /// How many more its workers would take.
+        credit_free: u64,
+        /// What happened since the start of the process.
+        events: Happened,
+    }
+    /// Durations since the start of the process.
+    Durations {
+        /// How many.
+        count: u64,
+        /// Their sum.
+        sum_us: u64,
+        /// How many of them are in each bucket alone; the last is of those above all bounds.
+        buckets: Vec<u64>,
+    }
+    /// The stretches of a task's way.
+    Hops {
+        /// From the submit to its being durable.
+        accepted_to_durable: Durations,
+        /// From being ready for a worker to being given to one.
+        durable_to_assigned: Durations,
+        /// From there to being written to its socket.
+        assigned_to_sent: Durations,
+        /// From being given to a worker to the settle.
+        sent_to_settled: Durations,
+    }
+    /// The log.
+    LogOverview {
+        /// Bytes of its files.
+        bytes: u64,
+        /// Bytes of what is still needed.
+        live_bytes: u64,
+        /// How many files.
+        segments: u64,
+        /// How long syncs took.
+        sync: Durations,
+        /// How many records one made durable, on the average.
+        batch_records_avg: Number<0, 9_007_199_254_740_991>,
+    }
+    /// What the process takes.
+    ProcessOverview {
+        /// Memory.
+        rss_bytes: u64,
+        /// Time on processors since its start.
+        cpu_ms: u64,
+        /// Open files and sockets.
+        open_fds: u64,
+        /// Threads.
+        threads: u64,
+    }
     /// How long to wait between attempts: `min(max_ms, initial_ms × factor^(attempt−1))`.
     Backoff {
         /// After the first failure; 1 s if absent.
@@ -648,7 +810,72 @@ macro_rules! map_scalars {
     )*};
 }
 
-map_scalars! { Limits, false; SettleResult, false; RecipientOutcome, false; Backoff, true; }
+map_scalars! {
+    Limits, false; SettleResult, false; RecipientOutcome, false; Backoff, true; Standing, false; Happened, false;
+    Totals, false; QueueOverview, false; Durations, false; Hops, false; LogOverview, false; ProcessOverview, false;
+}
+
+/// The most queues that an `observe` may name.
+pub const OBSERVED_QUEUES_MAX: usize = 100;
+
+/// The queues that an `observe` names: at most [`OBSERVED_QUEUES_MAX`].
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct QueueList(Vec<QueueName>);
+
+impl QueueList {
+    /// These, if they are not too many.
+    pub fn new(names: Vec<QueueName>) -> Option<QueueList> {
+        (names.len() <= OBSERVED_QUEUES_MAX).then_some(QueueList(names))
+    }
+
+    /// The names.
+    pub fn names(&self) -> &[QueueName] {
+        &self.0
+    }
+}
+
+impl Scalar for QueueList {
+    fn read(raw: Raw<'_>) -> Result<Self, String> {
+        let names = read_list(raw)?;
+        let count = names.len();
+        QueueList::new(names)
+            .ok_or_else(|| format!("expected at most {OBSERVED_QUEUES_MAX} queues, got {count}"))
+    }
+
+    fn write(&self, writer: &mut impl Write) {
+        write_list(&self.0, writer);
+    }
+}
+
+/// How often an `overview` comes: every 250 ms to 60 s, or never again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Every(u64);
+
+impl Every {
+    /// So many milliseconds, if that is in the range; 0: never again.
+    pub fn new(ms: u64) -> Option<Every> {
+        (ms == 0 || (250..=60_000).contains(&ms)).then_some(Every(ms))
+    }
+
+    /// The milliseconds.
+    pub fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl Scalar for Every {
+    fn read(raw: Raw<'_>) -> Result<Self, String> {
+        match raw.value() {
+            Value::Integer(integer) => u64::try_from(integer).ok().and_then(Every::new),
+            _ => None,
+        }
+        .ok_or_else(|| expected("0, which ends it, or an integer of 250 to 60000", raw))
+    }
+
+    fn write(&self, writer: &mut impl Write) {
+        writer.uint(self.0);
+    }
+}
 
 /// The outcomes of a task to all.
 #[derive(Debug, Clone, PartialEq, Default)]

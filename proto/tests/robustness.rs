@@ -89,6 +89,33 @@ fn outcome(rng: &mut StdRng) -> Value {
     (*pick(rng, &["ok", "already", "lease_lost"])).into()
 }
 
+fn durations(rng: &mut StdRng) -> Value {
+    let buckets: Vec<u64> = (0..rng.random_range(0..5)).map(|_| rng.random()).collect();
+    json!({"count": rng.random::<u64>(), "sum_us": rng.random::<u64>(), "buckets": buckets})
+}
+
+/// One queue as an overview tells it, or all of them.
+fn standing(rng: &mut StdRng, one: bool) -> Value {
+    let counts: Map<String, Value> = ["scheduled", "queued", "leased", "retrying", "dead"]
+        .iter()
+        .map(|state| ((*state).to_owned(), rng.random::<u64>().into()))
+        .collect();
+    let words = "accepted duplicate refused delivered redelivered acked nacked released timed_out worker_lost dead \
+                 cancelled expired";
+    let events: Map<String, Value> =
+        words.split(' ').map(|word| (word.to_owned(), rng.random::<u64>().into())).collect();
+    let oldest: Option<u64> = rng.random::<bool>().then(|| rng.random());
+    let mut all = json!({
+        "counts": counts, "oldest_ms": oldest, "workers": rng.random::<u64>(), "in_flight": rng.random::<u64>(),
+        "credit_free": rng.random::<u64>(), "events": events,
+    });
+    if one {
+        all["queue"] = name(rng).into();
+        all["paused"] = rng.random::<bool>().into();
+    }
+    all
+}
+
 /// A value that the field `field` of the message `message` allows.
 fn field(rng: &mut StdRng, message: &str, field: &str) -> Value {
     match (message, field) {
@@ -114,6 +141,30 @@ fn field(rng: &mut StdRng, message: &str, field: &str) -> Value {
         }
         (_, "ttl_ms") => rng.random_range(1..=YEAR_MS).into(),
         ("cancel", "grace_ms") => rng.random_range(0..=3_600_000).into(),
+        ("observe", "every_ms") => pick(rng, &[json!(0), json!(250), json!(60_000)]).clone(),
+        ("observe", "queues") => (0..rng.random_range(0..4)).map(|_| name(rng)).collect::<Vec<_>>().into(),
+        ("overview", "queues") => {
+            (0..rng.random_range(0..3)).map(|_| standing(rng, true)).collect::<Vec<_>>().into()
+        }
+        ("overview", "totals") => standing(rng, false),
+        ("overview", "version" | "engine") => text(rng, 12).into(),
+        ("overview", "hops") => json!({
+            "accepted_to_durable": durations(rng), "durable_to_assigned": durations(rng),
+            "assigned_to_sent": durations(rng), "sent_to_settled": durations(rng),
+        }),
+        ("overview", "hop_bounds_us") => {
+            (0..rng.random_range(0..5)).map(|_| rng.random::<u64>()).collect::<Vec<_>>().into()
+        }
+        ("overview", "log") => match rng.random() {
+            true => Value::Null,
+            false => {
+                json!({"bytes": 1, "live_bytes": 2, "segments": 3, "sync": durations(rng), "batch_records_avg": 1.5})
+            }
+        },
+        ("overview", "process") => match rng.random() {
+            true => Value::Null,
+            false => json!({"rss_bytes": rng.random::<u64>(), "cpu_ms": 1, "open_fds": 2, "threads": 3}),
+        },
         (_, "queue" | "worker" | "room" | "from") => name(rng).into(),
         (_, "groups") => (0..rng.random_range(0..4)).map(|_| name(rng)).collect::<Vec<_>>().into(),
         (_, "in_flight" | "leases" | "kept" | "lost") => {
@@ -158,7 +209,7 @@ fn field(rng: &mut StdRng, message: &str, field: &str) -> Value {
         (
             _,
             "batch" | "explicit_start" | "retry" | "watch" | "exclude_self" | "resumed" | "redelivered"
-            | "duplicate" | "retryable" | "started",
+            | "duplicate" | "retryable" | "started" | "durable" | "draining",
         ) => rng.random::<bool>().into(),
         _ => rng.random::<u64>().into(),
     }

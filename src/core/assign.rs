@@ -11,7 +11,7 @@ use super::ready::{Entry, Rank, Ranking, Verdict};
 use super::record::{Amendment, StoreOp};
 use super::session::SubscriptionKey;
 use super::shard::Shard;
-use super::task::{Lease, Share, ShareState};
+use super::task::{Lease, Past, Share, ShareState};
 use super::timers::Timer;
 
 impl Shard {
@@ -200,16 +200,16 @@ impl Shard {
         self.handed_out(task);
         let before = self.shift(task, recipient, ShareState::Leased(Box::new(lease)));
         if let ShareState::Queued { since } = before {
-            fx.hops.push((Hop::ReadyToDelivered, self.now.micros_since(since)));
+            fx.measure(Hop::ReadyToDelivered, self.tasks[task].queue, self.now.micros_since(since));
         }
 
         let found = &mut self.tasks[task];
         let spec = found.spec.clone();
         let payload = found.payload.as_deref().cloned().expect("nobody gets a task whose payload is away");
         let share = found.share_mut(recipient).expect("it was just leased");
-        let redelivered = share.delivered;
+        let past = std::mem::replace(&mut share.past, Past::Out);
+        let redelivered = past != Past::Never;
         let attempt = u64::from(share.charged) + 1;
-        share.delivered = true;
         share.lease_stored = resume_key.is_some();
         share.delivered_stored |= share.lease_stored;
         let counted = std::mem::replace(&mut share.counted, true);
@@ -233,6 +233,7 @@ impl Shard {
         queue.tally(Tally::Delivered);
         if redelivered {
             queue.tally(Tally::Redelivered);
+            queue.tally_again(past);
         }
         queue.rates.count(self.now, Rate::Delivered);
         let lease = LeaseId { number, slot: task, recipient };
@@ -265,6 +266,7 @@ impl Shard {
                 reference: None,
                 on_write: auto.then_some(lease),
                 barrier: false,
+                queue: of,
                 message: message.into(),
             }),
         }
@@ -340,7 +342,7 @@ impl Shard {
         if !self.stops.is_empty() {
             self.stops.remove(&lease.number);
         }
-        fx.hops.push((Hop::DeliveredToSettled, self.now.micros_since(lease.since)));
+        fx.measure(Hop::DeliveredToSettled, queue, self.now.micros_since(lease.since));
         self.leases_out -= 1;
         self.handed_back(task);
         let of = &mut self.queues[queue as usize];

@@ -48,7 +48,10 @@ impl Shard {
         self.weight -= task.weight();
         let queue = &mut self.queues[task.queue as usize];
         match task.held {
-            Held::Away | Held::Coming => self.away -= 1,
+            Held::Away | Held::Coming => {
+                self.away -= 1;
+                self.away_bytes -= bytes;
+            }
             Held::Unstored | Held::Early | Held::Here | Held::Out | Held::Back => self.payload_bytes -= bytes,
         }
         match task.held {
@@ -86,6 +89,7 @@ impl Shard {
         if !near {
             (task.payload, task.held) = (None, Held::Away);
             self.away += 1;
+            self.away_bytes += task.bytes();
             self.payload_bytes -= task.bytes();
             self.weight -= task.bytes();
         }
@@ -187,6 +191,7 @@ impl Shard {
                         let bytes = task.bytes();
                         (task.payload, task.held) = (Some(Arc::new(payload)), Held::Back);
                         self.away -= 1;
+                        self.away_bytes -= bytes;
                         self.payload_bytes += bytes;
                         self.weight += bytes;
                     }

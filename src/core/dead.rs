@@ -64,6 +64,7 @@ impl Shard {
                 continue;
             }
             (share.charged, share.lost, share.free_returns) = (0, false, 0);
+            share.past = share.past.redriven();
             self.shift(key, recipient, ShareState::Queued { since: now });
         }
     }

@@ -20,6 +20,8 @@ pub enum Output {
         /// Whether no delivery that was sent before may follow this: an answer to `credit`, `unsubscribe` or
         /// `drain`.
         barrier: bool,
+        /// Of a delivery the number of its queue, which is counted in order of making; else of no meaning.
+        queue: u32,
         /// What.
         message: ServerMessage,
     },
@@ -71,6 +73,17 @@ pub enum Hop {
     DeliveredToSettled,
 }
 
+/// How long a task took for a stretch of its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Measured {
+    /// Which stretch.
+    pub hop: Hop,
+    /// The number of its queue: queues are counted in order of their making.
+    pub queue: u32,
+    /// How long, in microseconds.
+    pub micros: u64,
+}
+
 /// The effects of one or more commands. Outputs to one receiver keep their order; so do the
 /// operations for the store.
 #[derive(Debug, Default)]
@@ -83,8 +96,8 @@ pub struct Effects {
     pub fetch: Vec<TaskId>,
     /// A task that waits, and that the store says it does not have: nothing more may be done.
     pub missing: Option<TaskId>,
-    /// Durations in microseconds.
-    pub hops: Vec<(Hop, u64)>,
+    /// How long tasks took.
+    pub hops: Vec<Measured>,
 }
 
 impl Effects {
@@ -97,12 +110,17 @@ impl Effects {
         self.hops.clear();
     }
 
+    pub(super) fn measure(&mut self, hop: Hop, queue: u32, micros: u64) {
+        self.hops.push(Measured { hop, queue, micros });
+    }
+
     pub(super) fn send(&mut self, session: SessionId, message: impl Into<ServerMessage>) {
         self.outputs.push(Output::Send {
             session,
             reference: None,
             on_write: None,
             barrier: false,
+            queue: 0,
             message: message.into(),
         });
     }
@@ -120,6 +138,7 @@ impl Effects {
                         reference: reference.clone(),
                         on_write: None,
                         barrier: false,
+                        queue: 0,
                         message,
                     });
                 }

@@ -87,6 +87,9 @@ impl Shard {
         let watchers = task.take_watchers();
         let queue = task.queue;
         let before = task.state();
+        if fate.state == TaskState::Done && record.fanout.is_none() {
+            self.queues[queue as usize].used.count(record.attempts);
+        }
         let counts = self.state_counts(queue);
         counts[before as usize] -= 1;
         counts[fate.state as usize] += 1;
@@ -119,6 +122,7 @@ impl Shard {
         let (seq, bytes) = (task.spec.seq, task.bytes());
         let counted = &mut self.queues[queue as usize];
         counted.tally(Tally::Dead);
+        counted.tally_death(&self.tasks[key]);
         counted.bytes -= bytes;
         counted.dead.insert(seq, key);
         if before != TaskState::Dead {

@@ -41,6 +41,7 @@ mod resume;
 mod retry;
 mod ring;
 mod rooms;
+pub mod sample;
 pub mod schedule;
 mod session;
 mod sessions;
@@ -55,7 +56,7 @@ pub mod view;
 
 pub use access::{Access, Load, Refusals};
 pub use command::{CallId, Command, Fetched, Origin, Pull, SessionId};
-pub use effect::{Effects, Hop, Output};
+pub use effect::{Effects, Hop, Measured, Output};
 pub use grants::{Action, Grants, Rule, RuleError};
 pub use manage::{Manage, Report, TaskFilter, Which};
 pub use record::{Acceptance, Amendment, FinishRecord, StoreOp, TaskSpec, Terms};

@@ -11,12 +11,12 @@ use super::dedup::Dedup;
 use super::kept::Kept;
 use super::order::Chain;
 use super::ready::{Entry, ReadyList};
-use super::record::{QueueRecord, Terms, Totals};
+use super::record::{Failure, QueueRecord, Terms, Totals};
 use super::ring::Ring;
 use super::session::SubscriptionKey;
 use super::settings::{Pause, Settings};
 use super::shard::HashMap;
-use super::task::{ShareState, Task};
+use super::task::{Again, Past, ShareState, Task};
 use super::time::Time;
 use crate::slots::Slots;
 
@@ -56,6 +56,29 @@ impl Tally {
         (Tally::Cancelled, "cancelled"),
         (Tally::Expired, "expired"),
     ];
+}
+
+/// Why a task became a dead letter: by the numbers of [`Failure`], then by itself (`retry:false`), then by the
+/// recipients of a task to all.
+pub(super) const DEATHS: [&str; 8] =
+    ["nack", "ack_timeout", "run_limit", "worker_lost", "returned", "absent", "rejected", "recipients"];
+
+/// The upper ends of the buckets that attempts are counted in; there is one more.
+pub(super) const ATTEMPT_BOUNDS: [u16; 8] = [1, 2, 3, 5, 10, 20, 50, 100];
+
+/// How many attempts tasks had used when they were done or dead.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Used {
+    pub(super) buckets: [u64; ATTEMPT_BOUNDS.len() + 1],
+    pub(super) sum: u64,
+}
+
+impl Used {
+    pub(super) fn count(&mut self, attempts: u16) {
+        let at = ATTEMPT_BOUNDS.iter().position(|bound| attempts <= *bound).unwrap_or(ATTEMPT_BOUNDS.len());
+        self.buckets[at] += 1;
+        self.sum += u64::from(attempts);
+    }
 }
 
 /// The states that [`Totals`] count, in their order.
@@ -112,6 +135,10 @@ pub(super) struct Queue {
     /// How many tasks are in each state; of those that ended, since the queue was made.
     pub(super) counts: [u64; TaskState::ALL.len()],
     pub(super) tallies: [u64; Tally::ALL.len()],
+    /// Redeliveries by what came before, and dead letters by how they came to be.
+    pub(super) agains: [u64; Again::WORDS.len()],
+    pub(super) deaths: [u64; DEATHS.len()],
+    pub(super) used: Used,
     pub(super) rates: Rates,
     /// Tasks that ended, oldest first, and the serial number of the first of them.
     pub(super) kept: VecDeque<Kept>,
@@ -175,6 +202,9 @@ impl Queue {
             subscribers: BTreeMap::new(),
             counts: [0; TaskState::ALL.len()],
             tallies: [0; Tally::ALL.len()],
+            agains: [0; Again::WORDS.len()],
+            deaths: [0; DEATHS.len()],
+            used: Used::default(),
             rates: Rates::default(),
             kept: VecDeque::new(),
             kept_first: 0,
@@ -213,6 +243,29 @@ impl Queue {
 
     pub(super) fn tally(&mut self, what: Tally) {
         self.tallies[what as usize] += 1;
+    }
+
+    /// Counts a delivery of what was handed out before.
+    pub(super) fn tally_again(&mut self, past: Past) {
+        if let Past::Back(again) = past {
+            self.agains[again as usize] += 1;
+        }
+    }
+
+    /// Counts a task that becomes a dead letter, by what ended it.
+    pub(super) fn tally_death(&mut self, task: &Task) {
+        let latest = task.first.history().last();
+        let at = match latest {
+            _ if task.fanout().is_some() => DEATHS.len() - 1,
+            Some(latest) if latest.reason == Failure::Nack && latest.attempt < task.spec.max_attempts => {
+                DEATHS.len() - 2
+            }
+            latest => latest.map_or(Failure::Nack, |latest| latest.reason) as usize,
+        };
+        self.deaths[at] += 1;
+        if task.fanout().is_none() {
+            self.used.count(task.first.charged);
+        }
     }
 
     pub(super) fn worker_lane(&mut self, worker: &WorkerName, now: Time) -> u32 {

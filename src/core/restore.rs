@@ -10,7 +10,7 @@ use super::record::{
 };
 use super::session::Session;
 use super::shard::Shard;
-use super::task::{Held, Lease, ShareState, Task};
+use super::task::{Again, Held, Lease, Past, ShareState, Task};
 use super::time::Time;
 use taskyard_proto::{TaskId, TaskState};
 
@@ -217,7 +217,7 @@ impl Replay {
             matches!(&amendment, Amendment::Failed { attempt, .. } if attempt.reason == Failure::Absent);
         let first_delivery = !absent && !share.counted;
         if !absent {
-            share.delivered = true;
+            share.past = Past::Back(Again::Restart);
             share.delivered_stored = true;
             share.counted = true;
         }
@@ -316,7 +316,7 @@ impl Replay {
             let task = &mut self.shard.tasks[key];
             for recipient in 0..task.recipients() {
                 let share = task.share_mut(recipient).expect("the recipients were counted");
-                share.delivered |= !clean;
+                share.past = share.past.or_lost_to_a_restart(!clean);
             }
             // Numbers of events that this process has given to nobody, and no earlier one can have.
             if self.shard.event_base > 0 {
@@ -486,7 +486,7 @@ impl Shard {
                 // An ack or a failed attempt is itself a word that the task was handed out.
                 let acked = matches!(share.state, ShareState::Over(TaskState::Done));
                 let told = share.delivered_stored || share.charged > 0 || acked;
-                if share.delivered && !told {
+                if share.past != Past::Never && !told {
                     share.delivered_stored = true;
                     unknown.push((id, recipient));
                 }

@@ -38,10 +38,13 @@ impl Shard {
         drawn: Drawn,
         fx: &mut Effects,
     ) {
+        let takes_up = matches!(hello.resume, Some(Resume::Token(_)));
         if let Some(old) = self.resumable(access.as_ref(), hello.resume.as_ref()) {
+            self.resumes.resumed += 1;
             let resumed = self.take_up(old, id, access, &mut hello, fx);
             return self.welcome(id, reference, hello, resumed, fx);
         }
+        self.resumes.unknown += u64::from(takes_up);
         let worker = hello.worker.take().unwrap_or(drawn.worker);
         let account = access.as_ref().map(|access| access.account.clone());
         if let Some(other) = self.workers.get(&(account.clone(), worker.clone())).copied() {
@@ -66,6 +69,7 @@ impl Shard {
                     reference,
                     on_write: None,
                     barrier: false,
+                    queue: 0,
                     message: error.into(),
                 });
                 fx.outputs.push(Output::Close {
@@ -124,6 +128,7 @@ impl Shard {
             reference,
             on_write: None,
             barrier: false,
+            queue: 0,
             message: welcome.into(),
         });
         for stop in resumed.stops {

@@ -190,6 +190,9 @@ impl Shard {
             return;
         };
         if failure == Failure::WorkerLost && lease.unstarted {
+            if let Some(share) = self.tasks[task].share_mut(recipient) {
+                share.past = failure.into();
+            }
             return self.returned_free(task, recipient, None, 0, fx);
         }
         let worker = self.sessions.get(&lease.session).map(|session| session.worker.clone());
@@ -220,6 +223,7 @@ impl Shard {
         let spec = found.spec.clone();
         let Some(share) = found.share_mut(recipient) else { return };
         share.charged += 1;
+        share.past = failure.into();
         share.lease_stored = false;
         share.free_returns = 0;
         let attempt = FailedAttempt { attempt: share.charged, worker, reason: failure, error };
@@ -266,6 +270,7 @@ impl Shard {
         }
         let (id, seq, queue) = (found.spec.id(), found.spec.seq, found.queue);
         let Some(share) = found.share_mut(recipient) else { return };
+        share.past = share.past.returned();
         share.free_returns += 1;
         if share.free_returns > FREE_RETURNS_MAX {
             return self.failed(task, recipient, Failure::Returned, None, None, None, true, fx);

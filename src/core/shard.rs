@@ -23,6 +23,7 @@ use super::operate::Job;
 use super::queue::{LaneKey, Queue};
 use super::record::StoreOp;
 use super::rooms::Rooms;
+use super::sample::Resumes;
 use super::schedule::Schedules;
 use super::session::{Session, Subscription, Verb};
 use super::sessions::Drawn;
@@ -146,6 +147,8 @@ pub struct Shard {
     pub(super) queues_made: HashMap<SmolStr, usize>,
     /// What was refused for whose it was.
     pub(super) refusals: Refusals,
+    /// How hellos with a resume token went.
+    pub(super) resumes: Resumes,
     pub(super) subscriptions: Slab<Subscription>,
     pub(super) timers: Timers,
     pub(super) schedules: Schedules,
@@ -166,8 +169,9 @@ pub struct Shard {
     pub(super) payload_bytes: u64,
     /// Those of them that are with workers.
     pub(super) out_bytes: u64,
-    /// How many payloads are not.
+    /// How many payloads are not, and their bytes.
     pub(super) away: u64,
+    pub(super) away_bytes: u64,
     /// The bytes of those that are on their way back, or are back and not with a worker yet.
     pub(super) ahead_bytes: u64,
     /// Queues that wait for a payload, by the task that has it.
@@ -215,6 +219,7 @@ impl Shard {
             accounts: HashMap::default(),
             queues_made: HashMap::default(),
             refusals: Refusals::default(),
+            resumes: Resumes::default(),
             subscriptions: Slab::new(),
             timers: Timers::default(),
             schedules: Schedules::default(),
@@ -230,6 +235,7 @@ impl Shard {
             payload_bytes: 0,
             out_bytes: 0,
             away: 0,
+            away_bytes: 0,
             ahead_bytes: 0,
             lacking: HashMap::default(),
             kept_bytes: 0,
@@ -349,6 +355,11 @@ impl Shard {
             }
             self.go_on(fx);
         }
+    }
+
+    /// The time of the latest input.
+    pub fn now(&self) -> Time {
+        self.now
     }
 
     /// When [`Shard::expire`] has something to do.
@@ -490,7 +501,8 @@ impl Shard {
                     if matches!(found.held, Held::Unstored | Held::Early) {
                         found.held = Held::Here;
                     }
-                    fx.hops.push((Hop::SubmitToDurable, self.now.micros_since(found.spec.accepted)));
+                    let micros = self.now.micros_since(found.spec.accepted);
+                    fx.measure(Hop::SubmitToDurable, found.queue, micros);
                 }
                 if let Some(Origin::Session(session, _)) = origin
                     && let Some(session) = self.sessions.get_mut(&session)

@@ -6,7 +6,7 @@ use taskyard_proto::{ErrorText, LeaseId, Payload, TaskState, WorkerName};
 
 use super::command::{CallId, SessionId};
 use super::events::History;
-use super::record::{FailedAttempt, TaskSpec};
+use super::record::{FailedAttempt, Failure, TaskSpec};
 use super::time::Time;
 
 /// After this many free returns in a row the next one is charged: a task that nobody wants to
@@ -77,7 +77,7 @@ pub(super) struct Share {
     /// Whether the first charged loss is behind it.
     pub(super) lost: bool,
     /// Whether it was, or may have been, handed out before.
-    pub(super) delivered: bool,
+    pub(super) past: Past,
     /// Whether the store knows that it was handed out.
     pub(super) delivered_stored: bool,
     /// Whether [`Fanout::delivered`] counts it: certainly handed out, while `delivered` is true after
@@ -87,6 +87,71 @@ pub(super) struct Share {
     pub(super) lease_stored: bool,
     pub(super) free_returns: u8,
     pub(super) notes: Option<Box<Notes>>,
+}
+
+/// What was of a share before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Past {
+    /// It was handed to nobody yet.
+    Never,
+    /// It was handed out.
+    Out,
+    /// And came back, by the end of the lease, or may have.
+    Back(Again),
+}
+
+/// Why a task is handed out again; the label `reason` of `taskyard_redeliveries_total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Again {
+    Released,
+    Nacked,
+    TimedOut,
+    WorkerLost,
+    Restart,
+    Redriven,
+}
+
+impl Again {
+    /// The words for them, in their order.
+    pub(super) const WORDS: [&str; 6] =
+        ["released", "nacked", "timed_out", "worker_lost", "restart", "redriven"];
+}
+
+impl Past {
+    /// The same, where the process before may have handed it out and did not say.
+    pub(super) fn or_lost_to_a_restart(self, unknown: bool) -> Past {
+        match self {
+            Past::Never if unknown => Past::Back(Again::Restart),
+            past => past,
+        }
+    }
+
+    /// It gets new attempts.
+    pub(super) fn redriven(self) -> Past {
+        match self {
+            Past::Never => self,
+            _ => Past::Back(Again::Redriven),
+        }
+    }
+
+    /// It comes back unharmed; from a worker that was lost, if that is known already.
+    pub(super) fn returned(self) -> Past {
+        match self {
+            Past::Back(Again::WorkerLost) => self,
+            _ => Past::Back(Again::Released),
+        }
+    }
+}
+
+impl From<Failure> for Past {
+    fn from(failure: Failure) -> Past {
+        Past::Back(match failure {
+            Failure::Nack => Again::Nacked,
+            Failure::AckTimeout | Failure::RunLimit => Again::TimedOut,
+            Failure::WorkerLost => Again::WorkerLost,
+            Failure::Returned | Failure::Absent => Again::Released,
+        })
+    }
 }
 
 /// Where a share is. Each state carries just its own data.
@@ -163,7 +228,7 @@ impl Share {
             state,
             charged: 0,
             lost: false,
-            delivered: false,
+            past: Past::Never,
             delivered_stored: false,
             counted: false,
             lease_stored: false,

@@ -239,7 +239,12 @@ impl Engine for Embedded {
 
     fn footprint(&self) -> Footprint {
         let stats = self.thread.stats();
-        Footprint { bytes: stats.bytes, live_bytes: stats.live_bytes, segments: stats.segments }
+        Footprint {
+            bytes: stats.bytes,
+            live_bytes: stats.live_bytes,
+            segments: stats.segments,
+            waiting_bytes: self.thread.waiting_bytes(),
+        }
     }
 
     async fn stop(self) -> Result<(), EngineError> {

@@ -115,4 +115,6 @@ pub struct Footprint {
     pub live_bytes: u64,
     /// Files.
     pub segments: u64,
+    /// Bytes of records that are not stored yet.
+    pub waiting_bytes: u64,
 }

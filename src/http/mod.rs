@@ -4,7 +4,7 @@
 //! * `front`: what every request must pass before its route.
 //! * [`guard`]: requests that say their length twice.
 //! * [`routes`]: which path is which verb; `submit`, `tasks`, `events`, `queues`, `dead`, `leases`, `workers`,
-//!   `rooms`, `schedules` and `service` are the verbs, by what they are about.
+//!   `rooms`, `schedules`, `overview` and `service` are the verbs, by what they are about.
 //! * [`body`]: bodies and answers in JSON and MessagePack; [`fields`] and [`query`]: what is checked to the letter.
 //! * `openapi`: the description of it all; [`schema`] and [`view`]: what bodies look like.
 
@@ -16,6 +16,7 @@ pub mod front;
 pub mod guard;
 mod leases;
 mod openapi;
+pub mod overview;
 pub mod query;
 mod queues;
 mod request;

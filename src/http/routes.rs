@@ -9,7 +9,9 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::request::bad_request;
-use super::{App, body, dead, events, leases, queues, rooms, schedules, service, submit, tasks, workers};
+use super::{
+    App, body, dead, events, leases, overview, queues, rooms, schedules, service, submit, tasks, workers,
+};
 
 /// All routes that describe themselves.
 pub(super) fn served() -> OpenApiRouter<App> {
@@ -41,6 +43,7 @@ pub(super) fn served() -> OpenApiRouter<App> {
         .routes(routes!(rooms::publish))
         .routes(routes!(schedules::list))
         .routes(routes!(schedules::show, schedules::put, schedules::delete))
+        .routes(routes!(overview::overview))
         .routes(routes!(service::openapi))
         .routes(routes!(service::metrics))
         .routes(routes!(service::healthz))

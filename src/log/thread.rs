@@ -223,6 +223,12 @@ impl LogThread {
         self.shared.failure.get().cloned()
     }
 
+    /// How many bytes wait for the disk.
+    #[must_use]
+    pub fn waiting_bytes(&self) -> u64 {
+        self.shared.waiting_bytes.load(Ordering::Relaxed)
+    }
+
     /// How big the log was after the last commit.
     #[must_use]
     pub fn stats(&self) -> LogStats {

@@ -6,6 +6,7 @@
 //! * [`inbound`]: what arrives, to the frames.
 //! * [`caller`]: whose a socket is, and how much it may say.
 //! * [`reader`]: messages to commands.
+//! * `observe`: how the broker is, again and again.
 //! * [`raw`]: frames that are payloads alone.
 //! * [`writer`]: the outbox to one write.
 
@@ -14,6 +15,7 @@ pub mod deflate;
 pub mod frames;
 pub mod handshake;
 pub mod inbound;
+mod observe;
 pub mod raw;
 pub mod reader;
 mod text;
@@ -37,6 +39,7 @@ use crate::core::{Command, SessionId};
 use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
+use crate::overview::Overviews;
 use caller::Caller;
 use handshake::Opening;
 
@@ -66,6 +69,8 @@ pub struct Context {
     pub settings: Settings,
     /// Its metrics.
     pub metrics: Metrics,
+    /// Who looks at the broker for those who observe.
+    pub overviews: Overviews,
     /// Who knows who is who.
     pub authority: Arc<Authority>,
     /// What a reload may change.
@@ -103,7 +108,7 @@ pub async fn serve<R, W>(
     W: AsyncWrite + Unpin,
 {
     let broker = &context.broker;
-    let outbox = Arc::new(Outbox::default());
+    let outbox = Arc::new(Outbox::new(broker.connections().losses().clone()));
     if let Some(encoding) = opening.encoding {
         outbox.set_encoding(encoding);
     }

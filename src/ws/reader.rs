@@ -10,11 +10,11 @@ use bytes::Bytes;
 use taskyard_proto::codec::{ClientFrame, decode_client};
 use taskyard_proto::message::UNCONFIRMED_MAX;
 use taskyard_proto::{
-    ClientMessage, CloseCode, Encoding, Error, ErrorCode, Hello, Pong, Rejection, Request, RequestId,
-    Response, RoomName, Secret, ServerMessage, Submit, Subscribe,
+    ClientMessage, CloseCode, Done, Encoding, Error, ErrorCode, Every, Hello, Observe, Pong, Rejection,
+    Request, RequestId, Response, RoomName, Secret, ServerMessage, Submit, Subscribe,
 };
 use tokio::io::AsyncRead;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::Sleep;
 
 use super::Context;
@@ -22,11 +22,12 @@ use super::caller::{Admission, Caller, Kind, ending};
 use super::frames::{Assembly, Broken, Incoming, Take};
 use super::handshake::{Implied, Opening};
 use super::inbound::{Arrived, Inbound};
+use super::observe::{Observation, Wish};
 use super::raw::{Said, Target};
 use super::text;
 use crate::auth::Denied;
 use crate::broker::{Gone, Item, made_up_name, submit_command};
-use crate::core::{Command, Origin, SessionId};
+use crate::core::{Action, Command, Origin, SessionId};
 use crate::metrics::Refused;
 use crate::outbox::{Closing, Outbox};
 
@@ -36,6 +37,8 @@ const UNDECODABLE_PER_MINUTE: u32 = 10;
 /// many messages, and compressed ones long.
 const GATHER_ITEMS: usize = 1024;
 const GATHER_BYTES: usize = 256 << 10;
+/// How often an overview comes where that is not said, in milliseconds.
+const OBSERVE_MS: u64 = 1000;
 /// How long a peer may take to answer our close frame, and to end the connection.
 pub(super) const CLOSE_ANSWER: Duration = Duration::from_secs(2);
 
@@ -54,6 +57,8 @@ pub struct Reader {
     raw: Option<Target>,
     /// The first frame has set the encoding of answers.
     encoding_set: bool,
+    /// What it is told of the broker.
+    observation: Option<Observation>,
     items: Vec<Item>,
     bytes: usize,
     undecodable: (Instant, u32),
@@ -118,6 +123,7 @@ impl Reader {
             wordy: false,
             raw: None,
             encoding_set,
+            observation: None,
             items: Vec::new(),
             bytes: 0,
             undecodable: (Instant::now(), 0),
@@ -372,6 +378,7 @@ impl Reader {
                 self.imply_hello();
                 match message {
                     ClientMessage::Submit(submit) => self.submit(id, submit),
+                    ClientMessage::Observe(observe) => self.observe(id, observe),
                     message => {
                         let origin = Origin::Session(self.session, id);
                         self.items.push(Item::Command(Command::Message { origin, message }));
@@ -380,6 +387,38 @@ impl Reader {
             }
         }
         Ok(())
+    }
+
+    /// Looks are not the core's business: they are taken where nobody waits for them.
+    fn observe(&mut self, id: Option<RequestId>, observe: Observe) {
+        let Some(identity) = self.caller.identity() else { return };
+        if !identity.grants.may_any(Action::Observe) {
+            self.context.metrics.refused(Refused::Forbidden);
+            let text = format!(
+                "the token of {} may not observe: that takes the permission observe:QUEUE or observe:*",
+                identity.account
+            );
+            return self.relay(id, Error::new(ErrorCode::Forbidden, text));
+        }
+        let grants = identity.grants.clone();
+        self.observation = None;
+        if id.is_some() {
+            self.relay(id.clone(), Done::PLAIN);
+        }
+        let every_ms = observe.every_ms.map_or(OBSERVE_MS, Every::get);
+        if every_ms == 0 {
+            return;
+        }
+        let (mark, reached) = oneshot::channel();
+        self.items.push(Item::Mark(mark));
+        let wish = Wish {
+            reference: id,
+            every: Duration::from_millis(every_ms),
+            queues: observe.queues,
+            grants,
+            outbox: self.outbox.clone(),
+        };
+        self.observation = Some(Observation::begin(self.context.overviews.clone(), wish, reached));
     }
 
     /// Answers what is one too many, or ends a socket that does not listen.

@@ -95,6 +95,9 @@ async fn write_what_waits<W: AsyncWrite + Unpin>(
             }
         }
         outbox.written(&drained);
+        if !drained.tasks.is_empty() && outbox.close_code() != Some(CloseCode::SLOW) {
+            context.metrics.sent().count(context.broker.clock().now(), &drained.tasks);
+        }
         if let Some(closing) = drained.close {
             return Some(Box::pin(say_goodbye(write, encoder, closing)).await);
         }

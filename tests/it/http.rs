@@ -434,7 +434,7 @@ fn a_slow_body_is_408() {
 }
 
 /// Metrics as a scraper reads them: each series once, each family with its help and type before it.
-fn metrics(broker: &Broker) -> std::collections::BTreeMap<String, f64> {
+pub(crate) fn metrics(broker: &Broker) -> std::collections::BTreeMap<String, f64> {
     let answer = broker.get("/metrics");
     assert_eq!(answer.status, 200);
     assert!(answer.header("content-type").unwrap().starts_with("text/plain; version=0.0.4"));
@@ -458,7 +458,8 @@ fn metrics(broker: &Broker) -> std::collections::BTreeMap<String, f64> {
             let base = ["_bucket", "_sum", "_count"].iter().find_map(|end| family.strip_suffix(end));
             let known = typed.contains_key(family)
                 || base.is_some_and(|base| typed.get(base).is_some_and(|k| k == "histogram"));
-            assert!(known && family.starts_with("taskyard_"), "{line}");
+            let ours = family.starts_with("taskyard_") || family.starts_with("process_");
+            assert!(known && ours, "{line}");
             assert!(series.insert(name.to_owned(), value.parse().unwrap()).is_none(), "twice: {line}");
         }
     }

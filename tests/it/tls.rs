@@ -88,6 +88,15 @@ impl Files {
     }
 }
 
+/// The metrics of a broker with all that a broker may have: a store and a certificate.
+pub(crate) fn metrics_over_tls() -> String {
+    let files = Files::new();
+    let broker = files.broker(&[]);
+    let answer = files.client(None).get(broker.address, "/metrics");
+    assert_eq!(answer.status, 200, "{answer:?}");
+    answer.text().to_owned()
+}
+
 struct Client(Arc<ClientConfig>);
 
 impl Client {

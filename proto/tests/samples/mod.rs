@@ -163,6 +163,11 @@ pub(crate) fn requests(encoding: Encoding) -> Vec<(&'static str, Request)> {
         ("client-leave", Leave { room: room() }.into()),
         ("client-publish", Publish { room: room(), payload: value(encoding), exclude_self: true }.into()),
         ("client-ping", Ping {}.into()),
+        (
+            "client-observe",
+            Observe { every_ms: Every::new(1000), queues: QueueList::new(vec![queue()]) }.into(),
+        ),
+        ("client-observe-empty", Observe { every_ms: None, queues: None }.into()),
     ];
     let id = |index: usize| match index % 3 {
         0 => Some(RequestId::Integer(index as i64 + 1)),
@@ -174,6 +179,77 @@ pub(crate) fn requests(encoding: Encoding) -> Vec<(&'static str, Request)> {
         .enumerate()
         .map(|(i, (name, message))| (name, Request { id: id(i), message }))
         .collect()
+}
+
+/// How a broker is, for who may see all of it or not.
+fn overview(all: bool) -> Overview {
+    let counts = Standing { scheduled: 1, queued: 2, leased: 3, retrying: 4, dead: 5 };
+    let events = Happened {
+        accepted: 21,
+        duplicate: 1,
+        refused: 2,
+        delivered: 14,
+        redelivered: 3,
+        acked: 6,
+        nacked: 4,
+        released: 1,
+        timed_out: 1,
+        worker_lost: 2,
+        dead: 5,
+        cancelled: 7,
+        expired: 8,
+    };
+    let totals = Totals {
+        counts: counts.clone(),
+        oldest_ms: None,
+        workers: 2,
+        in_flight: 3,
+        credit_free: 61,
+        events: events.clone(),
+    };
+    let one = QueueOverview {
+        queue: queue(),
+        paused: true,
+        counts,
+        oldest_ms: Some(1500),
+        workers: 2,
+        in_flight: 3,
+        credit_free: 61,
+        events,
+    };
+    let durations = || Durations { count: 3, sum_us: 1130, buckets: vec![1, 0, 1, 1] };
+    let hops = Hops {
+        accepted_to_durable: durations(),
+        durable_to_assigned: durations(),
+        assigned_to_sent: durations(),
+        sent_to_settled: durations(),
+    };
+    let log = LogOverview {
+        bytes: 67_108_864,
+        live_bytes: 4096,
+        segments: 1,
+        sync: durations(),
+        batch_records_avg: Number::nearest(2.5),
+    };
+    let process = ProcessOverview { rss_bytes: 30_000_000, cpu_ms: 1234, open_fds: 24, threads: 5 };
+    Overview {
+        at_ms: 1_790_000_000_000,
+        uptime_ms: 60_000,
+        version: Text::cut("0.1.0"),
+        engine: Text::cut("embedded"),
+        durable: true,
+        draining: false,
+        queues_total: 1,
+        totals,
+        queues: vec![one],
+        workers: 2,
+        connections: 5,
+        schedules: 1,
+        hops: Applies(all.then_some(hops)),
+        hop_bounds_us: Applies(all.then(|| vec![10, 20, 50])),
+        log: Applies(all.then_some(Some(log))),
+        process: Applies(all.then_some(Some(process))),
+    }
 }
 
 /// What the broker says: the name of the golden file, and the message.
@@ -345,6 +421,8 @@ pub(crate) fn responses(encoding: Encoding) -> Vec<(&'static str, Response)> {
             false,
             GoingAway { reason: AwayReason::Restart, grace_ms: 30_000, reconnect_after_ms: 1712 }.into(),
         ),
+        ("server-overview", true, overview(true).into()),
+        ("server-overview-plain", true, overview(false).into()),
     ];
     messages
         .into_iter()

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use slab::Slab;
-use taskyard_proto::{Confirm, Error, ErrorCode, Submit};
+use taskyard_proto::{Confirm, Error, ErrorCode, QueueName, Submit};
 
 use super::{Beat, Missed, Rhythm, ScheduleName, ScheduleRecord, ScheduleView};
 use crate::core::access::Access;
@@ -57,6 +57,11 @@ impl Schedules {
 
     pub(super) fn get_mut(&mut self, key: u32) -> Option<&mut Schedule> {
         self.all.get_mut(key as usize)
+    }
+
+    /// The queue of each.
+    pub(in crate::core) fn queues(&self) -> impl Iterator<Item = &QueueName> {
+        self.all.iter().map(|(_, schedule)| &schedule.record.submit.queue)
     }
 
     /// Whether a timer is still for something.
