@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use taskyard_proto::{
-    ClientMessage, Error, ErrorCode, GroupName, Publish, QueueName, Response, ServerMessage, Submit, Task,
-    TaskId, WorkerName,
+    ClientMessage, Error, ErrorCode, GroupName, Payload, Publish, QueueName, Response, ServerMessage, Submit,
+    Task, TaskId, WorkerName,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
@@ -32,11 +32,16 @@ const CALL_MESSAGES: usize = 4;
 /// Events that may wait for an HTTP request that follows a task; one that falls further behind begins anew.
 const FOLLOW_MESSAGES: usize = 256;
 
+/// Payloads that may be on their way from the store to somebody who looks: each has at most 16 MiB.
+const PAYLOADS_SOUGHT: usize = 8;
+
 /// One input for the dispatcher.
 #[derive(Debug)]
 pub enum Item {
     /// For the core.
     Command(Command),
+    /// For the engine: the payload of a task, for somebody who looks at it; none: the task has ended.
+    Payload(TaskId, oneshot::Sender<Option<Payload>>),
     /// For a session's outbox: an answer that must keep its place behind what the core says.
     Relay(SessionId, Response),
     /// Tells when it is reached.
@@ -117,6 +122,7 @@ struct Inner {
     inspections: mpsc::Sender<Inspection>,
     bytes: Arc<Semaphore>,
     next_call: AtomicU64,
+    payloads: Semaphore,
     connections: Arc<Connections>,
     clock: Clock,
     capabilities: Capabilities,
@@ -240,6 +246,7 @@ impl Broker {
             inspections,
             bytes: Arc::new(Semaphore::new(INBOX_KIB)),
             next_call: AtomicU64::new(1),
+            payloads: Semaphore::new(PAYLOADS_SOUGHT),
             connections,
             clock,
             capabilities,
@@ -470,6 +477,15 @@ impl Broker {
         let items = vec![Item::Command(Command::Message { origin: Origin::Call(wait.0), message })];
         self.hand_over(items, 0, vec![wait]).await?;
         Ok(call)
+    }
+
+    /// The payload of a task that is in the store alone; none: the task has ended meanwhile. The core does not hear of
+    /// it: who looks at a task must not bring it into memory.
+    pub async fn stored_payload(&self, task: TaskId) -> Result<Option<Payload>, Gone> {
+        let _permit = self.inner.payloads.acquire().await.map_err(|_| Gone)?;
+        let (answer, wait) = oneshot::channel();
+        self.send(&mut vec![Item::Payload(task, answer)], 0).await?;
+        wait.await.map_err(|_| Gone)
     }
 
     /// Looks at the state. The answer comes when what was seen is durable: nobody is shown a task as

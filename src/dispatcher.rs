@@ -4,13 +4,13 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use taskyard_proto::{CloseCode, Response, RoomMessage, ServerMessage, TaskId};
-use tokio::sync::{mpsc, watch};
+use taskyard_proto::{CloseCode, Payload, Response, RoomMessage, ServerMessage, TaskId};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::broker::{Batch, Deliver, Inspection, Item, Reply, Seen, Until, Waiting};
 use crate::clock::Clock;
 use crate::connections::Connections;
-use crate::core::{CallId, Command, Effects, Output, SessionId, Shard, Time};
+use crate::core::{CallId, Command, Effects, Fetched, Output, SessionId, Shard, Time};
 use crate::engine::{Engine, EngineError, Event};
 use crate::hops::{self, Hops};
 use crate::outbox::{Outbound, Shared};
@@ -55,6 +55,8 @@ pub struct Dispatcher<E> {
     /// Answers to questions, by the operation that must be durable first. As many as there are
     /// requests that wait for them.
     looked: VecDeque<(u64, Deliver)>,
+    /// Who looks at a task whose payload is on its way from the store: few at a time, which the broker's handle sees to.
+    sought: HashMap<TaskId, Vec<oneshot::Sender<Option<Payload>>>>,
     mail: Mail,
     /// Nothing expires before.
     hold_until: Option<Instant>,
@@ -141,6 +143,7 @@ impl<E: Engine> Dispatcher<E> {
             fx: Effects::default(),
             calls: HashMap::new(),
             looked: VecDeque::new(),
+            sought: HashMap::new(),
             mail: Mail::default(),
             hold_until: None,
             drained: None,
@@ -165,6 +168,7 @@ impl<E: Engine> Dispatcher<E> {
                     self.take_more(now, 0, None);
                 }
                 Wake::Event(Event::Fetched(fetched)) => {
+                    self.show(&fetched);
                     let now = self.clock.now();
                     self.shard.apply(now, Command::Fetched(fetched), &mut self.fx);
                     if let Some(task) = self.fx.missing {
@@ -307,6 +311,26 @@ impl<E: Engine> Dispatcher<E> {
                     self.sort_outputs();
                     self.mail.add(session, response.into());
                 }
+                Item::Payload(task, answer) => {
+                    let seekers = self.sought.entry(task).or_default();
+                    if seekers.is_empty() {
+                        self.fx.fetch.push(task);
+                    }
+                    seekers.push(answer);
+                }
+            }
+        }
+    }
+
+    /// Payloads for those who look at tasks. The core passes over what it has not asked for.
+    fn show(&mut self, fetched: &[Fetched]) {
+        if self.sought.is_empty() {
+            return;
+        }
+        for Fetched { task, payload } in fetched {
+            for seeker in self.sought.remove(task).into_iter().flatten() {
+                // Whoever asked may have gone.
+                let _ = seeker.send(payload.clone());
             }
         }
     }

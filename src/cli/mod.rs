@@ -1,10 +1,12 @@
 //! The command line: one binary that is broker, producer, worker and observer.
 
 mod api;
+mod bench;
 mod config;
 mod dead;
 mod explain;
 mod filters;
+mod health;
 mod options;
 mod output;
 mod publish;
@@ -18,6 +20,7 @@ mod store;
 mod submit;
 mod tasks;
 mod token;
+mod top;
 mod watch;
 mod work;
 mod workers;
@@ -51,6 +54,12 @@ enum Command {
     Publish(publish::Args),
     /// Show queues and workers
     Status(status::Args),
+    /// Watch queues, rates and latencies live
+    Top(Box<top::Args>),
+    /// Measure this machine, or a broker, for a few seconds
+    Bench(bench::Args),
+    /// Say whether a broker is ready; exit code 0 if it is, 1 otherwise
+    Health(Box<health::Args>),
     /// Show and look after queues
     Queues(Box<queues::Args>),
     /// Show and cancel tasks
@@ -86,17 +95,27 @@ enum Command {
     },
 }
 
+/// Where a broker is, unless something else is said.
+const DEFAULT_URL: &str = "http://127.0.0.1:7070";
+
 /// Where the broker is.
 #[derive(Debug, Clone, clap::Args)]
 struct Remote {
     /// The broker
-    #[arg(long, env = "TASKYARD_URL", default_value = "http://127.0.0.1:7070", value_name = "URL")]
+    #[arg(long, env = "TASKYARD_URL", default_value = DEFAULT_URL, value_name = "URL")]
     url: String,
 
     /// A token, if the broker asks for one: only from the environment, so that no process list shows it
     #[arg(skip = std::env::var("TASKYARD_TOKEN").ok())]
     token: Option<String>,
 
+    #[command(flatten)]
+    certificates: Certificates,
+}
+
+/// What TLS is told.
+#[derive(Debug, Clone, Default, clap::Args)]
+struct Certificates {
     /// For https://: trust the authorities in this PEM file too, beside those of the system
     #[arg(long, env = "TASKYARD_CA_FILE", value_name = "FILE")]
     ca_file: Option<PathBuf>,
@@ -130,16 +149,22 @@ impl Failed {
 }
 
 impl Remote {
+    /// A broker that is only named in messages, or asked without a token.
+    fn at(url: &str) -> Remote {
+        Remote { url: url.to_owned(), token: None, certificates: Certificates::default() }
+    }
+
     fn options(&self) -> Result<taskyard_client::ClientOptions, Failed> {
         let options = taskyard_client::ClientOptions::new(&self.url).map_err(Failed::usage)?;
         let mut options = options.program(concat!("taskyard ", env!("CARGO_PKG_VERSION")));
         if let Some(token) = &self.token {
             options = options.token(token);
         }
-        if let Some(file) = &self.ca_file {
+        if let Some(file) = &self.certificates.ca_file {
             options = options.ca_file(file);
         }
-        if let (Some(cert), Some(key)) = (&self.client_cert_file, &self.client_key_file) {
+        let certificates = &self.certificates;
+        if let (Some(cert), Some(key)) = (&certificates.client_cert_file, &certificates.client_key_file) {
             options = options.client_certificate(cert, key);
         }
         Ok(options)
@@ -187,6 +212,9 @@ pub fn main() -> ExitCode {
         Command::Work(args) => on_one_thread(work::run(args)),
         Command::Watch(args) => on_one_thread(watch::run(args)),
         Command::Publish(args) => on_one_thread(publish::run(args)),
+        Command::Bench(args) => bench::run(args),
+        Command::Top(args) => on_one_thread(top::run(*args)),
+        Command::Health(args) => on_one_thread(health::run(*args)),
         Command::Status(args) => on_one_thread(status::run(args)),
         Command::Queues(args) => on_one_thread(queues::run(*args)),
         Command::Tasks(args) => on_one_thread(tasks::run(args)),

@@ -463,7 +463,7 @@ pub(super) fn paused(pause: &Value) -> Option<String> {
 }
 
 /// All that is known of a queue.
-fn describe(queue: &Value) -> String {
+pub(super) fn describe(queue: &Value) -> String {
     let mut facts = Facts::default();
     facts.add("Queue", text(&queue["queue"]));
     facts.add("Paused", paused(&queue["paused"]).unwrap_or_else(|| "no".into()));

@@ -1,11 +1,13 @@
 //! `taskyard serve`
 
+use std::io::IsTerminal as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::config::has_tokens;
-use super::{Failed, start_logging};
+use super::{DEFAULT_URL, Failed, start_logging};
 use crate::config::{Config, ConfigError, EngineKind, Reloaded, Sources};
 use crate::server::{ServeError, Server};
 
@@ -61,6 +63,9 @@ async fn serve(mut config: Config, sources: Sources) -> Result<ExitCode, Failed>
         EngineKind::Embedded => tracing::info!(data_dir = %config.data_dir.display(), "{place}"),
         EngineKind::Memory => tracing::warn!("{place}; tasks are kept in memory only"),
     }
+    if std::io::stderr().is_terminal() {
+        greet(&greeting(&format!("{http}://{}", reached_at(address)), server.asks_for_tokens()));
+    }
     let mut stops = 0;
     loop {
         tokio::select! {
@@ -81,6 +86,45 @@ async fn serve(mut config: Config, sources: Sources) -> Result<ExitCode, Failed>
             _ = hangup.recv() => config = reload(config, &sources, &server).await,
         }
     }
+}
+
+/// Where this machine reaches what listens there.
+pub(super) fn reached_at(mut listen: SocketAddr) -> SocketAddr {
+    if listen.ip().is_unspecified() {
+        listen.set_ip(match listen.ip() {
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    listen
+}
+
+/// Where to look, for somebody who has just started a broker by hand.
+fn greeting(url: &str, tokens: bool) -> String {
+    let (at, token) = (
+        if url == DEFAULT_URL { String::new() } else { format!(" --url {url}") },
+        if tokens { " -H \"Authorization: Bearer $TASKYARD_TOKEN\"" } else { "" },
+    );
+    let first = if tokens {
+        "\n  tokens          taskyard token create --help; commands take theirs from TASKYARD_TOKEN"
+    } else {
+        ""
+    };
+    format!(
+        "\n  Taskyard {} is ready.\n\n  \
+         web UI          {url}/\n  \
+         HTTP API        {url}/openapi.json\n  \
+         live view       taskyard top{at}\n  \
+         commands        taskyard help{first}\n  \
+         a first worker  taskyard work hello{at} -- cat\n  \
+         a first task    curl{token} --json '{{\"payload\":\"you\"}}' '{url}/v1/queues/hello/tasks?wait_ms=5000'\n",
+        env!("CARGO_PKG_VERSION")
+    )
+}
+
+#[expect(clippy::print_stderr, reason = "it is for the person at the terminal, and no event")]
+fn greet(text: &str) {
+    eprintln!("{text}");
 }
 
 /// Reads everything again. Gives what the broker runs with from now on: all that can change, or, if
@@ -133,5 +177,38 @@ async fn either(one: &mut Signal, other: &mut Signal) {
     tokio::select! {
         _ = one.recv() => {}
         _ = other.recv() => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_reached_on_this_machine() {
+        for (listen, reached) in [
+            ("0.0.0.0:7071", "127.0.0.1:7071"),
+            ("[::]:7071", "[::1]:7071"),
+            ("192.0.2.7:1", "192.0.2.7:1"),
+            ("127.0.0.1:7070", "127.0.0.1:7070"),
+        ] {
+            let at: SocketAddr = listen.parse().expect("it is an address");
+            assert_eq!(reached_at(at).to_string(), reached);
+        }
+    }
+
+    #[test]
+    fn the_greeting_says_what_works_at_this_broker() {
+        let text = greeting(DEFAULT_URL, false);
+        assert!(text.contains("taskyard top\n") && !text.contains("Bearer"), "{text}");
+        let text = greeting("https://192.0.2.7:1", true);
+        for part in [
+            "https://192.0.2.7:1/\n",
+            "taskyard top --url https://192.0.2.7:1\n",
+            "curl -H \"Authorization: Bearer $TASKYARD_TOKEN\" --json '{\"payload\":\"you\"}' 'https",
+        ] {
+            assert!(text.contains(part), "{part}:\n{text}");
+        }
+        assert!(text.lines().all(|line| line.starts_with("  ") || line.is_empty()), "{text}");
     }
 }

@@ -31,6 +31,10 @@ enum Command {
         #[arg(value_parser = task_id, value_name = "TASK")]
         task: TaskId,
 
+        /// Show its payload and headers too, as long as it has not ended
+        #[arg(long)]
+        payload: bool,
+
         #[command(flatten)]
         shown: Shown,
 
@@ -163,8 +167,12 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, Failed> {
             let (tasks, next) = pages(&Api::at(&list.remote)?, &path, &list.page).await?;
             print_tasks(&tasks, next.as_deref(), list.listed)?;
         }
-        Command::Show { task, shown, remote } => {
-            let answer = Api::at(&remote)?.get(&format!("/v1/tasks/{task}")).await?;
+        Command::Show { task, payload, shown, remote } => {
+            let path = Path::new(format!("/v1/tasks/{task}")).with_some("payload", payload.then_some(true));
+            let answer = Api::at(&remote)?.get(&path.build()).await?;
+            if payload && answer.value["headers"].is_null() {
+                hint("its payload is forgotten: the task has ended");
+            }
             match shown.output {
                 Output::Json => answer.print()?,
                 Output::Table => print_line(&describe(&answer.value, output::terminal_width()))?,
@@ -232,7 +240,7 @@ pub(super) fn print_tasks(tasks: &[Box<RawValue>], next: Option<&str>, listed: L
 }
 
 /// The table of tasks.
-fn table(tasks: &[Value], terminal: Option<u16>) -> String {
+pub(super) fn table(tasks: &[Value], terminal: Option<u16>) -> String {
     if tasks.is_empty() {
         return "no such tasks".into();
     }
@@ -273,6 +281,16 @@ fn describe(task: &Value, terminal: Option<u16>) -> String {
     }
     if let Some(result) = result(task) {
         facts.add("Result", result);
+    }
+    if let Some(headers) = task["headers"].as_object().filter(|headers| !headers.is_empty()) {
+        let pairs: Vec<String> =
+            headers.iter().map(|(name, value)| format!("{name}={}", text(value))).collect();
+        facts.add("Headers", pairs.join(" "));
+    }
+    if let Some(base64) = task["payload_b64"].as_str() {
+        facts.add("Payload", format!("{base64} (bytes, as base64)"));
+    } else if let Some(payload) = task.get("payload") {
+        facts.add("Payload", payload.to_string());
     }
     let mut listing = Listing::new(&[
         Column::number("ATTEMPT"),
@@ -401,6 +419,13 @@ mod tests {
             assert!(text.lines().any(|found| found == line), "{line}:\n{text}");
         }
         assert!(text.contains("try later\\nand then") && text.contains("mailer-1"), "{text}");
+        let mut full = task();
+        full["payload"] = json!({"to": "a@example.org"});
+        full["headers"] = json!({"trace": "7"});
+        let text = describe(&full, Some(80));
+        for line in ["Headers:  trace=7", "Payload:  {\"to\":\"a@example.org\"}"] {
+            assert!(text.lines().any(|found| found == line), "{line}:\n{text}");
+        }
         assert_eq!(result(&json!({"result_b64": "AAE="})).as_deref(), Some("AAE= (bytes, as base64)"));
         assert_eq!(result(&json!({"result": {"a": 1}})).as_deref(), Some("{\"a\":1}"));
         assert_eq!(result(&json!({"result": null})), None);

@@ -371,6 +371,28 @@ mod tests {
         }
     }
 
+    /// Who looks at a task fetches its payload past the core, which hears of it all the same.
+    #[test]
+    fn what_was_not_asked_for_is_passed_over() {
+        let mut stage = Stage::new(0);
+        stage.submit("q", 100);
+        let task = TaskId(1);
+        let carried = |stage: &Stage| stage.shard.carried(task).map(|carried| carried.payload.is_some());
+        assert_eq!((carried(&stage), stage.shard.payloads().0), (Some(false), 1));
+        let payload = stage.store.get(&task).cloned();
+        for payload in [payload, None] {
+            let mut fx = Effects::default();
+            stage.shard.apply(stage.now, Command::Fetched(vec![Fetched { task, payload }]), &mut fx);
+            assert_eq!((carried(&stage), fx.missing), (Some(false), None));
+        }
+        stage.worker("q", 1);
+        stage.until_out(1);
+        assert_eq!(carried(&stage), Some(true));
+        let (session, lease) = stage.out[0];
+        stage.say(session, Ack { leases: lease.into(), result: Payload::NULL });
+        assert_eq!(carried(&stage), None, "it has ended");
+    }
+
     /// A backlog that failed once is as large as it was.
     #[test]
     fn what_comes_back_from_a_worker_leaves_memory_again() {

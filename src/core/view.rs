@@ -1,6 +1,8 @@
 //! What can be seen from outside: plain copies, for HTTP, the command line and metrics.
 
-use taskyard_proto::{ErrorText, GroupName, Payload, QueueName, TaskId, TaskState, WorkerName};
+use std::sync::Arc;
+
+use taskyard_proto::{ErrorText, GroupName, Headers, Payload, QueueName, TaskId, TaskState, WorkerName};
 
 use super::kept::Kept;
 use super::manage::TaskFilter;
@@ -26,6 +28,15 @@ pub struct TaskView {
     pub result: Payload,
     pub error: Option<ErrorText>,
     pub history: Vec<FailedAttempt>,
+}
+
+/// What a task was submitted with, for its worker.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Carried {
+    /// Beside the payload.
+    pub headers: Headers,
+    /// None: it is in the store alone.
+    pub payload: Option<Arc<Payload>>,
 }
 
 /// One queue.
@@ -262,6 +273,12 @@ impl Shard {
             error: shares().find_map(Share::last_error),
             history: shares().flat_map(|share| share.history().iter().cloned()).collect(),
         })
+    }
+
+    /// What a task carries that has not ended, or is a dead letter. Of others it is forgotten, as is none's here.
+    pub fn carried(&self, id: TaskId) -> Option<Carried> {
+        let task = self.tasks.get(self.live(id)?)?;
+        Some(Carried { headers: task.spec.headers.clone(), payload: task.payload.clone() })
     }
 
     /// The queue of a task that lives or is kept.

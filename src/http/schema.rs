@@ -919,6 +919,15 @@ pub struct OfTask {
     pub task: String,
 }
 
+/// Whether to tell what a task was submitted with.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct WithPayload {
+    /// Whether `payload` or `payload_b64`, and `headers`, are told of a task that has not ended, or is a dead letter.
+    #[param(nullable = false)]
+    pub payload: Option<bool>,
+}
+
 /// Which worker.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Path)]

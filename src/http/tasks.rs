@@ -1,5 +1,7 @@
 //! Tasks by their id, and those of a queue.
 
+use std::time::Duration;
+
 use axum::extract::{Extension, RawQuery, State};
 use axum::response::Response;
 use hyper::StatusCode;
@@ -8,11 +10,13 @@ use taskyard_proto::{Cancel, Encoding, Error, ErrorCode, Int, QueueName, ServerM
 
 use super::query::Parameters;
 use super::request::{
-    Caller, Segment, allowed, answer, bad_request, internal, manage, misfit, no_queue, no_task, queue_name,
-    seen, task_id, wait,
+    Caller, Segment, WAIT_MS_MAX, allowed, answer, bad_request, internal, manage, misfit, no_queue, no_task,
+    queue_name, seen, task_id,
 };
-use super::{App, body, query, schema, view};
+use super::{App, body, schema, view};
 use crate::auth::Identity;
+use crate::broker::Seen;
+use crate::core::view::{Carried, TaskView};
 use crate::core::{Action, Manage, Report, TaskFilter};
 use crate::metrics::Refused;
 
@@ -23,16 +27,18 @@ const GRACE_MS_MAX: u64 = 3_600_000;
 
 /// Look at a task
 ///
-/// With `wait_ms` the answer waits for the task's end.
+/// With `wait_ms` the answer waits for the task's end. With `payload=true` it says what the task was submitted with, too,
+/// until it is done, cancelled or expired; that takes the permission `observe`.
 #[utoipa::path(
     get,
     path = "/v1/tasks/{task}",
     operation_id = "get_task",
     tag = "tasks",
-    params(schema::OfTask, schema::Wait),
+    params(schema::OfTask, schema::Wait, schema::WithPayload),
     responses(
         (status = 200, description = "The task.", body = view::Task),
         (status = 202, description = "The task, which has not ended within `wait_ms`.", body = view::Task),
+        (status = 403, description = "The token may see the task, and not its payload.", body = schema::Error),
         (status = 404, description = "There is no such task, or the token may not see it.", body = schema::Error),
     ),
 )]
@@ -45,12 +51,18 @@ pub(super) async fn task(
 ) -> Response {
     let encoding = body::answer_encoding(&headers);
     let parts = async {
-        let limit = wait(&query::pairs(query.as_deref().unwrap_or_default()))?;
+        let mut parameters = Parameters::of(query.as_deref());
+        let limit = parameters.integer("wait_ms", 0..=WAIT_MS_MAX)?.map(Duration::from_millis);
+        let with_payload = parameters.flag("payload")?;
+        parameters.end()?;
         let task = task_id(task)?;
         seen(&app, &identity, task).await?;
-        Ok((task, limit))
+        if with_payload {
+            may_read(&app, &identity, task).await?;
+        }
+        Ok((task, limit, with_payload))
     };
-    let (task, limit) = match parts.await {
+    let (task, limit, with_payload) = match parts.await {
         Ok(parts) => parts,
         Err(error) => return body::refused(encoding, error),
     };
@@ -67,10 +79,59 @@ pub(super) async fn task(
             Err(gone) => return body::refused(encoding, gone.error()),
         }
     }
-    match app.broker.inspect(move |seen| seen.shard.task_view(task, seen.now)).await {
-        Ok(Some(found)) => body::encoded(status, encoding, view::task(&found, encoding)),
+    let found = match with_payload {
+        true => look_inside(&app, task).await,
+        false => {
+            let found = app.broker.inspect(move |seen| seen.shard.task_view(task, seen.now)).await;
+            found.map(|found| Some((found?, None))).map_err(|gone| gone.error())
+        }
+    };
+    match found {
+        Ok(Some((found, inside))) => {
+            body::encoded(status, encoding, view::task(&found, inside.as_ref(), encoding))
+        }
         Ok(None) => body::refused(encoding, no_task(task)),
-        Err(gone) => body::refused(encoding, gone.error()),
+        Err(error) => body::refused(encoding, error),
+    }
+}
+
+/// A task, and what it was submitted with while that is known: brought back from the store if it is there alone.
+async fn look_inside(app: &App, task: TaskId) -> Result<Option<(TaskView, Option<view::Inside>)>, Error> {
+    // A second look is for one that ended between the first and its payload's arrival.
+    for _ in 0..2 {
+        let look =
+            move |seen: Seen<'_>| Some((seen.shard.task_view(task, seen.now)?, seen.shard.carried(task)));
+        let found = app.broker.inspect(look).await.map_err(|gone| gone.error())?;
+        let Some((found, carried)) = found else { return Ok(None) };
+        let Some(Carried { headers, payload }) = carried else { return Ok(Some((found, None))) };
+        let payload = match payload {
+            Some(payload) => Some((*payload).clone()),
+            None => app.broker.stored_payload(task).await.map_err(|gone| gone.error())?,
+        };
+        if let Some(payload) = payload {
+            return Ok(Some((found, Some(view::Inside { payload, headers }))));
+        }
+    }
+    Err(misfit("no payload of a task that waits"))
+}
+
+/// Who may observe a task's queue may read what its tasks carry. Who may submit to it may ask how they stand, and does
+/// not read what others sent.
+async fn may_read(app: &App, identity: &Identity, task: TaskId) -> Result<(), Error> {
+    let Some(access) = identity.access() else { return Ok(()) };
+    let queue = app.broker.inspect_now(move |seen| seen.shard.queue_of(task).cloned()).await;
+    match queue.map_err(|gone| gone.error())? {
+        Some(queue) if !access.grants.may(Action::Observe, queue.as_str()) => {
+            app.metrics.refused(Refused::Forbidden);
+            let text = format!(
+                "the token of {} may not read payloads of {queue}: that takes the permission observe:{queue}; \
+                 without payload=true the task is shown",
+                access.account
+            );
+            Err(Error::new(ErrorCode::Forbidden, text).task(task))
+        }
+        Some(_) => Ok(()),
+        None => Err(no_task(task)),
     }
 }
 

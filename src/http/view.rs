@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use taskyard_proto::payload::PayloadKind;
-use taskyard_proto::{Assign, Encoding, Payload, TaskId, TaskState};
+use taskyard_proto::{Assign, Encoding, Headers, Payload, TaskId, TaskState};
 use utoipa::ToSchema;
 
 use super::schema;
@@ -70,6 +70,26 @@ pub struct Task {
     error: Option<String>,
     /// The attempts that failed; of very many, the latest.
     history: Vec<Attempt>,
+    /// What its worker gets, as it was submitted; with `payload=true`, until the task has ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<serde_json::Value>)]
+    payload: Option<Box<RawValue>>,
+    /// The same, where it is bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, content_encoding = "base64", nullable = false)]
+    payload_b64: Option<Box<RawValue>>,
+    /// What it was submitted with beside that; with `payload=true`, until the task has ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    headers: Option<BTreeMap<String, String>>,
+}
+
+/// What a task was submitted with.
+pub(super) struct Inside {
+    /// What its worker gets.
+    pub(super) payload: Payload,
+    /// Beside it.
+    pub(super) headers: Headers,
 }
 
 /// Tasks of a queue.
@@ -405,9 +425,7 @@ impl From<&FailedAttempt> for Attempt {
 
 impl From<&TaskView> for Task {
     fn from(view: &TaskView) -> Task {
-        let binary = view.result.kind() == PayloadKind::Binary;
-        let result = raw(view.result.to_json());
-        let (result, result_b64) = if binary { (None, Some(result)) } else { (Some(result), None) };
+        let (result, result_b64) = told(&view.result);
         Task {
             task: view.task.to_string(),
             queue: view.queue.to_string(),
@@ -420,8 +438,21 @@ impl From<&TaskView> for Task {
             result_b64,
             error: view.error.as_ref().map(|error| error.as_str().to_owned()),
             history: view.history.iter().map(Attempt::from).collect(),
+            payload: None,
+            payload_b64: None,
+            headers: None,
         }
     }
+}
+
+/// A value, or bytes as base64.
+fn told(payload: &Payload) -> (Option<Box<RawValue>>, Option<Box<RawValue>>) {
+    let text = raw(payload.to_json());
+    if payload.kind() == PayloadKind::Binary { (None, Some(text)) } else { (Some(text), None) }
+}
+
+fn headers(headers: &Headers) -> BTreeMap<String, String> {
+    headers.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
 /// A JSON text as MessagePack.
@@ -440,10 +471,24 @@ fn packed(view: &TaskView) -> Vec<u8> {
 }
 
 /// `GET /v1/tasks/{id}`.
-pub(super) fn task(view: &TaskView, encoding: Encoding) -> Vec<u8> {
-    match encoding {
-        Encoding::Json => to_json(&Task::from(view)).into_bytes(),
-        Encoding::MessagePack => packed(view),
+pub(super) fn task(view: &TaskView, inside: Option<&Inside>, encoding: Encoding) -> Vec<u8> {
+    match (encoding, inside) {
+        (Encoding::Json, None) => to_json(&Task::from(view)).into_bytes(),
+        (Encoding::Json, Some(inside)) => {
+            let (payload, payload_b64) = told(&inside.payload);
+            let headers = Some(headers(&inside.headers));
+            to_json(&Task { payload, payload_b64, headers, ..Task::from(view) }).into_bytes()
+        }
+        (Encoding::MessagePack, None) => packed(view),
+        (Encoding::MessagePack, Some(inside)) => {
+            let mut out = packed(view);
+            out[0] += 2;
+            out.extend(b"\xa7payload");
+            out.extend(inside.payload.to_message_pack());
+            out.extend(b"\xa7headers");
+            out.extend(pack(&to_json(&headers(&inside.headers))));
+            out
+        }
     }
 }
 

@@ -135,6 +135,19 @@ pub async fn open(endpoint: &Endpoint, request: Request) -> Result<Response, Con
     within(endpoint, connect_and_send(endpoint, request)).await
 }
 
+/// The same over a stream that is open already, on which nothing was said yet; nothing bounds its time.
+pub async fn send_over<S>(
+    stream: S,
+    endpoint: &Endpoint,
+    request: Request,
+) -> Result<(u16, Vec<u8>), ConnectError>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let response = exchange(stream, made_out_to(endpoint, request)?).await?;
+    Ok((response.status(), response.body(BODY_BYTES_MAX).await?))
+}
+
 async fn within<T>(
     endpoint: &Endpoint,
     asking: impl Future<Output = Result<T, ConnectError>>,
