@@ -129,7 +129,7 @@ fn has_one_host(request: &Request<Incoming>) -> bool {
 
 /// What is answered without a token: it says nothing of anybody's tasks.
 pub(super) fn is_public(path: &str) -> bool {
-    matches!(path, "/" | "/healthz" | "/readyz")
+    matches!(path, "/" | "/healthz" | "/readyz") || path.starts_with("/ui/")
 }
 
 /// Whose a request is; none: nobody's, and somebody is asked for. An account that asks too often is an

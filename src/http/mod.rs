@@ -6,6 +6,7 @@
 //! * [`routes`]: which path is which verb; `submit`, `tasks`, `events`, `queues`, `dead`, `leases`, `workers`,
 //!   `rooms`, `schedules`, `overview` and `service` are the verbs, by what they are about.
 //! * [`body`]: bodies and answers in JSON and MessagePack; [`fields`] and [`query`]: what is checked to the letter.
+//! * `ui`: the files of the web UI.
 //! * `openapi`: the description of it all; [`schema`] and [`view`]: what bodies look like.
 
 pub mod body;
@@ -29,6 +30,7 @@ mod service;
 mod settings;
 mod submit;
 mod tasks;
+mod ui;
 pub mod view;
 mod workers;
 

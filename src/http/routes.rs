@@ -2,6 +2,7 @@
 
 use axum::Router;
 use axum::response::Response;
+use axum::routing::get;
 use hyper::header::HeaderMap;
 use hyper::{Method, StatusCode, Uri};
 use taskyard_proto::{Error, ErrorCode};
@@ -10,7 +11,7 @@ use utoipa_axum::routes;
 
 use super::request::bad_request;
 use super::{
-    App, body, dead, events, leases, overview, queues, rooms, schedules, service, submit, tasks, workers,
+    App, body, dead, events, leases, overview, queues, rooms, schedules, service, submit, tasks, ui, workers,
 };
 
 /// All routes that describe themselves.
@@ -44,6 +45,7 @@ pub(super) fn served() -> OpenApiRouter<App> {
         .routes(routes!(schedules::list))
         .routes(routes!(schedules::show, schedules::put, schedules::delete))
         .routes(routes!(overview::overview))
+        .routes(routes!(service::me))
         .routes(routes!(service::openapi))
         .routes(routes!(service::metrics))
         .routes(routes!(service::healthz))
@@ -53,7 +55,9 @@ pub(super) fn served() -> OpenApiRouter<App> {
 
 /// All routes.
 pub fn router(app: App) -> Router {
-    Router::from(served()).fallback(not_found).method_not_allowed_fallback(method_not_allowed).with_state(app)
+    // Files are no verbs, and describe nothing.
+    let router = Router::from(served()).route("/ui/{file}", get(ui::file));
+    router.fallback(not_found).method_not_allowed_fallback(method_not_allowed).with_state(app)
 }
 
 async fn not_found(uri: Uri, headers: HeaderMap) -> Response {

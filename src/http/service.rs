@@ -1,15 +1,16 @@
-//! For machines: health, metrics, the description of all this; and a word for whoever comes by.
+//! For machines: health, metrics, who asks, the description of all this; and the UI, or a word, for whoever comes by.
 
 use std::sync::LazyLock;
 
 use axum::extract::{Extension, State};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use hyper::header;
+use hyper::StatusCode;
+use hyper::header::{self, HeaderMap};
 use taskyard_proto::{Encoding, Error, ErrorCode};
 
 use super::request::{Caller, allowed_everywhere};
-use super::{App, body, openapi, schema};
+use super::{App, body, openapi, schema, ui, view};
 use crate::core::Action;
 
 /// The description, which is the same for everybody.
@@ -18,9 +19,9 @@ static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| {
     Bytes::from(text)
 });
 
-/// A word
+/// The web UI, or a word
 ///
-/// What this is, and how to begin.
+/// The page for who takes `text/html`. For all others what this is, and how to begin.
 #[utoipa::path(
     get,
     path = "/",
@@ -28,15 +29,35 @@ static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| {
     tag = "service",
     responses((status = 200, description = "Plain text.", body = String, content_type = "text/plain; charset=utf-8")),
 )]
-pub(super) async fn welcome() -> &'static str {
-    concat!(
+pub(super) async fn welcome(headers: HeaderMap) -> Response {
+    if ui::is_wanted(&headers) {
+        return ui::page(&headers);
+    }
+    let text = concat!(
         "Taskyard ",
         env!("CARGO_PKG_VERSION"),
         "\n\nSubmit:  curl --json '{\"payload\":{\"hello\":\"world\"}}' HOST/v1/queues/demo/tasks\n",
         "Work:    ws = new WebSocket(\"ws://HOST/ws?queue=demo\")\n",
         "         ws.onmessage = e => JSON.parse(e.data).type === \"task\" && ws.send(\"ack\")\n",
-        "Look:    /v1/queues  /v1/workers  /metrics  /openapi.json\n"
-    )
+        "Look:    /v1/queues  /v1/workers  /metrics  /openapi.json, or here in a browser\n"
+    );
+    ([(header::VARY, "accept")], text).into_response()
+}
+
+/// Who asks
+///
+/// Whose token it is and what it allows, so that a program offers nothing that would be refused.
+#[utoipa::path(
+    get,
+    path = "/v1/me",
+    operation_id = "me",
+    tag = "service",
+    responses((status = 200, description = "The account.", body = view::Me)),
+)]
+pub(super) async fn me(State(app): State<App>, Extension(identity): Caller, headers: HeaderMap) -> Response {
+    let auth = app.sockets.authority.is_on();
+    let json = view::me(&identity, auth, crate::clock::wall());
+    body::document(StatusCode::OK, body::answer_encoding(&headers), &json)
 }
 
 /// Whether the broker lives

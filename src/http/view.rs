@@ -1,6 +1,7 @@
 //! What GET shows, as JSON.
 
 use std::collections::BTreeMap;
+use std::time::SystemTime;
 
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -9,6 +10,7 @@ use taskyard_proto::{Assign, Encoding, Headers, Payload, TaskId, TaskState};
 use utoipa::ToSchema;
 
 use super::schema;
+use crate::auth::Identity;
 use crate::core::record::FailedAttempt;
 use crate::core::settings::{Deliver, Order, Settings};
 use crate::core::view::{Explanation, QueueView, Reason, TaskView, WorkerView};
@@ -412,6 +414,20 @@ pub struct Workers {
     workers: Vec<Worker>,
 }
 
+/// Who asks.
+#[derive(Serialize, ToSchema)]
+pub struct Me {
+    /// Whose the token is; `anyone` while there is no authentication.
+    account: String,
+    /// Whether a token is asked for.
+    auth: bool,
+    /// The permissions, as in `submit:emails*`.
+    allow: Vec<String>,
+    /// When the token ends; null: never.
+    #[schema(required = true)]
+    expires_in_ms: Option<u64>,
+}
+
 impl From<&FailedAttempt> for Attempt {
     fn from(attempt: &FailedAttempt) -> Attempt {
         Attempt {
@@ -731,4 +747,15 @@ pub(super) fn workers(views: &[WorkerView]) -> String {
 /// Where a task is.
 pub(super) fn standing(task: TaskId, state: Option<TaskState>) -> String {
     serde_json::json!({"task": task.to_string(), "state": state.map(TaskState::as_str)}).to_string()
+}
+
+/// `GET /v1/me`.
+pub(super) fn me(identity: &Identity, auth: bool, now: SystemTime) -> String {
+    let left = identity.expires.map(|end| end.duration_since(now).unwrap_or_default());
+    to_json(&Me {
+        account: identity.account.to_string(),
+        auth,
+        allow: identity.grants.rules().iter().map(ToString::to_string).collect(),
+        expires_in_ms: left.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
+    })
 }

@@ -44,6 +44,7 @@ mod tasks;
 mod tls;
 mod token;
 mod top;
+mod ui;
 mod verbs;
 mod zero;
 mod zero_library;
