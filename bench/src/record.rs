@@ -21,6 +21,23 @@ pub(crate) enum Promise {
     None,
 }
 
+impl Promise {
+    /// Every one, the strongest first.
+    pub(crate) const ALL: [Promise; 4] = [Promise::Synced, Promise::Written, Promise::Memory, Promise::None];
+
+    /// What it is called, and what it means.
+    pub(crate) fn words(self) -> (&'static str, &'static str) {
+        match self {
+            Promise::Synced => ("Synced", "a confirmed task survives a power cut: it was synced before"),
+            Promise::Written => ("Written", "a confirmed task survives the process; it is synced later"),
+            Promise::Memory => {
+                ("Memory", "a confirmed task is in memory, and must be acknowledged by its worker")
+            }
+            Promise::None => ("None", "sent once, neither kept nor acknowledged"),
+        }
+    }
+}
+
 /// What a system did under a load, in one round.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Record {

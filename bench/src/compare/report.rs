@@ -40,20 +40,6 @@ pub(crate) fn page(machine: &Machine, records: &[Record]) -> String {
     out
 }
 
-/// What a promise is called, and what it means.
-pub(crate) fn promise(promise: Promise) -> (&'static str, &'static str) {
-    match promise {
-        Promise::Synced => ("Synced", "a confirmed task survives a power cut: it was synced before"),
-        Promise::Written => ("Written", "a confirmed task survives the process; it is synced later"),
-        Promise::Memory => {
-            ("Memory", "a confirmed task is in memory, and must be acknowledged by its worker")
-        }
-        Promise::None => ("None", "sent once, neither kept nor acknowledged"),
-    }
-}
-
-pub(crate) const PROMISES: [Promise; 4] = [Promise::Synced, Promise::Written, Promise::Memory, Promise::None];
-
 /// The ratios that one looks for first.
 fn short(records: &[Record]) -> String {
     let lines = table::ratios(records);
@@ -76,7 +62,7 @@ fn throughput(records: &[Record]) -> String {
          of 256 unconfirmed submits, 8 workers with credit 64; every task is confirmed to its producer and \
          acknowledged by its worker.</p>\n",
     );
-    for kind in PROMISES {
+    for kind in Promise::ALL {
         let mut group: Vec<&Row> = rows.iter().filter(|row| row.promise == kind).collect();
         group.sort_by(|a, b| {
             b.median("tasks_per_s").unwrap_or(0.0).total_cmp(&a.median("tasks_per_s").unwrap_or(0.0))
@@ -84,7 +70,7 @@ fn throughput(records: &[Record]) -> String {
         if group.is_empty() {
             continue;
         }
-        let (name, meaning) = promise(kind);
+        let (name, meaning) = kind.words();
         let _ = writeln!(out, "<h3>{name} <small>{meaning}</small></h3>");
         let all: Vec<Bar<'_>> = group
             .iter()

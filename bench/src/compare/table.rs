@@ -3,7 +3,6 @@
 use std::fmt::Write as _;
 
 use crate::compare::machine::Machine;
-use crate::compare::report::{PROMISES, promise};
 use crate::compare::summary::{Row, rows};
 use crate::compare::thousands;
 use crate::record::{Promise, Record};
@@ -22,7 +21,7 @@ pub(crate) fn markdown(machine: &Machine, records: &[Record]) -> String {
         );
         out.push_str("|---|---|---|---|---|---|\n");
     }
-    for kind in PROMISES {
+    for kind in Promise::ALL {
         let mut group: Vec<&Row> = all.iter().filter(|row| row.promise == kind).collect();
         group.sort_by(|a, b| rate(b).total_cmp(&rate(a)));
         for row in group {
@@ -31,7 +30,7 @@ pub(crate) fn markdown(machine: &Machine, records: &[Record]) -> String {
             let _ = writeln!(
                 out,
                 "| {} | {} | {} | {} ({} … {}) | {:.2} | {:.0} |",
-                promise(kind).0.to_lowercase(),
+                kind.words().0.to_lowercase(),
                 row.system,
                 row.setting,
                 thousands(spread.median),
