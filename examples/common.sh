@@ -47,6 +47,8 @@ taskyard() {
 started=()
 clean_up() {
     local pid
+    # A second Ctrl-C must not leave half of it behind.
+    trap '' INT TERM
     for pid in "${started[@]}"; do kill "$pid" 2>/dev/null || true; done
     wait 2>/dev/null || true
     rm -rf "$tmp"

@@ -123,7 +123,10 @@ pub(super) struct Unanswered {
 /// The broker's own words, and what kind of refusal it is.
 fn refusal(status: u16, error: &Value) -> Failed {
     match (error["message"].as_str(), error["code"].as_str()) {
-        (Some(message), Some(code)) => Failed::other(format!("{} ({code})", clean(message))),
+        (Some(message), Some(code)) => {
+            let hint = if status == 401 { super::TOKEN_HINT } else { "" };
+            Failed::other(format!("{} ({code}){hint}", clean(message)))
+        }
         _ => Failed::other(format!("the broker answered {status}, and gave no reason")),
     }
 }
@@ -176,5 +179,8 @@ mod tests {
         let error = serde_json::json!({"code": "not_found", "message": "there is no queue\u{1b}", "retryable": false});
         assert_eq!(refusal(404, &error).message, "there is no queue\\u{1b} (not_found)");
         assert!(refusal(500, &Value::Null).message.contains("500"));
+        let error = serde_json::json!({"code": "unauthorized", "message": "no token", "retryable": false});
+        let hinted = "no token (unauthorized): commands take theirs from TASKYARD_TOKEN";
+        assert_eq!(refusal(401, &error).message, hinted);
     }
 }

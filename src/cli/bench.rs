@@ -33,7 +33,7 @@ pub(super) struct Args {
     url: Option<String>,
 
     /// Where the broker's own store is made for so long: on the disk that is to be measured
-    #[arg(long, default_value = ".", value_name = "DIRECTORY", conflicts_with = "url")]
+    #[arg(long, default_value = ".", value_name = "DIR", conflicts_with = "url")]
     data_dir: PathBuf,
 
     /// How long each of the two parts takes: 1s to 60s

@@ -83,6 +83,8 @@ fn reason(status: u16, body: &[u8]) -> String {
     let said = output::read(&String::from_utf8_lossy(body)).unwrap_or(Value::Null);
     match said["message"].as_str() {
         Some(message) => clean(message),
+        // As a port that speaks TLS answers to what is none.
+        None if body.starts_with(b"this port speaks TLS") => clean(String::from_utf8_lossy(body).trim()),
         None => format!("it answered {status}, where 200 was expected"),
     }
 }
@@ -218,5 +220,7 @@ mod tests {
         let body = br#"{"code":"draining","message":"the broker is shutting down","retryable":true}"#;
         assert_eq!(reason(503, body), "the broker is shutting down");
         assert_eq!(reason(404, b"<html>"), "it answered 404, where 200 was expected");
+        let tls = b"this port speaks TLS: use https:// and wss://\n";
+        assert_eq!(reason(400, tls), "this port speaks TLS: use https:// and wss://");
     }
 }

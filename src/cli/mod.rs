@@ -194,10 +194,14 @@ impl Remote {
                 }
                 _ => Failed::other(text),
             },
+            ConnectError::Refused { status: 401, .. } => Failed::other(format!("{text}{TOKEN_HINT}")),
             _ => Failed::other(text),
         }
     }
 }
+
+/// What to do about a token that is missing, or wrong.
+const TOKEN_HINT: &str = ": commands take theirs from TASKYARD_TOKEN";
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {

@@ -10,7 +10,7 @@ use taskyard_proto::message::{Key, RunAt};
 use taskyard_proto::{Encoding, Finished, Payload, QueueName, ServerMessage, Submit, TaskState};
 
 use super::options::{self, Options};
-use super::output::{Output, pretty, print_line};
+use super::output::{Output, count, pretty, print_line};
 use super::{Failed, Remote, print};
 
 #[derive(Debug, clap::Args)]
@@ -132,9 +132,15 @@ fn conclude(finished: &Finished) -> Result<ExitCode, Failed> {
         return Ok(ExitCode::SUCCESS);
     }
     if finished.state == TaskState::Done {
-        print(&finished.result.to_plain_bytes())?;
+        let result = finished.result.to_plain_bytes();
+        print(&result)?;
+        // A prompt begins a line of its own; a pipe or a file gets what the worker said, to the byte.
+        if std::io::stdout().is_terminal() && !result.is_empty() && !result.ends_with(b"\n") {
+            print(b"\n")?;
+        }
         return Ok(ExitCode::SUCCESS);
     }
     let why = finished.error.as_ref().map_or("no reason was given", |error| error.as_str());
-    Err(Failed::other(format!("the task is {} after {} attempts: {why}", finished.state, finished.attempts)))
+    let attempts = count(finished.attempts, "attempt");
+    Err(Failed::other(format!("the task is {} after {attempts}: {why}", finished.state)))
 }

@@ -174,7 +174,8 @@ impl Shard {
     fn managed(&mut self, access: Option<&Access>, name: &QueueName) -> Result<u32, Error> {
         self.check_grant(access, Action::Manage, name)?;
         self.queue_names.get(name).copied().ok_or_else(|| {
-            let text = format!("there is no queue {name}: the first submit or subscribe makes it");
+            let text =
+                format!("there is no queue {name}: the first submit, subscribe, pull, pause or PUT makes it");
             Error::new(ErrorCode::NotFound, text)
         })
     }

@@ -203,8 +203,9 @@ impl Example {
 
     /// Runs a program of the example beside it.
     fn beside(&self, program: &Path, arguments: &[&str]) {
-        let mut command = Command::new("bash");
-        command.arg(program).args(arguments).env("TASKYARD_URL", self.said("broker"));
+        // As its README says it: by itself, not through a shell.
+        let mut command = Command::new(program);
+        command.args(arguments).env("TASKYARD_URL", self.said("broker"));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let output = Output::of(&mut command);
         assert_eq!(output.code, Some(0), "{arguments:?}: {output:?}");

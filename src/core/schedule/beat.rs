@@ -180,7 +180,7 @@ fn zone(name: &str) -> Result<Tz, Error> {
     name.parse().map_err(|_| {
         let near = near(name);
         let hint =
-            if near.is_empty() { String::new() } else { format!(": did you mean {}?", near.join(", ")) };
+            if near.is_empty() { String::from(".") } else { format!(": did you mean {}?", near.join(", ")) };
         let text = format!(
             "there is no time zone {}{hint} Expected a name of the IANA database, like Europe/Zurich or UTC",
             shown(name)
