@@ -434,7 +434,7 @@ fn queue_metrics(sample: &Sample, hops: &Hops, families: &mut Families) {
     });
     each(
         "taskyard_oldest_task_age_seconds",
-        "Age of the oldest task that waits for a worker, by queue",
+        "For how long a task waits for a worker, at the longest, by queue",
         &|queue| queue.oldest_ms.unwrap_or(0) as f64 / 1000.0,
     );
     each("taskyard_queue_paused", "Whether a queue is paused; of many, whether one is", &|queue| {

@@ -709,7 +709,7 @@ fields! {
     Totals {
         /// Tasks by state.
         counts: Standing,
-        /// The age of the oldest task that waits for a worker; null: none does.
+        /// For how long a task waits for a worker, at the longest; null: none does.
         oldest_ms: Option<u64>,
         /// Subscriptions.
         workers: u64,
@@ -728,7 +728,7 @@ fields! {
         paused: bool,
         /// Tasks by state.
         counts: Standing,
-        /// The age of the oldest task that waits for a worker; null: none does.
+        /// For how long a task waits for a worker, at the longest; null: none does.
         oldest_ms: Option<u64>,
         /// Workers that are subscribed.
         workers: u64,

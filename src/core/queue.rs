@@ -297,7 +297,7 @@ impl Queue {
         }
     }
 
-    /// When the oldest of the tasks that wait for a worker was accepted.
+    /// Since when a task waits for a worker, at the longest. Its delay and its back-offs before do not count.
     pub(super) fn oldest_waiting(&self, tasks: &Slots<Task>) -> Option<Time> {
         let lanes = self
             .groups
@@ -306,10 +306,15 @@ impl Queue {
             .chain(self.workers.iter().map(|(_, lane)| &lane.ready));
         let waits = |entry: Entry| {
             let task = tasks.get(entry.task).filter(|task| task.spec.seq == entry.seq && !task.decided)?;
-            let queued = matches!(task.share(entry.recipient)?.state, ShareState::Queued { .. });
-            queued.then_some(task.spec.accepted)
+            match task.share(entry.recipient)?.state {
+                ShareState::Queued { since } => Some(since),
+                _ => None,
+            }
         };
-        let blocked = self.blocked.values().find_map(|task| Some(tasks.get(*task)?.spec.accepted));
+        let blocked = self.blocked.values().find_map(|task| match tasks.get(*task)?.first.state {
+            ShareState::Queued { since } => Some(since),
+            _ => None,
+        });
         let ready = std::iter::once(&self.any.ready).chain(lanes).filter_map(|list| list.oldest(waits)).min();
         [ready, blocked].into_iter().flatten().min()
     }

@@ -43,6 +43,9 @@ pub(super) enum Ranking<'a> {
 /// The lower goes first.
 pub(super) type Rank = (u64, u64);
 
+/// So many of those that came back are looked at for the one that waits longest: to look is to hold up all others.
+const OLDEST_OF: usize = 1024;
+
 /// The highest priority there is.
 const PRIORITY_MAX: u8 = 9;
 
@@ -472,12 +475,13 @@ impl ReadyList {
         all
     }
 
-    /// The oldest of what still `waits`, over all priorities.
+    /// The oldest of what still `waits`, over all priorities. Entries that came in order wait the longer the earlier they
+    /// stand; of those that came back the first [`OLDEST_OF`] are looked at, and of each fair key the first.
     pub(super) fn oldest<T: Ord>(&self, mut waits: impl FnMut(Entry) -> Option<T>) -> Option<T> {
         let mut oldest: Option<T> = None;
         for level in &self.levels {
             let fresh = level.fresh.iter().find_map(&mut waits);
-            let returned = entries(&level.returned).find_map(&mut waits);
+            let returned = entries(&level.returned).filter_map(&mut waits).take(OLDEST_OF).min();
             oldest = [oldest, fresh, returned].into_iter().flatten().min();
             for list in level.fair_lists() {
                 oldest = [oldest, entries(list).find_map(&mut waits)].into_iter().flatten().min();

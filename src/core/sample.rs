@@ -38,7 +38,7 @@ pub struct QueueSample {
     pub attempts: [u64; QueueSample::ATTEMPTS.len() + 1],
     /// All those attempts.
     pub attempts_sum: u64,
-    /// The age of the oldest task that waits for a worker, in milliseconds.
+    /// For how long a task waits for a worker, at the longest, in milliseconds.
     pub oldest_ms: Option<u64>,
     /// Subscriptions.
     pub workers: u64,
@@ -175,7 +175,7 @@ impl Shard {
             deaths: queue.deaths,
             attempts: queue.used.buckets,
             attempts_sum: queue.used.sum,
-            oldest_ms: queue.oldest_waiting(&self.tasks).map(|accepted| now.ms_since(accepted)),
+            oldest_ms: queue.oldest_waiting(&self.tasks).map(|since| now.ms_since(since)),
             workers: queue.subscribers.len() as u64,
             unsettled,
             credit_free,

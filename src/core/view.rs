@@ -48,7 +48,7 @@ pub struct QueueView {
     pub counts: [u64; TaskState::ALL.len()],
     /// What was counted, in the order of [`Tally::ALL`].
     pub tallies: [u64; Tally::ALL.len()],
-    /// The age of the oldest task that waits for a worker.
+    /// For how long a task waits for a worker, at the longest.
     pub oldest_ms: Option<u64>,
     /// Accepted, delivered, settled per second, over the last ten seconds.
     pub rates: [f64; 3],
@@ -316,7 +316,7 @@ impl Shard {
             queue: queue.name.clone(),
             counts: queue.counts,
             tallies: queue.tallies,
-            oldest_ms: oldest.map(|accepted| now.ms_since(accepted)),
+            oldest_ms: oldest.map(|since| now.ms_since(since)),
             rates: queue.rates.per_second(now),
             workers: queue.subscribers.len() as u64,
             declared: queue.declared,
@@ -364,5 +364,35 @@ impl Shard {
     /// How many tasks there are that have not ended or are dead.
     pub fn live_tasks(&self) -> usize {
         self.tasks.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use taskyard_proto::{Payload, Submit};
+
+    use super::*;
+    use crate::core::{CallId, Command, Config, Effects, Origin};
+
+    /// A task with a delay of two hours was two hours old in the moment it was due.
+    #[test]
+    fn a_task_waits_from_when_it_is_due() {
+        let (mut shard, mut fx, began) = (Shard::new(Config::default()), Effects::default(), Time(1_000_000));
+        let queue = QueueName::parse("q").unwrap();
+        // The first that was accepted is due last.
+        for (number, due_ms) in [(1, 10_000), (2, 4_000), (3, 6_000)] {
+            let submit = Box::new(Submit::new(queue.clone(), Payload::NULL));
+            let (origin, task) = (Origin::Call(CallId(number)), TaskId(u128::from(number)));
+            let run_at = Some(began.plus_ms(due_ms));
+            shard.apply(began, Command::Submit { origin, access: None, task, run_at, submit }, &mut fx);
+        }
+        shard.apply(began, Command::Stored { through: shard.operations() }, &mut fx);
+        for (ms, oldest_ms) in [(3_000, None), (4_000, Some(0)), (5_000, Some(1_000)), (12_000, Some(8_000))]
+        {
+            let now = began.plus_ms(ms);
+            shard.expire(now, &mut fx);
+            let view = shard.queue_view(&queue, now).expect("it is there");
+            assert_eq!(view.oldest_ms, oldest_ms, "after {ms} ms");
+        }
     }
 }

@@ -113,7 +113,7 @@ pub struct Happened {
 pub struct Totals {
     /// Tasks by state.
     pub counts: Standing,
-    /// The age of the oldest task that waits for a worker; null: none does.
+    /// For how long a task waits for a worker, at the longest; null: none does.
     #[schema(required = true)]
     pub oldest_ms: Option<u64>,
     /// Subscriptions.
@@ -135,7 +135,7 @@ pub struct QueueOverview {
     pub paused: bool,
     /// Tasks by state.
     pub counts: Standing,
-    /// The age of the oldest task that waits for a worker; null: none does.
+    /// For how long a task waits for a worker, at the longest; null: none does.
     #[schema(required = true)]
     pub oldest_ms: Option<u64>,
     /// Workers that are subscribed.

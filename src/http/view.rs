@@ -244,7 +244,7 @@ pub struct Queue {
     queue: String,
     /// How many tasks are in each state.
     counts: Counts,
-    /// The age of the oldest task that waits for a worker.
+    /// For how long a task waits for a worker, at the longest.
     #[schema(required = true)]
     oldest_ms: Option<u64>,
     /// How many tasks a second.

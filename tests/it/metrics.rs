@@ -45,6 +45,8 @@ fn tasks_that_come_back_are_counted_by_what_brought_them_back() {
     }
     let all = series["taskyard_tasks_total{event=\"redelivered\",queue=\"q\"}"];
     assert_eq!(all, 5.0, "the reasons are those of all redeliveries");
+    // What was stored before this is durable with it: the failed attempts are not forgotten.
+    broker.submit("other", &json!({}));
     broker.kill();
     broker.start_again();
     let mut ws = broker.worker("w");
