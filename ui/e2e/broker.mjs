@@ -87,6 +87,11 @@ export class Broker {
     await gone;
   }
 
+  /** Has it stand still, as a machine without memory does, or go on. */
+  stall(still) {
+    this.#child.kill(still ? "SIGSTOP" : "SIGCONT");
+  }
+
   async end() {
     for (const other of this.#others) other.kill("SIGTERM");
     await this.kill();
@@ -141,7 +146,7 @@ export class Broker {
 }
 
 /** Runs in a page: a worker by the browser's own WebSocket. What it does with a task is said by `how`. */
-export function workerInPage({ name, queue, credit, groups, labels, how, ms, token }) {
+export function workerInPage({ name, queue, credit, groups, labels, how, ms, token, error }) {
   const socket = new WebSocket(`${location.origin.replace(/^http/, "ws")}/ws`, "taskyard.v1.json");
   const say = (message) => socket.readyState === 1 && socket.send(JSON.stringify(message));
   socket.onopen = () => {
@@ -173,7 +178,7 @@ export function workerInPage({ name, queue, credit, groups, labels, how, ms, tok
     }
     setTimeout(() => {
       if (left.has(lease)) return;
-      if (how === "fail") say({ type: "nack", lease, error: "smtp: 550 mailbox unavailable", delay_ms: 10 });
+      if (how === "fail") say({ type: "nack", lease, error: error ?? "smtp: 550 mailbox unavailable", delay_ms: 10 });
       else say({ type: "ack", lease, result: { sent: true } });
     }, ms);
   };

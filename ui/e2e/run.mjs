@@ -619,6 +619,26 @@ const TESTS = {
     await tab.press("Delete 1 schedule", tab.dialog);
     await tab.notice("weekly is deleted");
     await tab.row("weekly").waitFor({ state: "detached" });
+    // What is not touched stays as it was: every option, every digit.
+    const whole = {
+      queue: "reports",
+      every_ms: 3_600_000,
+      headers: { list: "a=1, b=2" },
+      to: { all: true },
+      complete: { quorum: 2 },
+    };
+    const text = JSON.stringify({ ...whole, payload: 0 }).replace('"payload":0', '"payload":9007199254740993');
+    const address = `${broker.url}/v1/schedules/whole`;
+    await fetch(address, { method: "PUT", headers: { "Content-Type": "application/json" }, body: text });
+    await tab.go("schedules");
+    await tab.press("Edit whole");
+    await tab.press("Save", tab.dialog);
+    await tab.notice("Schedule whole is in force");
+    const kept = await (await fetch(address)).text();
+    holds(kept.includes("9007199254740993"), `every digit is kept: ${kept}`);
+    const { headers, complete } = JSON.parse(kept);
+    same({ headers, complete }, { headers: whole.headers, complete: whole.complete }, "what was not touched");
+    await broker.call("DELETE", "/v1/schedules/whole");
     tab.fine();
   },
 
@@ -746,6 +766,13 @@ const TESTS = {
     await tab.press("Broken off");
     await until("its end", async () => (await broker.state(task)) === "cancelled");
     await tab.press("Stop working");
+    // What is shown no longer is watched no longer.
+    await tab.press("Submit tasks");
+    await tab.page.getByLabel("Queue", { exact: true }).fill("nobody-works-here");
+    await tab.press("Submit");
+    await tab.page.locator(".worries li", { hasText: "nobody-works-here" }).waitFor();
+    await tab.press("Clear");
+    await until("the end of the watch", () => tab.sent.some((frame) => frame.includes('"unwatch"')));
     tab.fine();
   },
 
@@ -817,6 +844,100 @@ const TESTS = {
     }
   },
 
+  async "what tasks and workers say of themselves stays text, and breaks no page"() {
+    const broker = await Broker.start(given.broker);
+    try {
+      const markup = `"><img src=x onerror="window.ran=1"><script>window.ran=1</script>`;
+      const turned = "\u202Eturned around\u2066";
+      const worker = await open(broker);
+      await worker.page.goto(`${broker.url}/healthz`);
+      await worker.page.evaluate(workerInPage, {
+        name: `w${"w".repeat(127)}`,
+        queue: "hostile",
+        credit: 1,
+        groups: ["g".repeat(128)],
+        labels: { [markup]: turned, long: "L".repeat(3000) },
+        how: "fail",
+        error: `${markup}\n${turned}\n${"E".repeat(3500)}`,
+        ms: 0,
+      });
+      const carried = {
+        max_attempts: 1,
+        headers: { [markup]: markup, [`k${"k".repeat(500)}`]: turned, long: "v".repeat(2000) },
+      };
+      const { task } = await broker.submit("hostile", { [markup]: markup, turned }, carried);
+      await until("its death", async () => (await broker.state(task)) === "dead");
+      const name = "q".repeat(128);
+      await broker.submit(name, "x".repeat(900_000));
+      await broker.call("POST", `/v1/queues/${name}/pause`, { reason: `${markup}${turned}`.slice(0, 200) });
+      for (const width of [1280, 360]) {
+        const tab = await open(broker, { viewport: { width, height: 800 } });
+        tab.meant.push(/40[04]/);
+        for (const [hash, word] of [
+          ["overview", name],
+          ["queues", name],
+          [`queue/${name}`, "onerror"],
+          ["workers", "onerror"],
+          ["dead/hostile", "onerror"],
+          [`task/${task}`, "onerror"],
+          ["queue/..", "is not a queue name"],
+          ["task/%3Cscript%3E", "<script>"],
+          ["%3Cscript%3E", "There is no page"],
+        ]) {
+          await tab.go(hash);
+          await tab.shows(word);
+          const found = await tab.page.evaluate(faults);
+          holds(found.length === 0, `${hash}, ${width} wide, is in order:\n  ${found.join("\n  ")}`);
+          same(await tab.page.evaluate(() => window.ran ?? null), null, "what ran");
+        }
+        await tab.go(`task/${task}`);
+        await tab.page.locator("pre", { hasText: "\\u202eturned around\\u2066" }).waitFor();
+        tab.fine();
+        await tab.context.close();
+      }
+    } finally {
+      await broker.end();
+    }
+  },
+
+  async "of many queues the first are drawn, as they are sorted"() {
+    const broker = await Broker.start(given.broker);
+    const tab = await open(broker);
+    try {
+      const all = Array.from({ length: 150 }, (_, nth) => `many-${nth}`);
+      await Promise.all(all.map((queue) => broker.submit(queue, 1)));
+      await broker.submit("many-149", 2);
+      await tab.go("queues");
+      await tab.shows("150 queues");
+      same(await tab.page.locator("tbody tr").count(), 100, "rows");
+      await tab.press("Queued");
+      await until(
+        "the deepest",
+        async () => (await tab.page.locator("tbody th a").first().innerText()) === "many-149",
+      );
+      tab.fine();
+    } finally {
+      await broker.end();
+    }
+  },
+
+  async "a broker that stands still is not called live"() {
+    const broker = await Broker.start(given.broker);
+    const tab = await open(broker);
+    try {
+      await tab.go("overview");
+      await tab.page.locator(".live.good").waitFor();
+      broker.stall(true);
+      await tab.page.locator(".live.warn", { hasText: "nothing comes from the broker" }).waitFor();
+      broker.stall(false);
+      await tab.page.locator(".live.good").waitFor();
+      tab.fine();
+    } finally {
+      broker.stall(false);
+      await broker.end();
+    }
+  },
+
   async "a token is asked for, kept in the tab, and what it may not do is not offered"() {
     const broker = await Broker.start(given.broker, { TASKYARD_ADMIN_TOKEN: "the-administrators-own-token" });
     broker.token = "the-administrators-own-token";
@@ -826,6 +947,8 @@ const TESTS = {
       const tab = await open(broker);
       tab.meant.push(/401/);
       await tab.page.goto(broker.url);
+      await tab.dialog.waitFor();
+      for (let nth = 0; nth < 3; nth++) await tab.page.keyboard.press("Escape");
       await tab.dialog.getByLabel("Token").fill("guessed");
       await tab.press("Log in", tab.dialog);
       await tab.dialog.getByRole("alert").waitFor();
@@ -841,9 +964,27 @@ const TESTS = {
       same(kept, [[broker.token], "{}", ""], "where the token is kept");
       await tab.page.reload();
       await tab.page.locator(".live.good").waitFor();
+      // Whoever comes after a logout finds nothing of what was done before.
+      await tab.go("rooms");
+      await tab.page.getByLabel("Room", { exact: true }).fill("secret.room");
+      await tab.press("Join");
+      await tab.go("console?queue=emails&do=work");
+      await tab.press("Start working");
+      await tab.page.locator(".held").waitFor();
+      holds(!(await tab.page.content()).includes(broker.token), "the token stands nowhere in the page");
       await tab.press("Log out");
       await tab.dialog.waitFor();
+      await until("the end of its sessions", async () => {
+        const { workers } = await broker.call("GET", "/v1/workers");
+        return workers.length === 0 && (await broker.call("GET", "/v1/queues/emails")).counts.leased === 0;
+      });
       same(await tab.page.evaluate(() => Object.values(sessionStorage)), [], "what is kept after a logout");
+
+      await tab.dialog.getByLabel("Token").fill(broker.token);
+      await tab.press("Log in", tab.dialog);
+      await tab.button("Start working").waitFor();
+      await tab.go("rooms");
+      await tab.shows("You are in no room");
 
       const enter = async (name, ...allow) => {
         const token = await broker.makeToken(name, ...allow);
@@ -883,6 +1024,16 @@ const TESTS = {
       await mail.button("Pause mail.in").waitFor();
       await mail.go("overview");
       await mail.shows("observe:*");
+      // What it may not see is asked for once, and what comes is said as the broker says it.
+      let asked = 0;
+      mail.page.on("request", (request) => (asked += request.url().endsWith("/v1/queues/emails") ? 1 : 0));
+      mail.meant.push(/403/);
+      await mail.go("queue/emails");
+      await mail.shows("takes the permission observe:emails");
+      let looks = 0;
+      mail.page.on("response", (answer) => (looks += answer.url().endsWith("/v1/workers") ? 1 : 0));
+      await until("another look at the workers", () => looks > 1);
+      same(asked, 1, "requests for what is refused");
       mail.fine();
 
       const producer = await enter("producer", "submit:emails");

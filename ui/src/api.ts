@@ -2,7 +2,8 @@
 
 import { useCallback, useEffect, useRef, useState } from "preact/hooks";
 import { login, token } from "./session";
-import type { Failure } from "./types";
+import type { Failure, Me } from "./types";
+import { parseExact } from "./format";
 
 /** What the broker refused, in its words. */
 export class Refused extends Error {
@@ -20,8 +21,16 @@ const UNREACHABLE: Failure = {
   retryable: true,
 };
 
+/** How long an answer to a look may take; what changes something is waited for. */
+const ANSWER_MS = 30_000;
+
+/** A part of an address. Dots alone would lead to another one, however they are written. */
+function segment(name: string): string {
+  return /^\.\.?$/.test(name) ? name.replaceAll(".", "%252e") : encodeURIComponent(name);
+}
+
 export function path(parts: TemplateStringsArray, ...names: string[]): string {
-  return parts.reduce((text, part, at) => text + encodeURIComponent(names[at - 1] ?? "") + part);
+  return parts.reduce((text, part, at) => text + segment(names[at - 1] ?? "") + part);
 }
 
 export function query(fields: Record<string, string | number | undefined | null>): string {
@@ -37,18 +46,24 @@ export async function call<T>(
   address: string,
   body?: unknown,
   signal?: AbortSignal,
+  /** Whether numbers keep all their digits: a payload is to be seen as it is. */
+  exact = false,
 ): Promise<T> {
   const headers: Record<string, string> = { Accept: "application/json" };
   if (token.value) headers["Authorization"] = `Bearer ${token.value}`;
   if (body !== undefined) headers["Content-Type"] = "application/json";
   let answer: Response;
   let text: string;
+  const abort = new AbortController();
+  const give = () => abort.abort();
+  const timer = method === "GET" ? setTimeout(give, ANSWER_MS) : undefined;
+  signal?.addEventListener("abort", give);
   try {
     answer = await fetch(address, {
       method,
       headers,
       body: body === undefined ? undefined : JSON.stringify(body),
-      signal: signal ?? null,
+      signal: abort.signal,
       cache: "no-store",
       credentials: "omit",
     });
@@ -56,10 +71,13 @@ export async function call<T>(
   } catch (error) {
     if (signal?.aborted) throw error;
     throw new Refused(0, UNREACHABLE);
+  } finally {
+    clearTimeout(timer);
+    signal?.removeEventListener("abort", give);
   }
   let value: unknown;
   try {
-    value = text === "" ? {} : JSON.parse(text);
+    value = text === "" ? {} : exact ? parseExact(text) : JSON.parse(text);
   } catch {
     const message = `Expected JSON of ${address}, got status ${answer.status}: something between here and the broker?`;
     throw new Refused(answer.status, { code: "no_json", message, retryable: true });
@@ -69,6 +87,12 @@ export async function call<T>(
   }
   if (!answer.ok) throw new Refused(answer.status, value as Failure);
   return value as T;
+}
+
+/** Who looks, as the broker sees it. */
+export async function whoLooks(): Promise<Me> {
+  const found = await call<Me>("GET", "v1/me");
+  return { ...found, ends_at: found.expires_in_ms === null ? null : Date.now() + found.expires_in_ms };
 }
 
 /** What an error says, whoever made it. */
@@ -88,52 +112,60 @@ export interface Polled<T> {
  * Asks for a document, and again every so often while the page is seen; slower where answers take long, so that
  * looking never is a load. `null` asks for nothing.
  */
-export function usePoll<T>(address: string | null, everyMs: number): Polled<T> {
+export function usePoll<T>(address: string | null, everyMs: number, exact = false): Polled<T> {
   const [state, setState] = useState<{ value: T | null; error: Refused | null; at: number }>({
     value: null,
     error: null,
     at: 0,
   });
-  const round = useRef(0);
   const [asked, ask] = useState(0);
   const last = useRef<string | null>(null);
   useEffect(() => {
-    const mine = ++round.current;
-    const abort = new AbortController();
+    let round = 0;
+    let abort = new AbortController();
     let timer: ReturnType<typeof setTimeout> | undefined;
     if (last.current !== address) {
       last.current = address;
       setState({ value: null, error: null, at: 0 });
     }
+    // A turn takes the place of the one before it, answered or not: there is one row of them, whoever begins it.
     const turn = async () => {
+      clearTimeout(timer);
+      abort.abort();
+      const mine = ++round;
       // Without a good token there is nothing to ask; it goes on when there is one.
-      if (address === null || mine !== round.current || login.value) return;
+      if (address === null || login.value) return;
+      abort = new AbortController();
       const begun = performance.now();
+      let final = false;
       try {
-        const value = await call<T>("GET", address, undefined, abort.signal);
-        if (mine !== round.current) return;
+        const value = await call<T>("GET", address, undefined, abort.signal, exact);
+        if (mine !== round) return;
         setState({ value, error: null, at: Date.now() });
       } catch (error) {
-        if (mine !== round.current || !(error instanceof Refused)) return;
+        if (mine !== round || !(error instanceof Refused)) return;
         setState((old) => ({ ...old, error }));
+        // Asking again for what may not be seen, or is no name, changes nothing.
+        final = error.status === 400 || error.status === 403;
       }
       const took = performance.now() - begun;
-      if (!document.hidden && mine === round.current) timer = setTimeout(turn, Math.max(everyMs, took * 10));
+      if (!document.hidden && !final) timer = setTimeout(turn, Math.max(everyMs, took * 10));
     };
     const seen = () => {
-      clearTimeout(timer);
-      if (!document.hidden) void turn();
+      if (document.hidden) clearTimeout(timer);
+      else void turn();
     };
     const entered = login.watch(seen);
     void turn();
     document.addEventListener("visibilitychange", seen);
     return () => {
+      round++;
       abort.abort();
       clearTimeout(timer);
       entered();
       document.removeEventListener("visibilitychange", seen);
     };
-  }, [address, everyMs, asked]);
+  }, [address, everyMs, exact, asked]);
   const reload = useCallback(() => ask((count) => count + 1), []);
   return { ...state, reload };
 }

@@ -1,5 +1,7 @@
 // Numbers, times and bytes as people read them.
 
+import type { Json } from "./types";
+
 export const DASH = "–";
 
 const WHOLE = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
@@ -56,8 +58,37 @@ export function clock(at: number): string {
   return new Date(at).toLocaleTimeString("en-GB");
 }
 
+/** A time of any day, by this computer's clock. */
+export function moment(at: number): string {
+  return new Date(at).toLocaleString("en-GB");
+}
+
 export function plural(number: number, one: string, many = `${one}s`): string {
   return `${count(number)} ${number === 1 ? one : many}`;
+}
+
+const EXACT = JSON as unknown as {
+  rawJSON?: (text: string) => Json;
+  parse(text: string, revive: (key: string, value: Json, context?: { source?: string }) => Json): Json;
+};
+/** More digits than a number of JavaScript is sure to keep. */
+const DIGITS_MAX = 15;
+
+/** JSON whose long numbers are written again as they were read, where the browser can: the broker keeps them. */
+export function parseExact(text: string): Json {
+  const raw = EXACT.rawJSON;
+  if (!raw) return JSON.parse(text) as Json;
+  return EXACT.parse(text, (_, value, context) => {
+    const source = context?.source;
+    if (typeof value !== "number" || source === undefined) return value;
+    const long = source.replace(/\D/g, "").length > DIGITS_MAX || !Number.isFinite(value);
+    return long ? raw(source) : value;
+  });
+}
+
+/** Whether this browser would change a number of this JSON. */
+export function wouldRound(text: string): boolean {
+  return !EXACT.rawJSON && /\d{16}/.test(text.replace(/"(?:[^"\\]|\\.)*"/g, ""));
 }
 
 export function fromBase64(text: string): Uint8Array {

@@ -2,10 +2,10 @@
 // When it breaks, it is made again with back-off, and what was asked for is asked again.
 
 import { useEffect } from "preact/hooks";
-import { call, Refused } from "./api";
-import { login, me, mayAny } from "./session";
+import { Refused, whoLooks } from "./api";
+import { login, me, mayAny, whenLeft } from "./session";
 import { Store } from "./store";
-import type { Frame, Histogram, Hop, Me, Overview, QueueNow, Totals } from "./types";
+import type { Frame, Histogram, Hop, Overview, QueueNow, Totals } from "./types";
 import { Conversation } from "./wire";
 
 export type Link =
@@ -30,6 +30,10 @@ const SAMPLES_MAX = 300;
 const SMOOTH = 5;
 const RETRY_FIRST_MS = 500;
 const RETRY_MAX_MS = 15_000;
+/** After so many seconds without a word the page does not say that it is live, and then it connects anew. */
+const SILENT_S = 5;
+const LOST_S = 30;
+const SILENT = "nothing comes from the broker";
 
 export const link = new Store<Link>({ phase: "idle" });
 export const overview = new Store<Overview | null>(null);
@@ -45,6 +49,11 @@ let conversation: Conversation | null = null;
 let attempt = 0;
 let timer: ReturnType<typeof setTimeout> | undefined;
 let detail: string[] | null = null;
+/** Seconds that were counted here since the last frame; a page that stood still itself has not counted. */
+let silent = 0;
+let watchdog: ReturnType<typeof setInterval> | undefined;
+/** Whether overviews are to come: without them silence means nothing. */
+let looking = false;
 const rooms = new Map<string, Set<Hear>>();
 const watched = new Map<string, { hear: Set<Hear>; seq: number }>();
 const name = `ui-${crypto.getRandomValues(new Uint32Array(1))[0]!.toString(36)}`;
@@ -53,21 +62,44 @@ export function start(): void {
   if (conversation || !me.value) return;
   clearTimeout(timer);
   link.set({ phase: "connecting" });
+  looking = false;
+  silent = 0;
+  clearInterval(watchdog);
+  watchdog = setInterval(listen, 1000);
   conversation = new Conversation({ worker: name, client: "taskyard-ui" }, { open, frame, closed });
+}
+
+/** A connection may be dead and not know it: a network that is gone, a broker that stands still. */
+function listen(): void {
+  const due = link.value.phase === "connecting" || (looking && !document.hidden);
+  silent = due ? silent + 1 : 0;
+  if (looking && silent >= SILENT_S) blind.set(SILENT);
+  if (silent < LOST_S) return;
+  conversation?.drop();
+  closed(1006, "");
 }
 
 /** Ends it, as at a logout. */
 export function stop(): void {
   clearTimeout(timer);
+  clearInterval(watchdog);
   conversation?.drop();
   conversation = null;
+  looking = false;
+  blind.set(null);
   overview.set(null);
   samples.set([]);
   link.set({ phase: "idle" });
 }
 
+whenLeft(() => {
+  rooms.clear();
+  watched.clear();
+});
+
 function open(welcome: Frame): void {
   attempt = 0;
+  silent = 0;
   session.set(welcome["session"] as string);
   link.set({ phase: "open" });
   void look();
@@ -91,6 +123,8 @@ async function look(): Promise<void> {
   const every = document.hidden ? 0 : EVERY_MS;
   try {
     await request({ type: "observe", every_ms: every, ...(detail ? { queues: detail } : {}) });
+    silent = 0;
+    looking = every > 0;
     blind.set(null);
   } catch (error) {
     if (error instanceof Refused && error.failure.code !== "unreachable") blind.set(error.message);
@@ -98,6 +132,8 @@ async function look(): Promise<void> {
 }
 
 function frame(said: Frame): void {
+  silent = 0;
+  if (blind.value === SILENT) blind.set(null);
   if (said.type === "overview") return take(said as unknown as Overview);
   if (said.type === "room_message" || said.type === "lagged") {
     rooms.get(said["room"] as string)?.forEach((hear) => hear(said));
@@ -124,6 +160,8 @@ function take(now: Overview): void {
 
 function closed(code: number, reason: string): void {
   conversation = null;
+  looking = false;
+  clearInterval(watchdog);
   const why = reason ? `${code} ${reason}` : `${code}`;
   if (code === 4001) {
     link.set({ phase: "closed", why });
@@ -142,9 +180,13 @@ function closed(code: number, reason: string): void {
 async function again(): Promise<void> {
   if (document.hidden) return;
   try {
-    me.set(await call<Me>("GET", "v1/me"));
+    const found = await whoLooks();
+    // Whoever has logged out meanwhile is not logged in again.
+    if (link.value.phase === "idle") return;
+    me.set(found);
     start();
   } catch (error) {
+    if (link.value.phase === "idle") return;
     if (error instanceof Refused && error.status === 401)
       return link.set({ phase: "closed", why: error.message });
     closed(1006, "");

@@ -1,16 +1,15 @@
 // The frame around the pages: who is in, whether it is live, and where one can go.
 
-import { render } from "preact";
+import { Fragment, render } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
-import { call, Refused, words } from "./api";
-import { count, span } from "./format";
+import { Refused, whoLooks, words } from "./api";
+import { count, moment, span } from "./format";
 import { blind, link, overview, reconnect, start, stop } from "./live";
-import { Dialog, Field, Form, Notices, Questions } from "./parts";
+import { Dialog, Field, Form, Head, Notices, Questions } from "./parts";
 import { go, route, to } from "./route";
-import { forgetToken, keepToken, login, mayAny, me, token } from "./session";
+import { forgetToken, keepToken, leave, login, mayAny, me, token } from "./session";
 import { Store, useStore } from "./store";
 import { choice, choose, type Theme } from "./theme";
-import type { Me } from "./types";
 import { Console } from "./pages/console";
 import { Dead } from "./pages/dead";
 import { OneQueue } from "./pages/queue";
@@ -28,7 +27,7 @@ const trouble = new Store<string | null>(null);
 
 async function begin(): Promise<void> {
   try {
-    me.set(await call<Me>("GET", "v1/me"));
+    me.set(await whoLooks());
     trouble.set(null);
     start();
   } catch (error) {
@@ -146,7 +145,7 @@ function Account() {
   const who = useStore(me);
   if (!who) return null;
   if (!who.auth) return <p class="dim">No authentication</p>;
-  const leave = () => {
+  const logout = () => {
     stop();
     forgetToken();
     login.set({ why: "" });
@@ -156,9 +155,9 @@ function Account() {
       <p title={who.allow.join("\n")}>
         <span class="hidden">Logged in as </span>
         <b>{who.account}</b>
-        {who.expires_in_ms !== null && <span class="dim"> · token ends in {span(who.expires_in_ms)}</span>}
+        {typeof who.ends_at === "number" && <span class="dim"> · token ends {moment(who.ends_at)}</span>}
       </p>
-      <button type="button" class="small" onClick={leave}>
+      <button type="button" class="small" onClick={logout}>
         Log out
       </button>
     </div>
@@ -223,10 +222,14 @@ function Login() {
   const asked = useStore(login);
   if (!asked) return null;
   const enter = async (text: string) => {
+    if (!/^[\x21-\x7e]+$/.test(text))
+      throw new Error("This is no token: there is a space in it, or a letter that none has.");
     const before = token.value;
     keepToken(text);
     try {
-      const found = await call<Me>("GET", "v1/me");
+      const found = await whoLooks();
+      // What the one before has looked at is not for everybody.
+      if (me.value && me.value.account !== found.account) leave();
       login.set(null);
       stop();
       me.set(found);
@@ -286,12 +289,16 @@ function Page() {
         Connecting…
       </p>
     );
-  const place = PLACES.find((one) => one.page === here.page);
+  let place = PLACES.find((one) => one.page === here.page);
+  if (place?.of && here.name === "") place = PLACES.find((one) => one.page === place!.of);
   if (!place)
     return (
-      <p class="box warn">
-        There is no page “{here.page}”. <a href={to("overview")}>Overview</a>
-      </p>
+      <>
+        <Head title="No such page" />
+        <p class="box warn">
+          There is no page “{here.page}”. <a href={to("overview")}>Overview</a>
+        </p>
+      </>
     );
   if (!place.shown()) {
     const other = PLACES.find((one) => one.name && one.shown());
@@ -300,12 +307,16 @@ function Page() {
       return null;
     }
     return (
-      <p class="box warn">
-        The token of {who.account} does not allow this page. It allows {who.allow.join(", ") || "nothing"}.
-      </p>
+      <>
+        <Head title={place.name || here.page} />
+        <p class="box warn">
+          The token of {who.account} does not allow this page. It allows {who.allow.join(", ") || "nothing"}.
+        </p>
+      </>
     );
   }
-  return <>{place.draw(here.name)}</>;
+  // Another account begins with nothing of the one before.
+  return <Fragment key={who.account}>{place.draw(here.name)}</Fragment>;
 }
 
 function App() {

@@ -3,8 +3,9 @@
 import type { ComponentChildren, JSX } from "preact";
 import { useEffect, useId, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 import { words, type Polled } from "./api";
-import { bytes, fromBase64, hexDump, toBase64 } from "./format";
+import { bytes, fromBase64, hexDump, parseExact, toBase64, wouldRound } from "./format";
 import { route } from "./route";
+import { whenLeft } from "./session";
 import { Store, useStore } from "./store";
 import type { Json, State } from "./types";
 
@@ -141,6 +142,7 @@ interface Notice {
 
 const notices = new Store<Notice[]>([]);
 let noticed = 0;
+whenLeft(() => notices.set([]));
 
 export function note(text: string, tone: Notice["tone"] = "good"): void {
   const id = ++noticed;
@@ -215,8 +217,14 @@ export function Dialog({
     event.preventDefault();
     onClose?.();
   };
+  // A second Escape closes it though the first was called off. Not when it has left the page.
+  const closed = () => {
+    if (!ref.current?.isConnected) return;
+    if (onClose) onClose();
+    else ref.current.showModal();
+  };
   return (
-    <dialog ref={ref} class={wide ? "wide" : ""} aria-labelledby={id} onCancel={cancel}>
+    <dialog ref={ref} class={wide ? "wide" : ""} aria-labelledby={id} onCancel={cancel} onClose={closed}>
       <h2 id={id}>{title}</h2>
       {children}
     </dialog>
@@ -235,6 +243,7 @@ interface Question {
 const question = new Store<Question | null>(null);
 // Whoever goes to another page means no.
 route.watch(() => question.value?.answer(false));
+whenLeft(() => question.value?.answer(false));
 
 /** Asks before something that cannot be undone. */
 export function ask(asked: Omit<Question, "answer">): Promise<boolean> {
@@ -401,17 +410,21 @@ export class Given {
   }
 
   json(name: string): Json {
+    if (wouldRound(this.raw(name)))
+      throw new Error(
+        `“${name.replaceAll("_", " ")}” has a number of more than 15 digits, which this browser rounds`,
+      );
     try {
-      return JSON.parse(this.raw(name)) as Json;
+      return parseExact(this.raw(name));
     } catch (error) {
       throw new Error(`“${name.replaceAll("_", " ")}” is not JSON: ${words(error)}`);
     }
   }
 
-  /** One `key=value` a line, or apart by commas. */
-  pairs(name: string): Record<string, string> {
+  /** `key=value`, apart by commas; or one a line, where values may have commas. */
+  pairs(name: string, apart: "\n" | "," = "\n"): Record<string, string> {
     const lines = this.text(name)
-      .split(/[\n,]/)
+      .split(apart)
       .map((line) => line.trim())
       .filter(Boolean);
     return Object.fromEntries(
@@ -438,8 +451,12 @@ export function Form({
 }) {
   const [error, setError] = useState<unknown>(null);
   const [busy, setBusy] = useState(false);
+  const sending = useRef(false);
   const send = async (event: SubmitEvent) => {
     event.preventDefault();
+    // A second click while the first is under way is no second wish.
+    if (sending.current) return;
+    sending.current = true;
     const form = event.currentTarget as HTMLFormElement;
     setBusy(true);
     setError(null);
@@ -451,6 +468,7 @@ export function Form({
       const named = field ? form.elements.namedItem(field) : null;
       if (named instanceof HTMLElement) named.focus();
     } finally {
+      sending.current = false;
       setBusy(false);
     }
   };
@@ -547,6 +565,9 @@ export async function givenPayload(given: Given, name: string): Promise<Record<s
 }
 
 const SHOWN_MAX = 64 << 10;
+/** Signs that nobody sees, and that turn around what stands beside them. */
+const TURNS = /[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
+const escaped = (sign: string) => `\\u${sign.charCodeAt(0).toString(16).padStart(4, "0")}`;
 
 /** A payload or a result: JSON set out, text as it is, bytes as a hex dump. */
 export function Value({ value, b64, what }: { value?: Json; b64?: string; what: string }) {
@@ -560,7 +581,8 @@ export function Value({ value, b64, what }: { value?: Json; b64?: string; what: 
     const cut = text.length > SHOWN_MAX;
     return {
       kind: `${kind}, ${bytes(new Blob([text]).size)}${cut ? ", its beginning" : ""}`,
-      text: cut ? text.slice(0, SHOWN_MAX) : text,
+      // In JSON they have another way to be written.
+      text: (cut ? text.slice(0, SHOWN_MAX) : text).replace(kind === "JSON" ? TURNS : /$^/, escaped),
       copy: text,
     };
   }, [value, b64]);
@@ -595,6 +617,9 @@ export interface Chosen {
   set: (ids: Set<string>) => void;
 }
 
+/** `mail-2` stands before `mail-10`. */
+const COLLATOR = new Intl.Collator("en", { numeric: true });
+
 /** A table whose head stays in sight; on narrow screens each row is a card. The roles keep it a table there. */
 export function Table<Row>({
   caption,
@@ -603,6 +628,7 @@ export function Table<Row>({
   id,
   chosen,
   start,
+  most = Infinity,
 }: {
   caption: string;
   columns: Column<Row>[];
@@ -610,6 +636,8 @@ export function Table<Row>({
   id: (row: Row) => string;
   chosen?: Chosen;
   start?: { head: string; down: boolean };
+  /** More rows than a page draws smoothly are not drawn: the first of them, as they are sorted. */
+  most?: number;
 }) {
   const [order, setOrder] = useState(start ?? null);
   const sorted = useMemo(() => {
@@ -619,7 +647,7 @@ export function Table<Row>({
     return [...rows].sort((a, b) => {
       const [x, y] = [by(a), by(b)];
       return (
-        signed * (typeof x === "number" && typeof y === "number" ? x - y : String(x).localeCompare(String(y)))
+        signed * (typeof x === "number" && typeof y === "number" ? x - y : COLLATOR.compare(String(x), String(y)))
       );
     });
   }, [rows, order, columns]);
@@ -629,7 +657,12 @@ export function Table<Row>({
     chosen!.set(ids);
   };
   const all = chosen !== undefined && rows.length > 0 && rows.every((row) => chosen.ids.has(id(row)));
-  const toggleAll = () => chosen!.set(all ? new Set() : new Set(rows.map(id)));
+  // What was chosen on other pages stays so.
+  const toggleAll = () => {
+    const ids = new Set(chosen!.ids);
+    for (const row of rows) all ? ids.delete(id(row)) : ids.add(id(row));
+    chosen!.set(ids);
+  };
   const head = (column: Column<Row>) => {
     if (!column.sort) return column.head || <span class="hidden">Actions</span>;
     const mine = order?.head === column.head;
@@ -670,7 +703,7 @@ export function Table<Row>({
         </tr>
       </thead>
       <tbody role="rowgroup">
-        {sorted.map((row) => (
+        {sorted.slice(0, most).map((row) => (
           <tr key={id(row)} role="row" data-row={id(row)}>
             {chosen && (
               <td role="cell" class="choose">
@@ -701,6 +734,33 @@ export function Table<Row>({
       </tbody>
     </table>
   );
+}
+
+/** Keeps the end of a log in sight, unless somebody has scrolled away from it to read. */
+export function useTail(last: unknown) {
+  const log = useRef<HTMLDivElement>(null);
+  const reading = useRef(false);
+  useLayoutEffect(() => {
+    if (!reading.current) log.current?.scrollTo(0, log.current.scrollHeight);
+  }, [last]);
+  // Lines that come and go scroll it too: only what a person does counts.
+  const hold = () => void (reading.current = true);
+  const check = () => {
+    hold();
+    setTimeout(() => {
+      const { scrollHeight = 0, scrollTop = 0, clientHeight = 0 } = log.current ?? {};
+      reading.current = scrollHeight - scrollTop - clientHeight > 40;
+    }, 200);
+  };
+  return {
+    ref: log,
+    onWheel: check,
+    onKeyDown: check,
+    onPointerDown: hold,
+    onPointerUp: check,
+    onTouchStart: hold,
+    onTouchEnd: check,
+  };
 }
 
 /** A list that was asked for: the error, nothing yet, or what it holds. */
@@ -743,7 +803,7 @@ export function Tile({
     <div class={`tile ${tone}`}>
       <dt>{href ? <a href={href}>{name}</a> : name}</dt>
       <dd>
-        <span class="figure">{value}</span>
+        <span class={value.length > 8 ? "figure long" : "figure"}>{value}</span>
         {beside && <span class="dim">{beside}</span>}
       </dd>
     </div>

@@ -5,21 +5,50 @@ import type { Action, Me } from "./types";
 
 const KEY = "taskyard-token";
 
-export const token = new Store<string | null>(sessionStorage.getItem(KEY));
+/** A browser may be told to store nothing: then a token lasts until the page is loaded anew. */
+function stored(): string | null {
+  try {
+    return sessionStorage.getItem(KEY);
+  } catch {
+    return null;
+  }
+}
+
+export const token = new Store<string | null>(stored());
 /** What `/v1/me` said; null: not asked yet, or nobody has logged in. */
 export const me = new Store<Me | null>(null);
 /** Whether a token must be asked for, and why. */
 export const login = new Store<{ why: string } | null>(null);
 
 export function keepToken(text: string): void {
-  sessionStorage.setItem(KEY, text);
+  try {
+    sessionStorage.setItem(KEY, text);
+  } catch {
+    // As above.
+  }
   token.set(text);
 }
 
+const left: (() => void)[] = [];
+
+/** Has something forgotten when whoever looks has left: the next one at this tab may be somebody else. */
+export function whenLeft(forget: () => void): void {
+  left.push(forget);
+}
+
+export function leave(): void {
+  for (const forget of left) forget();
+}
+
 export function forgetToken(): void {
-  sessionStorage.removeItem(KEY);
+  try {
+    sessionStorage.removeItem(KEY);
+  } catch {
+    // As above.
+  }
   token.set(null);
   me.set(null);
+  leave();
 }
 
 function rules(action: Action): string[] {

@@ -4,12 +4,28 @@ import { useEffect, useState } from "preact/hooks";
 
 export class Store<T> {
   #watchers = new Set<() => void>();
+  #due = false;
 
   constructor(public value: T) {}
 
   set(value: T): void {
     if (Object.is(value, this.value)) return;
     this.value = value;
+    this.#tell();
+  }
+
+  /** Sets it, and tells of it with the next picture: for what may come faster than it can be drawn. */
+  stream(value: T): void {
+    this.value = value;
+    if (this.#due) return;
+    this.#due = true;
+    requestAnimationFrame(() => {
+      this.#due = false;
+      this.#tell();
+    });
+  }
+
+  #tell(): void {
     for (const watcher of [...this.#watchers]) watcher();
   }
 

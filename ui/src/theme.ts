@@ -8,7 +8,12 @@ const KEY = "taskyard-theme";
 const system = matchMedia("(prefers-color-scheme: dark)");
 
 function stored(): Theme {
-  const word = localStorage.getItem(KEY);
+  let word: string | null = null;
+  try {
+    word = localStorage.getItem(KEY);
+  } catch {
+    // A browser may be told to store nothing.
+  }
   return word === "light" || word === "dark" ? word : "auto";
 }
 
@@ -23,8 +28,12 @@ function apply(): void {
 }
 
 export function choose(wanted: Theme): void {
-  if (wanted === "auto") localStorage.removeItem(KEY);
-  else localStorage.setItem(KEY, wanted);
+  try {
+    if (wanted === "auto") localStorage.removeItem(KEY);
+    else localStorage.setItem(KEY, wanted);
+  } catch {
+    // Then it holds until the page is loaded anew.
+  }
   choice.set(wanted);
   apply();
 }

@@ -33,6 +33,8 @@ export interface Me {
   auth: boolean;
   allow: string[];
   expires_in_ms: number | null;
+  /** By this computer's clock, counted from when it was told. */
+  ends_at?: number | null;
 }
 
 export interface Backoff {

@@ -1,6 +1,7 @@
 // One conversation with the broker over a WebSocket, in JSON: hello, requests and their answers, and the rest.
 
 import { Refused } from "./api";
+import { bytes, parseExact } from "./format";
 import { token } from "./session";
 import type { Failure, Frame } from "./types";
 
@@ -19,6 +20,14 @@ interface Waiting {
   reject(error: Error): void;
 }
 
+/** Frames that carry what somebody wrote: long numbers in it stay as they are. */
+const CARRIERS = ["task", "room_message", "finished"];
+
+function parse(text: string): Frame {
+  const frame = JSON.parse(text) as Frame;
+  return CARRIERS.includes(frame.type) && /\d{16}/.test(text) ? (parseExact(text) as unknown as Frame) : frame;
+}
+
 const GONE: Failure = {
   code: "unreachable",
   message: "The connection to the broker ended before it answered: whether it was done is not known.",
@@ -35,6 +44,8 @@ export class Conversation {
   #socket: WebSocket;
   #waiting = new Map<number, Waiting>();
   #last = 0;
+  /** The longest message that the broker takes, once it has said so. */
+  #longest = Infinity;
 
   constructor(
     hello: Record<string, unknown>,
@@ -44,7 +55,10 @@ export class Conversation {
     this.#socket.onopen = () => {
       const auth = token.value ? { token: token.value } : {};
       this.request({ type: "hello", ...hello, ...auth }).then(
-        (welcome) => listener.open(welcome),
+        (welcome) => {
+          this.#longest = (welcome["limits"] as { message_bytes?: number } | undefined)?.message_bytes ?? Infinity;
+          listener.open(welcome);
+        },
         () => {
           // What is wrong with a hello ends the socket; `closed` tells of it.
         },
@@ -52,7 +66,7 @@ export class Conversation {
     };
     this.#socket.onmessage = ({ data }) => {
       listener.trace?.("in", data);
-      this.#take(JSON.parse(data) as Frame);
+      this.#take(parse(data as string));
     };
     this.#socket.onclose = ({ code, reason }) => {
       for (const waiting of this.#waiting.values()) waiting.reject(new Refused(0, GONE));
@@ -73,10 +87,16 @@ export class Conversation {
   request(message: Record<string, unknown>): Promise<Frame> {
     if (this.#socket.readyState !== WebSocket.OPEN) return Promise.reject(new Refused(0, GONE));
     const id = ++this.#last;
+    const text = JSON.stringify({ ...message, id });
+    // One that is too long would end the connection, and all that waits with it.
+    const long = text.length * 3 > this.#longest ? new Blob([text]).size : 0;
+    if (long > this.#longest) {
+      const said = `This message has ${bytes(long)}; the broker takes ${bytes(this.#longest)} at most.`;
+      return Promise.reject(new Refused(0, { code: "too_large", message: said, retryable: false }));
+    }
     return new Promise((resolve, reject) => {
       this.#waiting.set(id, { resolve, reject });
-      const text = JSON.stringify({ ...message, id });
-      this.listener.trace?.("out", text.replace(/"token":"[^"]*"/, '"token":"…"'));
+      this.listener.trace?.("out", text.replace(/"token":"(?:[^"\\]|\\.)*"/, '"token":"…"'));
       this.#socket.send(text);
     });
   }

@@ -1,6 +1,6 @@
 // By hand: submit tasks, and be a worker. To see how things go before a line of code is written.
 
-import { useEffect, useReducer, useRef, useState } from "preact/hooks";
+import { useReducer, useState } from "preact/hooks";
 import { words } from "../api";
 import { clock, plural } from "../format";
 import { request, watch } from "../live";
@@ -18,10 +18,11 @@ import {
   options,
   PayloadField,
   Section,
+  useTail,
   Value,
 } from "../parts";
 import { refine, route, to } from "../route";
-import { mayAny } from "../session";
+import { mayAny, whenLeft } from "../session";
 import { Store, useStore } from "../store";
 import type { Frame, Json } from "../types";
 import { Conversation } from "../wire";
@@ -31,6 +32,8 @@ import { givenOptions, SubmitOptions } from "./options";
 const SUBMITTED_MAX = 50;
 const FRAMES_MAX = 200;
 const FRAME_SHOWN = 2000;
+/** Of the tasks that are held. */
+const HELD_SHOWN = 20;
 
 interface Submitted {
   task: string;
@@ -41,27 +44,42 @@ interface Submitted {
 }
 
 const submitted = new Store<Submitted[]>([]);
+/** How each of them that has not ended is left alone again. */
+const following = new Map<string, () => void>();
+
+/** Those that are shown; the others are watched no longer. */
+function show(list: Submitted[]): void {
+  const shown = list.slice(0, SUBMITTED_MAX);
+  submitted.set(shown);
+  const ids = new Set(shown.map((one) => one.task));
+  for (const task of [...following.keys()]) if (!ids.has(task)) unfollow(task);
+}
+
+function unfollow(task: string): void {
+  following.get(task)?.();
+  following.delete(task);
+}
 
 function follow(task: string, queue: string): void {
   if (submitted.value.some((one) => one.task === task)) return;
-  const first: Submitted = { task, queue, state: "accepted", percent: null, said: null };
-  submitted.set([first, ...submitted.value].slice(0, SUBMITTED_MAX));
-  const end = watch(task, (frame) => {
-    if (frame.type === "error") return;
+  const heard = (frame: Frame) => {
+    const over = frame.type === "finished" || frame.type === "error";
     submitted.set(
       submitted.value.map((one) =>
         one.task !== task
           ? one
           : {
               ...one,
-              state: String(frame["state"]),
+              state: frame.type === "error" ? "not followed" : String(frame["state"]),
               percent: (frame["percent"] as number | null) ?? one.percent,
-              said: frame.type === "finished" ? frame : null,
+              said: over ? (frame.type === "error" ? { ...frame, error: frame["message"] } : frame) : null,
             },
       ),
     );
-    if (frame.type === "finished") end();
-  });
+    if (over) unfollow(task);
+  };
+  following.set(task, watch(task, heard));
+  show([{ task, queue, state: "accepted", percent: null, said: null }, ...submitted.value]);
 }
 
 async function submit(given: Given): Promise<void> {
@@ -109,7 +127,7 @@ function Submit({ queue }: { queue: string }) {
         title="Submitted here"
         actions={
           list.length > 0 && (
-            <button type="button" class="small" onClick={() => submitted.set([])}>
+            <button type="button" class="small" onClick={() => show([])}>
               Clear
             </button>
           )
@@ -160,6 +178,7 @@ interface Held {
 }
 
 interface Traced {
+  nth: number;
   direction: "in" | "out";
   text: string;
   at: number;
@@ -177,11 +196,12 @@ class ByHand {
   name = "";
   queue = "";
   #conversation: Conversation;
+  #traced = 0;
   #timers = new Set<ReturnType<typeof setInterval>>();
 
   constructor(
     given: Given,
-    private readonly changed: () => void,
+    private readonly changed: (streams?: boolean) => void,
     public how: How,
   ) {
     this.queue = given.text("queue");
@@ -213,10 +233,9 @@ class ByHand {
       frame: (frame) => this.#take(frame),
       closed: (code, reason) => this.#over(code === 1000 ? "" : `closed: ${code} ${reason}`),
       trace: (direction, text) => {
-        this.frames = [...this.frames, { direction, text: text.slice(0, FRAME_SHOWN), at: Date.now() }].slice(
-          -FRAMES_MAX,
-        );
-        this.changed();
+        const traced = { nth: this.#traced++, direction, text: text.slice(0, FRAME_SHOWN), at: Date.now() };
+        this.frames = [...this.frames, traced].slice(-FRAMES_MAX);
+        this.changed(true);
       },
     });
   }
@@ -237,7 +256,7 @@ class ByHand {
     } else if (frame.type === "going_away") {
       note(`The broker asks this worker to go: ${String(frame["reason"])}.`, "bad");
     }
-    this.changed();
+    this.changed(this.how === "ack");
   }
 
   #mend(lease: string, with_: Partial<Held>): void {
@@ -247,7 +266,7 @@ class ByHand {
 
   #drop(lease: string): void {
     this.held = this.held.filter((one) => one.lease !== lease);
-    this.changed();
+    this.changed(this.how === "ack");
   }
 
   /** Ten steps of half a second, each told as progress. */
@@ -296,6 +315,11 @@ class ByHand {
 
 const worker = new Store<ByHand | null>(null);
 const moved = new Store(0);
+whenLeft(() => {
+  worker.value?.end();
+  worker.set(null);
+  show([]);
+});
 
 function HeldTask({ by, one }: { by: ByHand; one: Held }) {
   const task = one.frame as unknown as {
@@ -326,7 +350,7 @@ function HeldTask({ by, one }: { by: ByHand; one: Held }) {
       {Object.keys(task.headers).length > 0 && (
         <p>
           {Object.entries(task.headers).map(([key, value]) => (
-            <span key={key} class="tag">
+            <span key={key} class="tag" title={`${key}=${value}`}>
               {key}={value}
             </span>
           ))}
@@ -428,12 +452,10 @@ function Work({ queue }: { queue: string }) {
   const by = useStore(worker);
   useStore(moved);
   const [, redraw] = useReducer((n: number) => n + 1, 0);
-  const log = useRef<HTMLDivElement>(null);
-  const traced = by?.frames.length ?? 0;
-  useEffect(() => log.current?.scrollTo(0, log.current.scrollHeight), [traced]);
+  const tail = useTail(by?.frames.at(-1)?.nth);
   const begin = async (given: Given) => {
     const how = given.text("how") as How;
-    worker.set(new ByHand(given, () => moved.set(moved.value + 1), how));
+    worker.set(new ByHand(given, (streams) => moved[streams ? "stream" : "set"](moved.value + 1), how));
   };
   if (!by || by.phase === "ended") {
     return (
@@ -519,16 +541,19 @@ function Work({ queue }: { queue: string }) {
         <Empty>No task is here. Submit one to {by.queue}, and it comes at once.</Empty>
       ) : (
         <ul class="plain">
-          {by.held.map((one) => (
+          {by.held.slice(0, HELD_SHOWN).map((one) => (
             <HeldTask key={one.lease} by={by} one={one} />
           ))}
+          {by.held.length > HELD_SHOWN && (
+            <li class="dim">and {plural(by.held.length - HELD_SHOWN, "more task")}, shown when these are settled</li>
+          )}
         </ul>
       )}
       <Section title="Frames" note="What goes over the socket, as it is">
-        <div class="heard mono" ref={log} tabIndex={0} role="log" aria-label="Frames">
+        <div class="heard mono" {...tail} tabIndex={0} role="log" aria-label="Frames">
           <ol>
-            {by.frames.map((frame, nth) => (
-              <li key={nth}>
+            {by.frames.map((frame) => (
+              <li key={frame.nth}>
                 <time class="dim">{clock(frame.at)}</time>{" "}
                 <span class="dim">{frame.direction === "in" ? "←" : "→"}</span>
                 <span class="hidden">{frame.direction}</span> {frame.text}

@@ -13,6 +13,8 @@ import { fault, taskLink } from "./tasks";
 
 const LIMIT = 100;
 const COUNTED = 1000;
+/** More rows than a page draws smoothly. */
+const SHOWN = 200;
 /** How many ids one request takes. */
 const IDS_MAX = 1024;
 
@@ -75,33 +77,41 @@ function OfAll() {
             return <p class="box good">There are none: no task has used up its attempts.</p>;
           }
           return (
-            <Table
-              caption="Queues with dead letters"
-              rows={found}
-              id={(q) => q.queue}
-              start={{ head: "Dead letters", down: true }}
-              columns={[
-                {
-                  head: "Queue",
-                  main: true,
-                  cell: (q) => <a href={to("dead", q.queue)}>{q.queue}</a>,
-                  sort: (q) => q.queue,
-                },
-                {
-                  head: "Dead letters",
-                  num: true,
-                  cell: (q) => count(q.counts.dead),
-                  sort: (q) => q.counts.dead,
-                },
-                {
-                  head: "Queued",
-                  num: true,
-                  cell: (q) => count(q.counts.queued),
-                  sort: (q) => q.counts.queued,
-                },
-                { head: "Workers", num: true, cell: (q) => count(q.workers), sort: (q) => q.workers },
-              ]}
-            />
+            <>
+              {found.length > SHOWN && (
+                <p class="dim">
+                  The first {SHOWN} of {plural(found.length, "queue")} are shown.
+                </p>
+              )}
+              <Table
+                caption="Queues with dead letters"
+                rows={found}
+                most={SHOWN}
+                id={(q) => q.queue}
+                start={{ head: "Dead letters", down: true }}
+                columns={[
+                  {
+                    head: "Queue",
+                    main: true,
+                    cell: (q) => <a href={to("dead", q.queue)}>{q.queue}</a>,
+                    sort: (q) => q.queue,
+                  },
+                  {
+                    head: "Dead letters",
+                    num: true,
+                    cell: (q) => count(q.counts.dead),
+                    sort: (q) => q.counts.dead,
+                  },
+                  {
+                    head: "Queued",
+                    num: true,
+                    cell: (q) => count(q.counts.queued),
+                    sort: (q) => q.counts.queued,
+                  },
+                  { head: "Workers", num: true, cell: (q) => count(q.workers), sort: (q) => q.workers },
+                ]}
+              />
+            </>
           );
         }}
       </Loaded>
@@ -169,11 +179,11 @@ function OfQueue({ queue }: { queue: string }) {
   };
   const redriveAll = () =>
     attempt(async () => setRedriving({ number: await number(), body: filterBody(filter) }));
-  const redriveChosen = () =>
-    setRedriving({
-      number: plural(chosen.size, "dead letter"),
-      body: { tasks: [...chosen].slice(0, IDS_MAX) },
-    });
+  const redriveChosen = () => {
+    const tasks = [...chosen].slice(0, IDS_MAX);
+    const number = plural(tasks.length, "dead letter");
+    setRedriving({ number: tasks.length < chosen.size ? `the first ${number}` : number, body: { tasks } });
+  };
   const sure = (what: string) =>
     ask({
       title: `Delete ${what} of ${queue}?`,

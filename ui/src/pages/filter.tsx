@@ -56,7 +56,7 @@ export function FilterForm({
     if (queues) found["queue"] = given.text("queue");
     if (states) found["state"] = STATES.filter((state: State) => given.has(`state_${state}`)).join(",");
     for (const name of NAMES) found[name] = given.text(name);
-    for (const [key, value] of Object.entries(given.pairs("headers"))) found[`header.${key}`] = value;
+    for (const [key, value] of Object.entries(given.pairs("headers", ","))) found[`header.${key}`] = value;
     refine(found);
   };
   const known = queues && !queues.includes(search.get("queue") ?? "");

@@ -29,6 +29,7 @@ export function SubmitOptions({
           ? "all"
           : "any",
   );
+  const complete = was["complete"] as string | { quorum: number } | null | undefined;
   const text = (name: string) => (was[name] === undefined || was[name] === null ? "" : String(was[name]));
   const backoff = (was["backoff"] ?? {}) as Record<string, number | undefined>;
   const headers = Object.entries((was["headers"] ?? {}) as Record<string, string>).map(
@@ -81,12 +82,11 @@ export function SubmitOptions({
         {to.includes("all") && (
           <Field
             label="Complete when acked by"
-            name="quorum"
-            type="number"
-            min="1"
-            max="1000000"
-            step="1"
-            hint="Empty: all"
+            name="complete"
+            pattern="any|[1-9][0-9]{0,6}"
+            title="a number, or any"
+            hint="So many of them, or any. Empty: all"
+            defaultValue={typeof complete === "object" ? complete?.quorum : complete === "any" ? "any" : ""}
           />
         )}
         <Field label="Assign" name="assign">
@@ -195,7 +195,7 @@ export function givenOptions(given: Given): Record<string, unknown> {
   if (to === "group") fields["to"] = { group: given.text("to_group") };
   if (to === "all") fields["to"] = { all: true };
   if (to === "group_all") fields["to"] = { group: given.text("to_group"), all: true };
-  const quorum = given.number("quorum");
-  if (quorum !== null) fields["complete"] = { quorum };
+  const complete = given.text("complete");
+  if (complete) fields["complete"] = complete === "any" ? "any" : { quorum: Number(complete) };
   return fields;
 }

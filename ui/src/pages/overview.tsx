@@ -106,10 +106,16 @@ function Attention({ now }: { now: Seen }) {
         `Looked at: the ${now.queues.length} largest of ${now.queues_total} queues`
       }
     >
+      {
+        // Said when it changes; how long something waits changes all the time.
+        <p class="hidden" role="status">
+          {found.length > 0 && `${plural(found.length, "thing needs", "things need")} attention`}
+        </p>
+      }
       {found.length === 0 ? (
         <p class="box good">Nothing: no dead letters, no queue is paused, late or without workers.</p>
       ) : (
-        <ul class="worries" aria-live="polite">
+        <ul class="worries">
           {shown.map((worry) => (
             <li key={worry.key}>
               <span class={`badge ${worry.tone}`}>{worry.word}</span> <span>{worry.text}</span>

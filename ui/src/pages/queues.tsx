@@ -241,7 +241,7 @@ export function Queues() {
                     : `${found.length} of ${queues.length}`}
                 </p>
               </form>
-              <Table caption="Queues" columns={columns} rows={found.slice(0, shown)} id={(q) => q.queue} />
+              <Table caption="Queues" columns={columns} rows={found} most={shown} id={(q) => q.queue} />
               {found.length > shown && (
                 <button type="button" onClick={() => setShown(shown + SHOWN)}>
                   Show {Math.min(SHOWN, found.length - shown)} more

@@ -1,30 +1,48 @@
 // Rooms: listen to what is said, and say something. Nothing is stored: who is not there misses it.
 
-import { useEffect, useRef } from "preact/hooks";
 import { clock, fromBase64, hexDump, plural } from "../format";
 import { join, leave, request } from "../live";
-import { Check, Empty, Field, Form, givenPayload, Head, note, origin, PayloadField, Section } from "../parts";
-import { mayAny } from "../session";
+import { Check, Empty, Field, Form, givenPayload, Head, note, origin, PayloadField, Section, useTail } from "../parts";
+import { mayAny, whenLeft } from "../session";
 import { Store, useStore } from "../store";
 import type { Frame, Json } from "../types";
 
 /** What was heard is kept as long as this page, and no more of it. */
 const HEARD_MAX = 200;
+/** Of each: one may have a mebibyte. */
+const TEXT_MAX = 2000;
 
 interface Heard {
+  nth: number;
   at: number;
   frame: Frame;
+  text: string;
 }
 
 const heard = new Store<Map<string, Heard[]>>(new Map());
+whenLeft(() => heard.set(new Map()));
+let count = 0;
+
+/** What is kept of a message. */
+function keep(frame: Frame): Heard {
+  const { payload, payload_b64, ...rest } = frame as Frame & { payload?: Json; payload_b64?: string };
+  const text =
+    payload_b64 !== undefined
+      ? hexDump(fromBase64(payload_b64), 256)
+      : typeof payload === "string"
+        ? payload
+        : (JSON.stringify(payload) ?? "");
+  const more = text.length - TEXT_MAX;
+  const shown = more > 0 ? `${text.slice(0, TEXT_MAX)}… ${plural(more, "more character")}` : text;
+  return { nth: count++, at: Date.now(), frame: { ...rest, plain: typeof payload === "string" }, text: shown };
+}
 
 function enter(room: string): void {
   if (heard.value.has(room)) return;
   heard.set(new Map(heard.value).set(room, []));
   join(room, (frame) => {
     const list = heard.value.get(room);
-    if (list)
-      heard.set(new Map(heard.value).set(room, [...list, { at: Date.now(), frame }].slice(-HEARD_MAX)));
+    if (list) heard.stream(new Map(heard.value).set(room, [...list, keep(frame)].slice(-HEARD_MAX)));
   });
 }
 
@@ -35,12 +53,11 @@ function exit(room: string): void {
   leave(room);
 }
 
-function Line({ frame, at }: Heard) {
+function Line({ frame, at, text }: Heard) {
   const said = frame as unknown as {
     from: string;
     seq: number;
-    payload?: Json;
-    payload_b64?: string;
+    plain?: boolean;
     missed?: number;
     message?: string;
   };
@@ -52,37 +69,30 @@ function Line({ frame, at }: Heard) {
         <span class="badge bad">error</span> {said.message}
       </li>
     );
-  const text =
-    said.payload_b64 !== undefined
-      ? hexDump(fromBase64(said.payload_b64), 256)
-      : typeof said.payload === "string"
-        ? said.payload
-        : JSON.stringify(said.payload);
   return (
     <li>
       <time class="dim">{clock(at)}</time> <span class="dim">{said.seq}</span> <b>{said.from}</b>{" "}
-      <span class={typeof said.payload === "string" ? "said" : "said mono"}>{text}</span>
+      <span class={said.plain ? "said" : "said mono"}>{text}</span>
     </li>
   );
 }
 
 function Room({ name, lines }: { name: string; lines: Heard[] }) {
-  const end = useRef<HTMLDivElement>(null);
-  useEffect(() => end.current?.scrollTo(0, end.current.scrollHeight), [lines.length]);
+  const tail = useTail(lines.at(-1)?.nth);
   return (
     <Section
       title={name}
-      note={plural(lines.length, "message")}
+      note={`${plural(lines.length, "message")}${lines.length < HEARD_MAX ? "" : ", the latest"}`}
       actions={
         <button type="button" class="small" onClick={() => exit(name)} aria-label={`Leave ${name}`}>
           Leave
         </button>
       }
     >
-      <div class="heard" ref={end} tabIndex={0} role="log" aria-label={`What is said in ${name}`}>
+      <div class="heard" {...tail} tabIndex={0} role="log" aria-label={`What is said in ${name}`}>
         <ol>
-          {lines.map((line, nth) => (
-            <Line key={nth} {...line} />
+          {lines.map((line) => (
+            <Line key={line.nth} {...line} />
           ))}
         </ol>
         {lines.length === 0 && <p class="dim">Nothing yet.</p>}

@@ -141,7 +141,8 @@ export function Schedules() {
   const edit = (name: string) =>
     attempt(async () => {
       // Lists leave payloads out.
-      setEditing({ was: await call<Schedule>("GET", path`v1/schedules/${name}`) });
+      const was = await call<Schedule>("GET", path`v1/schedules/${name}`, undefined, undefined, true);
+      setEditing({ was });
     });
   const end = async (name: string) => {
     const yes = await ask({

@@ -71,7 +71,7 @@ function isProgress(before: Frame, now: Frame): boolean {
 }
 
 export function OneTask({ id }: { id: string }) {
-  const found = usePoll<Task>(path`v1/tasks/${id}`, 2000);
+  const found = usePoll<Task>(path`v1/tasks/${id}`, 2000, true);
   const task = found.value;
   const open = task !== null && OPEN.includes(task.state);
   const explained = usePoll<Explained>(
@@ -88,7 +88,7 @@ export function OneTask({ id }: { id: string }) {
   useEffect(() => {
     if (!known) return;
     // What a payload is does not change: it is asked for once, as it may be large.
-    call<Task>("GET", path`v1/tasks/${id}` + "?payload=true").then(
+    call<Task>("GET", path`v1/tasks/${id}` + "?payload=true", undefined, undefined, true).then(
       (value) => setContent({ value }),
       (error: unknown) => setContent({ error }),
     );
@@ -279,7 +279,7 @@ export function OneTask({ id }: { id: string }) {
                       { head: "Attempt", main: true, cell: (one) => one.attempt },
                       { head: "Worker", cell: (one) => one.worker ?? "–" },
                       { head: "Failed by", cell: (one) => one.reason.replaceAll("_", " ") },
-                      { head: "Error", cell: (one) => fault(one.error) },
+                      { head: "Error", cell: (one) => fault(one.error, true) },
                     ]}
                   />
                 )}

@@ -25,8 +25,8 @@ export function taskLink(id: string) {
 }
 
 /** What an attempt failed of, if it did. */
-export function fault(error: string | null) {
-  return error === null ? "–" : <span class="error">{error}</span>;
+export function fault(error: string | null, whole = false) {
+  return error === null ? "–" : <span class={whole ? "error whole" : "error"}>{error}</span>;
 }
 
 function Find() {

@@ -120,7 +120,7 @@ export function Workers() {
           Object.keys(w.labels).length === 0
             ? "–"
             : Object.entries(w.labels).map(([key, value]) => (
-                <span key={key} class="tag">
+                <span key={key} class="tag" title={`${key}=${value}`}>
                   {key}={value}
                 </span>
               )),
@@ -130,7 +130,7 @@ export function Workers() {
         sort: (w) => w.connected_ms,
         cell: (w) => (
           <>
-            {span(w.connected_ms)} {w.client && <span class="dim">by {w.client}</span>}
+            {span(w.connected_ms)} {w.client && <span class="dim wraps">by {w.client}</span>}
           </>
         ),
       },
@@ -199,7 +199,8 @@ export function Workers() {
                 <Table
                   caption="Workers"
                   columns={columns}
-                  rows={working.slice(0, SHOWN)}
+                  rows={working}
+                  most={SHOWN}
                   id={(w) => w.session}
                 />
               )}
@@ -211,9 +212,13 @@ export function Workers() {
                   <Table
                     caption="Other connections"
                     columns={clients}
-                    rows={others.slice(0, SHOWN)}
+                    rows={others}
+                    most={SHOWN}
                     id={(w) => w.session}
                   />
+                  {others.length > SHOWN && (
+                    <p class="dim">The first {SHOWN} are shown: find the others by name.</p>
+                  )}
                 </Section>
               )}
             </>
