@@ -40,12 +40,21 @@ const PAYLOADS_SOUGHT: usize = 8;
 pub enum Item {
     /// For the core.
     Command(Command),
-    /// For the engine: the payload of a task, for somebody who looks at it; none: the task has ended.
-    Payload(TaskId, oneshot::Sender<Option<Payload>>),
+    /// For the engine: the payload of a task, for somebody who looks at it.
+    Payload(TaskId, Seeker),
     /// For a session's outbox: an answer that must keep its place behind what the core says.
     Relay(SessionId, Response),
     /// Tells when it is reached.
     Mark(oneshot::Sender<()>),
+}
+
+/// Somebody who looks at a task whose payload is in the store alone.
+#[derive(Debug)]
+pub struct Seeker {
+    /// Where it goes; none: the task has ended.
+    pub answer: oneshot::Sender<Option<Payload>>,
+    /// Its place among the few. Whoever asked may go: what is on its way from the disk holds the place until it is here.
+    _place: OwnedSemaphorePermit,
 }
 
 /// An HTTP request that waits.
@@ -122,7 +131,7 @@ struct Inner {
     inspections: mpsc::Sender<Inspection>,
     bytes: Arc<Semaphore>,
     next_call: AtomicU64,
-    payloads: Semaphore,
+    payloads: Arc<Semaphore>,
     connections: Arc<Connections>,
     clock: Clock,
     capabilities: Capabilities,
@@ -246,7 +255,7 @@ impl Broker {
             inspections,
             bytes: Arc::new(Semaphore::new(INBOX_KIB)),
             next_call: AtomicU64::new(1),
-            payloads: Semaphore::new(PAYLOADS_SOUGHT),
+            payloads: Arc::new(Semaphore::new(PAYLOADS_SOUGHT)),
             connections,
             clock,
             capabilities,
@@ -482,9 +491,9 @@ impl Broker {
     /// The payload of a task that is in the store alone; none: the task has ended meanwhile. The core does not hear of
     /// it: who looks at a task must not bring it into memory.
     pub async fn stored_payload(&self, task: TaskId) -> Result<Option<Payload>, Gone> {
-        let _permit = self.inner.payloads.acquire().await.map_err(|_| Gone)?;
+        let _place = self.inner.payloads.clone().acquire_owned().await.map_err(|_| Gone)?;
         let (answer, wait) = oneshot::channel();
-        self.send(&mut vec![Item::Payload(task, answer)], 0).await?;
+        self.send(&mut vec![Item::Payload(task, Seeker { answer, _place })], 0).await?;
         wait.await.map_err(|_| Gone)
     }
 
@@ -548,4 +557,27 @@ pub fn submit_command(
     };
     let task = TaskId::generate();
     Ok((task, move |origin| Command::Submit { origin, access, task, run_at, submit }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn whoever_goes_leaves_the_place_to_the_payload_that_is_on_its_way() {
+        let capabilities = Capabilities { name: "none", durable: false };
+        let (broker, mut inbox, _questions) = Broker::new(Clock::start(), Arc::default(), capabilities);
+        for nth in 0..PAYLOADS_SOUGHT + 2 {
+            let asked = broker.stored_payload(TaskId(nth as u128));
+            // It is asked for, or waits for a place; and nobody waits for the answer.
+            assert!(tokio::time::timeout(Duration::ZERO, asked).await.is_err());
+        }
+        let mut waiting = Vec::new();
+        while let Ok(batch) = inbox.try_recv() {
+            waiting.push(batch);
+        }
+        assert_eq!((waiting.len(), broker.inner.payloads.available_permits()), (PAYLOADS_SOUGHT, 0));
+        drop(waiting);
+        assert_eq!(broker.inner.payloads.available_permits(), PAYLOADS_SOUGHT);
+    }
 }

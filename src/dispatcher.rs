@@ -4,10 +4,10 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use taskyard_proto::{CloseCode, Payload, Response, RoomMessage, ServerMessage, TaskId};
-use tokio::sync::{mpsc, oneshot, watch};
+use taskyard_proto::{CloseCode, Response, RoomMessage, ServerMessage, TaskId};
+use tokio::sync::{mpsc, watch};
 
-use crate::broker::{Batch, Deliver, Inspection, Item, Reply, Seen, Until, Waiting};
+use crate::broker::{Batch, Deliver, Inspection, Item, Reply, Seeker, Seen, Until, Waiting};
 use crate::clock::Clock;
 use crate::connections::Connections;
 use crate::core::{CallId, Command, Effects, Fetched, Output, SessionId, Shard, Time};
@@ -56,7 +56,7 @@ pub struct Dispatcher<E> {
     /// requests that wait for them.
     looked: VecDeque<(u64, Deliver)>,
     /// Who looks at a task whose payload is on its way from the store: few at a time, which the broker's handle sees to.
-    sought: HashMap<TaskId, Vec<oneshot::Sender<Option<Payload>>>>,
+    sought: HashMap<TaskId, Vec<Seeker>>,
     mail: Mail,
     /// Nothing expires before.
     hold_until: Option<Instant>,
@@ -311,12 +311,12 @@ impl<E: Engine> Dispatcher<E> {
                     self.sort_outputs();
                     self.mail.add(session, response.into());
                 }
-                Item::Payload(task, answer) => {
+                Item::Payload(task, seeker) => {
                     let seekers = self.sought.entry(task).or_default();
                     if seekers.is_empty() {
                         self.fx.fetch.push(task);
                     }
-                    seekers.push(answer);
+                    seekers.push(seeker);
                 }
             }
         }
@@ -330,7 +330,7 @@ impl<E: Engine> Dispatcher<E> {
         for Fetched { task, payload } in fetched {
             for seeker in self.sought.remove(task).into_iter().flatten() {
                 // Whoever asked may have gone.
-                let _ = seeker.send(payload.clone());
+                let _ = seeker.answer.send(payload.clone());
             }
         }
     }

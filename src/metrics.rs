@@ -12,7 +12,7 @@ use taskyard_proto::{CloseCode, TaskState};
 
 use self::families::{Families, Labels, label};
 use crate::auth::Authority;
-use crate::broker::{Broker, Gone};
+use crate::broker::{Broker, Gone, Seen};
 use crate::core::Refusals;
 use crate::core::queue::Tally;
 use crate::core::sample::{QueueSample, Sample};
@@ -163,7 +163,8 @@ impl Metrics {
         {
             self.refusals.with_label_values(&[reason.as_str()]).inc_by(now.saturating_sub(seen));
         }
-        *seen = now;
+        // Of two scrapes at once the older look may come last: what it did not see yet is not counted again.
+        *seen = Refusals { forbidden: seen.forbidden.max(now.forbidden), quota: seen.quota.max(now.quota) };
     }
 
     /// The configuration was read again, or could not be.
@@ -241,12 +242,15 @@ impl Metrics {
     }
 
     /// Looks at the broker: what the core counts itself costs nothing until somebody does.
-    pub async fn look(&self, broker: &Broker) -> Result<(Sample, Footprint, Hops), Gone> {
-        let (sample, footprint, mut hops) = broker
-            .inspect_now(|seen| (seen.shard.sample(seen.now), seen.footprint, seen.hops.clone()))
-            .await?;
-        hops.add_sent(&self.sent);
-        Ok((sample, footprint, hops))
+    pub async fn look(&self, broker: &Broker) -> Result<Counted, Gone> {
+        let look = |seen: Seen<'_>| {
+            let began = Instant::now();
+            let (sample, hops) = (seen.shard.sample(seen.now), seen.hops.clone());
+            Counted { sample, footprint: seen.footprint, hops, took: began.elapsed() }
+        };
+        let mut counted = broker.inspect_now(look).await?;
+        counted.hops.add_sent(&self.sent);
+        Ok(counted)
     }
 
     /// What times the log's syncs.
@@ -254,24 +258,36 @@ impl Metrics {
         SyncTimer { sync: self.log_sync.clone(), batch: self.log_batch.clone(), began: Instant::now() }
     }
 
-    /// The whole in Prometheus' text format.
-    pub async fn text(&self, broker: &Broker) -> Result<String, Gone> {
-        let (sample, footprint, hops) = self.look(broker).await?;
+    /// The whole in Prometheus' text format, with what the process takes.
+    pub async fn text(&self, broker: &Broker, counted: &Counted, usage: Option<Usage>) -> String {
+        let Counted { sample, footprint, hops, .. } = counted;
         self.take_refusals(sample.refusals);
-        let usage = tokio::task::spawn_blocking(Usage::now).await.ok().flatten();
         let room = self.room().await;
         let mut families = Families::from(self.registry.gather());
         about(broker, &mut families);
-        queue_metrics(&sample, &hops, &mut families);
-        state_metrics(&sample, &mut families);
-        log_metrics(&footprint, &mut families);
+        queue_metrics(sample, hops, &mut families);
+        state_metrics(sample, &mut families);
+        log_metrics(footprint, &mut families);
         socket_metrics(broker, &mut families);
         self.doors_metrics(&mut families);
         system_metrics(usage, room, &mut families);
         let mut text = Vec::new();
         TextEncoder::new().encode(&families.sorted(), &mut text).expect("writing to memory does not fail");
-        Ok(String::from_utf8(text).expect("the text format is UTF-8"))
+        String::from_utf8(text).expect("the text format is UTF-8")
     }
+}
+
+/// What was counted until a moment, beside what sockets and the log count themselves.
+#[derive(Debug)]
+pub struct Counted {
+    /// The core.
+    pub sample: Sample,
+    /// What the engine takes on its medium.
+    pub footprint: Footprint,
+    /// How long tasks took.
+    pub hops: Hops,
+    /// For how long the dispatcher was kept from its work by that.
+    pub took: Duration,
 }
 
 /// Why somebody was refused something.
@@ -638,6 +654,16 @@ mod tests {
         assert_eq!(metrics.room().await, None);
         drop(hangs);
         assert!(metrics.room().await.is_some());
+    }
+
+    #[test]
+    fn of_two_scrapes_at_once_the_older_look_counts_nothing_again() {
+        let metrics = Metrics::new();
+        let counted = || metrics.refusals.with_label_values(&["forbidden"]).get();
+        for (forbidden, all) in [(3, 3), (10, 10), (7, 10), (11, 11)] {
+            metrics.take_refusals(Refusals { forbidden, quota: 0 });
+            assert_eq!(counted(), all);
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::fs::OpenOptions;
 use std::io::{self, Write as _};
 use std::path::{Path as FilePath, PathBuf};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,7 @@ use crate::server::Server;
 #[command(
     after_help = "Without --url it runs a broker of its own for so long, on a store that is removed in the end. \
 Producer, worker and broker then share this machine. With --url it takes the permissions submit, consume and observe \
-on the queue taskyard-bench, which is empty again in the end."
+on the queue taskyard-bench, which is empty again in the end, also of one that is interrupted."
 )]
 pub(super) struct Args {
     /// Measure this broker [default: one of its own]
@@ -206,19 +206,29 @@ impl Drop for Scratch {
 }
 
 async fn measure(args: &Args) -> Result<Found, Failed> {
+    // From here on: what is made must be removed.
+    let signal = interrupted();
+    let stop = &Stop::default();
     if let Some(url) = &args.url {
         let mut remote = Remote::at(url);
         remote.token = std::env::var("TASKYARD_TOKEN").ok();
         remote.certificates = args.certificates.clone();
-        return uninterrupted(load(args, &remote, url.clone(), None)).await;
+        return uninterrupted(signal, stop, load(args, &remote, url.clone(), None, stop)).await;
     }
     let scratch = Scratch::make(&args.data_dir)?;
-    let place = scratch.0.clone();
-    let disk = tokio::task::spawn_blocking(move || syncs(&place));
+    // The store is closed before it is removed, also where somebody has enough of it.
+    uninterrupted(signal, stop, own(args, &scratch, stop)).await
+}
+
+/// Measures a broker of its own, and the disk.
+async fn own(args: &Args, scratch: &Scratch, stop: &Stop) -> Result<Found, Failed> {
+    let (place, stopped) = (scratch.0.clone(), stop.clone());
+    let disk = tokio::task::spawn_blocking(move || syncs(&place, &stopped));
     let disk = disk
         .await
         .map_err(Failed::other)?
         .map_err(|error| Failed::other(format!("cannot write in {}: {error}", scratch.0.display())))?;
+    stop.check()?;
     let mut values = Values::default();
     let directory = scratch.0.join("data");
     let given = [("listen", "127.0.0.1:0"), ("data_dir", &directory.display().to_string())];
@@ -228,28 +238,55 @@ async fn measure(args: &Args) -> Result<Found, Failed> {
     let mut server = Server::start(&values.resolve().map_err(Failed::other)?).await?;
     let url = format!("http://{}", server.address());
     let words = format!("A broker of its own, engine embedded, in {}", args.data_dir.display());
-    // The store is closed before it is removed, also where somebody has enough of it.
-    let found = uninterrupted(load(args, &Remote::at(&url), words, Spread::of(disk))).await;
+    let found = load(args, &Remote::at(&url), words, Spread::of(disk), stop).await;
     server.stop_now();
     server.ended().await?;
     found
 }
 
-async fn uninterrupted(measuring: impl Future<Output = Result<Found, Failed>>) -> Result<Found, Failed> {
+/// Set once somebody has enough of it: no more tasks are submitted, and those that were are done.
+#[derive(Debug, Clone, Default)]
+struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn check(&self) -> Result<(), Failed> {
+        match self.is_set() {
+            true => Err(Failed::other("interrupted: nothing was measured to the end")),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Measures until a signal says to stop, which leaves nothing behind; a second one does not wait for that.
+async fn uninterrupted(
+    signal: impl Future<Output = ()>,
+    stop: &Stop,
+    measuring: impl Future<Output = Result<Found, Failed>>,
+) -> Result<Found, Failed> {
+    let twice = async {
+        signal.await;
+        let second = interrupted();
+        stop.0.store(true, Ordering::Relaxed);
+        second.await;
+    };
     tokio::select! {
         found = measuring => found,
-        () = interrupted() => Err(Failed::other("interrupted: nothing was measured to the end")),
+        () = twice => Err(Failed::other("interrupted twice: something may be left behind")),
     }
 }
 
 /// How long the disk takes to hold a block for good, in microseconds; in a file that has its length already, as the log's.
-fn syncs(directory: &FilePath) -> io::Result<Vec<u64>> {
+fn syncs(directory: &FilePath, stop: &Stop) -> io::Result<Vec<u64>> {
     let mut file = OpenOptions::new().create_new(true).write(true).open(directory.join("sync"))?;
     file.write_all(&vec![0; BLOCK * SYNCS])?;
     file.sync_all()?;
     io::Seek::rewind(&mut file)?;
     let (begin, mut took) = (Instant::now(), Vec::with_capacity(SYNCS));
-    while took.len() < SYNCS && begin.elapsed() < SYNC_TIME {
+    while took.len() < SYNCS && begin.elapsed() < SYNC_TIME && !stop.is_set() {
         file.write_all(&[1; BLOCK])?;
         let at = Instant::now();
         file.sync_data()?;
@@ -293,7 +330,13 @@ impl Seen {
     }
 }
 
-async fn load(args: &Args, remote: &Remote, place: String, disk: Option<Spread>) -> Result<Found, Failed> {
+async fn load(
+    args: &Args,
+    remote: &Remote,
+    place: String,
+    disk: Option<Spread>,
+    stop: &Stop,
+) -> Result<Found, Failed> {
     let queue = QueueName::parse(QUEUE).expect("it is a name");
     let options = || Ok::<ClientOptions, Failed>(remote.options()?.batch(true).window(WINDOW));
     let producer = Client::connect(options()?).await.map_err(|error| remote.unreachable(&error))?;
@@ -305,17 +348,19 @@ async fn load(args: &Args, remote: &Remote, place: String, disk: Option<Spread>)
     };
     let (gentle, (delivered, accepted)) = {
         let part = Part::begin(options()?, &queue, true);
-        let accepted = gently(&producer, &part.seen, submit, args.time).await;
+        let accepted = gently(&producer, &part.seen, submit, args.time, stop).await;
         let seen = part.end().await?;
         let took = std::mem::take(&mut *seen.took.lock().unwrap_or_else(PoisonError::into_inner));
         (seen.done.load(Ordering::Relaxed), (took, accepted?))
     };
+    stop.check()?;
     if gentle == 0 {
         return Err(Failed::other("no task came to the worker: is the queue taskyard-bench paused?"));
     }
     let part = Part::begin(options()?, &queue, false);
-    let full = at_full_speed(&producer, &part.seen, submit, args.time).await;
+    let full = at_full_speed(&producer, &part.seen, submit, args.time, stop).await;
     part.end().await?;
+    stop.check()?;
     let (tasks, seconds) = full?;
     producer.close().await;
     let none = || Failed::other("nothing was measured: give it more time");
@@ -423,10 +468,11 @@ async fn gently(
     seen: &Seen,
     submit: impl Fn(&Seen) -> Submit,
     time: Duration,
+    stop: &Stop,
 ) -> Result<Vec<u64>, Failed> {
     let mut tick = tokio::time::interval(Duration::from_secs(1) / GENTLE_PER_S);
     let (begin, mut took) = (Instant::now(), Vec::new());
-    while begin.elapsed() < time {
+    while begin.elapsed() < time && !stop.is_set() {
         tick.tick().await;
         take_place(seen).await?;
         let at = Instant::now();
@@ -442,6 +488,7 @@ async fn at_full_speed(
     seen: &Arc<Seen>,
     submit: impl Fn(&Seen) -> Submit,
     time: Duration,
+    stop: &Stop,
 ) -> Result<(u64, f64), Failed> {
     let (receipts, mut answered) = mpsc::channel::<Receipt>(WINDOW);
     let answers = tokio::spawn(async move {
@@ -452,7 +499,7 @@ async fn at_full_speed(
     });
     let begin = Instant::now();
     let mut from = None;
-    while begin.elapsed() < WARM_UP + time {
+    while begin.elapsed() < WARM_UP + time && !stop.is_set() {
         if from.is_none() && begin.elapsed() >= WARM_UP {
             from = Some((Instant::now(), seen.done.load(Ordering::Relaxed)));
         }
@@ -514,7 +561,7 @@ mod tests {
     fn the_disk_is_asked_and_the_place_left_as_it_was() {
         let parent = tempfile::tempdir().expect("there is a place for tests");
         let scratch = Scratch::make(parent.path()).expect("it can be written");
-        let took = syncs(&scratch.0).expect("it can be written");
+        let took = syncs(&scratch.0, &Stop::default()).expect("it can be written");
         assert!(!took.is_empty());
         drop(scratch);
         assert_eq!(std::fs::read_dir(parent.path()).expect("it is there").count(), 0);

@@ -285,21 +285,27 @@ fn start_logging() {
     }
 }
 
-/// Completes at SIGINT or SIGTERM.
-async fn interrupted() {
+/// Completes at SIGINT or SIGTERM, of which none is missed from the call on.
+fn interrupted() -> impl Future<Output = ()> {
     use tokio::signal::unix::{SignalKind, signal};
-    let wait = |kind| async move {
-        match signal(kind) {
-            Ok(mut signal) => {
-                signal.recv().await;
+    let wait = |kind| {
+        let signal = signal(kind);
+        async move {
+            match signal {
+                Ok(mut signal) => {
+                    signal.recv().await;
+                }
+                // Without a handler the signal ends the process by itself.
+                Err(_) => std::future::pending().await,
             }
-            // Without a handler the signal ends the process by itself.
-            Err(_) => std::future::pending().await,
         }
     };
-    tokio::select! {
-        () = wait(SignalKind::interrupt()) => {}
-        () = wait(SignalKind::terminate()) => {}
+    let (interrupt, terminate) = (wait(SignalKind::interrupt()), wait(SignalKind::terminate()));
+    async move {
+        tokio::select! {
+            () = interrupt => {}
+            () = terminate => {}
+        }
     }
 }
 

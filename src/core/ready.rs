@@ -476,14 +476,14 @@ impl ReadyList {
     }
 
     /// The oldest of what still `waits`, over all priorities. Entries that came in order wait the longer the earlier they
-    /// stand; of those that came back the first [`OLDEST_OF`] are looked at, and of each fair key the first.
+    /// stand; of those that came back the first [`OLDEST_OF`] are looked at, and of as many fair keys the first.
     pub(super) fn oldest<T: Ord>(&self, mut waits: impl FnMut(Entry) -> Option<T>) -> Option<T> {
         let mut oldest: Option<T> = None;
         for level in &self.levels {
             let fresh = level.fresh.iter().find_map(&mut waits);
             let returned = entries(&level.returned).filter_map(&mut waits).take(OLDEST_OF).min();
             oldest = [oldest, fresh, returned].into_iter().flatten().min();
-            for list in level.fair_lists() {
+            for list in level.fair_lists().take(OLDEST_OF) {
                 oldest = [oldest, entries(list).find_map(&mut waits)].into_iter().flatten().min();
             }
         }

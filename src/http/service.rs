@@ -106,8 +106,10 @@ pub(super) async fn metrics(State(app): State<App>, Extension(identity): Caller)
     if let Err(error) = allowed_everywhere(&app, &identity, Action::Observe, "read metrics") {
         return body::refused(Encoding::Json, error);
     }
-    match app.metrics.text(&app.broker).await {
-        Ok(text) => {
+    // As whoever observes looks, so that many who scrape at once are one look.
+    match app.sockets.overviews.fresh().await {
+        Ok(look) => {
+            let text = app.metrics.text(&app.broker, &look.counted, look.process).await;
             ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
         }
         Err(gone) => body::refused(Encoding::Json, gone.error()),

@@ -17,6 +17,7 @@ use sha2::{Digest as _, Sha256};
 use taskyard_proto::{Encoding, Error, ErrorCode};
 
 use super::body;
+use super::request::Segment;
 
 /// Only files of this broker, no script or style in the page itself, nobody may frame it, and it speaks to nobody
 /// else. The icon is in the page.
@@ -101,11 +102,15 @@ fn has(list: &HeaderValue, tag: &str) -> bool {
 fn takes_gzip(asked: &HeaderMap) -> bool {
     let codings =
         asked.get(header::ACCEPT_ENCODING).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    codings.split(',').any(|coding| {
-        let (name, weight) = coding.split_once(';').unwrap_or((coding, ""));
-        let refused = weight.trim().strip_prefix("q=").is_some_and(|q| q.parse() == Ok(0.0_f32));
-        matches!(name.trim(), "gzip" | "*") && !refused
-    })
+    let taken = |wanted: &str| {
+        codings.split(',').find_map(|coding| {
+            let (name, weight) = coding.split_once(';').unwrap_or((coding, ""));
+            let refused = weight.trim().strip_prefix("q=").is_some_and(|q| q.parse() == Ok(0.0_f32));
+            (name.trim() == wanted).then_some(!refused)
+        })
+    };
+    // The star is for those that are not named.
+    taken("gzip").or_else(|| taken("*")).unwrap_or(false)
 }
 
 /// Whether a browser asks, for a page.
@@ -120,8 +125,10 @@ pub(super) fn page(asked: &HeaderMap) -> Response {
 }
 
 /// What the page is made with.
-pub(super) async fn file(Path(name): Path<String>, asked: HeaderMap) -> Response {
-    match OTHERS.iter().find(|file| file.name == name) {
+pub(super) async fn file(name: Segment, asked: HeaderMap) -> Response {
+    // What is no text names no file either.
+    let name = name.ok().map(|Path(name)| name);
+    match OTHERS.iter().find(|file| Some(file.name) == name.as_deref()) {
         Some(file) => file.send(&asked),
         None => {
             let text =
@@ -149,6 +156,8 @@ mod tests {
             ("identity", false),
             ("gzip;q=0", false),
             ("gzip;q=0.000", false),
+            ("*, gzip;q=0", false),
+            ("*;q=0, gzip", true),
             ("x-gzipped", false),
         ] {
             assert_eq!(takes_gzip(&asked(header::ACCEPT_ENCODING, codings)), packed, "{codings}");

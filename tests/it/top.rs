@@ -149,3 +149,30 @@ fn a_bench_of_a_broker_leaves_its_queue_empty() {
     assert!(output.err.contains("is in use, with 1 task and 0 workers"), "{output:?}");
     assert_eq!(broker.count("taskyard-bench", "queued"), 1);
 }
+
+#[test]
+fn a_bench_that_is_interrupted_leaves_nothing_behind_either() {
+    let place = tempfile::tempdir().unwrap();
+    let directory = place.path().to_str().unwrap();
+    let bench = Child::of(&mut command(&["bench", "--time", "60s", "--data-dir", directory]));
+    until("it to begin", || std::fs::read_dir(place.path()).unwrap().next().map(|_| ()));
+    bench.signal("INT");
+    let output = bench.output();
+    assert_eq!(output.code, Some(1), "{output:?}");
+    assert!(output.err.contains("interrupted"), "{output:?}");
+    assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0);
+    let broker = Broker::start();
+    let mut command = broker.command(&["bench", "--time", "1s", "--url", &broker.url()]);
+    let bench = Child::of(&mut command);
+    // So many only at full speed, where most are under way.
+    until("it to be at full speed", || {
+        let answer = broker.get("/v1/queues/taskyard-bench");
+        (answer.status == 200 && answer.json()["counts"]["done"].as_u64()? > 1000).then_some(())
+    });
+    bench.signal("TERM");
+    let output = bench.output();
+    assert_eq!(output.code, Some(1), "{output:?}");
+    for state in ["queued", "leased", "scheduled", "retrying", "dead", "expired", "cancelled"] {
+        assert_eq!(broker.count("taskyard-bench", state), 0, "{state}");
+    }
+}

@@ -63,6 +63,7 @@ fn each_file_is_served_plain_and_packed_and_once() {
     assert!(packed_bytes <= PACKED_BYTES_MAX, "{packed_bytes} bytes");
     get(&broker, "/ui/app.exe", "").is_error(404, "not_found");
     get(&broker, "/ui/..%2fCargo.toml", "").is_error(404, "not_found");
+    get(&broker, "/ui/%ff", "").is_error(404, "not_found");
 }
 
 #[test]

@@ -128,15 +128,20 @@ impl Watch {
     }
 
     /// Asks for samples: on each connection anew.
-    async fn observe(&self) -> Result<(), Failed> {
-        match self.client.request(self.wish.clone()).await {
-            Ok(_) => Ok(()),
-            Err(RequestError::Refused(error)) if error.code == ErrorCode::UnknownType => Err(Failed::other(
-                "the broker is too old to be observed: `taskyard status` shows what it tells",
-            )),
-            // The next connection asks again.
-            Err(RequestError::Disconnected(_)) => Ok(()),
-            Err(error) => Err(Failed::other(error)),
+    fn observe(&self) -> impl Future<Output = Result<(), Failed>> + Send + use<> {
+        let (client, wish) = (self.client.clone(), self.wish.clone());
+        async move {
+            match client.request(wish).await {
+                Ok(_) => Ok(()),
+                Err(RequestError::Refused(error)) if error.code == ErrorCode::UnknownType => {
+                    Err(Failed::other(
+                        "the broker is too old to be observed: `taskyard status` shows what it tells",
+                    ))
+                }
+                // The next connection asks again.
+                Err(RequestError::Disconnected(_)) => Ok(()),
+                Err(error) => Err(Failed::other(error)),
+            }
         }
     }
 
@@ -201,9 +206,11 @@ struct Screen(DefaultTerminal);
 
 impl Screen {
     fn open() -> Result<Screen, Failed> {
-        ratatui::try_init()
-            .map(Screen)
-            .map_err(|error| Failed::other(format!("cannot use this terminal: {error}; see --once")))
+        ratatui::try_init().map(Screen).map_err(|error| {
+            // Half of it may be done: keys that are not shown, most likely.
+            ratatui::restore();
+            Failed::other(format!("cannot use this terminal: {error}; see --once"))
+        })
     }
 }
 
@@ -224,6 +231,7 @@ async fn screen(args: &Args, watch: &mut Watch) -> Result<(), Failed> {
     let mut screen = Screen::open()?;
     let mut keys = keys();
     let (answer, mut answers) = mpsc::channel::<Answer>(EVENTS_MAX);
+    let (refused, mut refusals) = mpsc::channel::<Failed>(1);
     let mut state = State::new(&args.remote.url, args.every.get());
     let theme = Theme { colours: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) };
     let mut tick = tokio::time::interval(TICK);
@@ -255,7 +263,13 @@ async fn screen(args: &Args, watch: &mut Watch) -> Result<(), Failed> {
                     News::Up => {
                         heard = Instant::now();
                         state.link = Link::Up;
-                        watch.observe().await?;
+                        // Keys are read meanwhile: the broker may hang.
+                        let (observe, refused) = (watch.observe(), refused.clone());
+                        tokio::spawn(async move {
+                            if let Err(failed) = observe.await {
+                                let _ = refused.send(failed).await;
+                            }
+                        });
                     }
                     News::Down(why) => state.link = Link::Down { why },
                     News::Ended(_) => {}
@@ -266,6 +280,7 @@ async fn screen(args: &Args, watch: &mut Watch) -> Result<(), Failed> {
                 asked -= usize::from(!matches!(answered, Answer::Paused(..)));
                 show(&mut state, answered)
             }
+            Some(failed) = refusals.recv() => return Err(failed),
             _ = tick.tick() => None,
         };
         match ask {
