@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::clock::Clock;
 use crate::connections::Connections;
-use crate::core::view::{Cursor, TaskView};
+use crate::core::view::{Cursor, QueueView, TaskView};
 use crate::core::{
     Access, CallId, Command, Manage, Origin, Pull, Report, SessionId, Shard, TaskFilter, Time,
 };
@@ -25,6 +25,8 @@ pub const INBOX_BATCHES: usize = 1024;
 pub const INBOX_KIB: usize = 64 << 10;
 /// What an item takes beside its payload, rounded up.
 const ITEM_BYTES: usize = 400;
+/// Queues that are looked at in one go: some tens of microseconds.
+const QUEUES_A_LOOK: usize = 128;
 /// Questions that may wait for the dispatcher.
 pub const INSPECTIONS: usize = 64;
 /// Messages that may wait for an HTTP request: `accepted` and `finished`, with room to spare.
@@ -413,6 +415,25 @@ impl Broker {
                 "the broker gave an answer that does not fit: report this",
             )),
         })
+    }
+
+    /// All queues, in order of their making. What is seen is durable when it is told.
+    ///
+    /// Looks at them in slices, so that very many do not hold up those who work.
+    pub async fn list_queues(&self) -> Result<Vec<QueueView>, Gone> {
+        let mut found = Vec::new();
+        loop {
+            let skip = found.len();
+            let look = move |seen: Seen<'_>| seen.shard.some_queue_views(skip, QUEUES_A_LOOK, seen.now);
+            let some = self.inspect_now(look).await?;
+            let over = some.len() < QUEUES_A_LOOK;
+            found.extend(some);
+            if over {
+                // Behind all that was seen.
+                self.inspect(|_| ()).await?;
+                return Ok(found);
+            }
+        }
     }
 
     /// A queue's tasks that a filter lets through, finished ones that are kept included, in order of their ids, which

@@ -308,6 +308,11 @@ impl Shard {
         self.queues.iter().map(|(_, queue)| self.view_of(queue, now)).collect()
     }
 
+    /// As [`queue_views`](Self::queue_views), but the first `skip`, and at most so many. A queue keeps its place.
+    pub fn some_queue_views(&self, skip: usize, count: usize, now: Time) -> Vec<QueueView> {
+        self.queues.iter().skip(skip).take(count).map(|(_, queue)| self.view_of(queue, now)).collect()
+    }
+
     fn view_of(&self, queue: &Queue, now: Time) -> QueueView {
         let subscriptions =
             || queue.subscribers.values().filter_map(|key| self.subscriptions.get(key.0 as usize));

@@ -52,12 +52,14 @@ pub(super) async fn queues(
     if let Err(error) = may_list(&app, &identity) {
         return body::refused(body::answer_encoding(&headers), error);
     }
-    let grants = identity.grants.clone();
-    show(&app, StatusCode::OK, body::answer_encoding(&headers), move |seen| {
-        let all = seen.shard.queue_views(seen.now);
-        Ok(view::queues(all.iter().filter(|view| grants.may(Action::Observe, view.queue.as_str()))))
-    })
-    .await
+    let encoding = body::answer_encoding(&headers);
+    match app.broker.list_queues().await {
+        Ok(all) => {
+            let seen = all.iter().filter(|view| identity.grants.may(Action::Observe, view.queue.as_str()));
+            body::document(StatusCode::OK, encoding, &view::queues(seen))
+        }
+        Err(gone) => body::refused(encoding, gone.error()),
+    }
 }
 
 /// A queue

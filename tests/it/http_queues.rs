@@ -306,3 +306,23 @@ fn queues_are_managed_by_who_may_manage_them() {
     broker.by(&manages).send("PUT", "/v1/queues/new", &json!({})).is_error(403, "forbidden");
     until("the list", || (broker.admin().names("queues") == ["q"]).then_some(()));
 }
+
+/// They are looked at in slices.
+#[test]
+fn many_queues_are_listed_each_once_in_order_of_their_making() {
+    let broker = Broker::in_memory();
+    let listed = || -> Vec<String> {
+        let queues = broker.get("/v1/queues").json()["queues"].take();
+        queues.as_array().unwrap().iter().map(|q| q["queue"].as_str().unwrap().to_owned()).collect()
+    };
+    assert!(listed().is_empty());
+    // A slice that is full, and one more than that.
+    let mut names = Vec::new();
+    for more in [128, 1, 300] {
+        let some: Vec<String> = (0..more).map(|nth| format!("q{}", names.len() + nth)).collect();
+        let tasks: Vec<Value> = some.iter().map(|queue| json!({"queue": queue, "payload": null})).collect();
+        assert_eq!(broker.post("/v1/tasks", &json!(tasks)).status, 200);
+        names.extend(some);
+        assert_eq!(listed(), names);
+    }
+}
