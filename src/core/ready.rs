@@ -601,6 +601,21 @@ mod tests {
     }
 
     #[test]
+    fn of_those_that_came_back_a_later_one_may_wait_longest() {
+        let mut list = ReadyList::default();
+        for seq in [10, 3, 5] {
+            list.push(4, entry(seq), None);
+        }
+        let since = |entry: Entry| match entry.seq {
+            3 => Some(50),
+            5 => Some(20),
+            _ => Some(100),
+        };
+        assert_eq!(list.oldest(since), Some(20));
+        assert_eq!(list.oldest(|entry| since(entry).filter(|_| entry.seq != 5)), Some(50));
+    }
+
+    #[test]
     fn what_comes_up_is_what_will_be_taken_in_that_order() {
         use rand::rngs::SmallRng;
         use rand::{RngExt as _, SeedableRng as _};
