@@ -86,8 +86,6 @@ impl QueueSample {
 /// The broker in numbers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sample {
-    /// When it was taken.
-    pub now: Time,
     /// All queues, in order of their making.
     pub queues: Vec<QueueSample>,
     /// Connected sessions with the numbers of the queues that they take from, one by one.
@@ -133,7 +131,6 @@ impl Shard {
                 .is_some_and(|session| session.pull.is_none() && session.away_until.is_none())
         };
         Sample {
-            now,
             queues: self.queues.iter().map(|(_, queue)| self.sample_of(queue, now)).collect(),
             working: self
                 .subscriptions

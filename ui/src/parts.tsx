@@ -339,6 +339,30 @@ export function Field({
   );
 }
 
+/** A field for a whole number, which may be left empty. */
+export function whole(
+  name: string,
+  label: string,
+  value: unknown,
+  hint: ComponentChildren,
+  min: number,
+  max: number,
+) {
+  const text = value === undefined || value === null ? "" : String(value);
+  return (
+    <Field
+      label={label}
+      name={name}
+      type="number"
+      min={min}
+      max={max}
+      step="1"
+      hint={hint}
+      defaultValue={text}
+    />
+  );
+}
+
 /** The options of a select. */
 export function options(chosen: string, list: [string, string][]) {
   return list.map(([word, name]) => (
@@ -733,6 +757,32 @@ export function Table<Row>({
         ))}
       </tbody>
     </table>
+  );
+}
+
+/** Leads through a list that comes in parts: `pages` are the marks behind which each part after the first begins. */
+export function Pager({
+  pages,
+  next,
+  turn,
+}: {
+  pages: string[];
+  next: string | null;
+  turn: (pages: string[]) => void;
+}) {
+  return (
+    <div class="pages">
+      {pages.length > 0 && (
+        <button type="button" onClick={() => turn(pages.slice(0, -1))}>
+          Page before
+        </button>
+      )}
+      {next && (
+        <button type="button" onClick={() => turn([...pages, next])}>
+          Next page
+        </button>
+      )}
+    </div>
   );
 }
 

@@ -3,7 +3,20 @@
 import { useEffect, useMemo, useState } from "preact/hooks";
 import { call, path, query, usePoll } from "../api";
 import { count, plural, span } from "../format";
-import { ask, attempt, Dialog, Empty, Field, Form, Head, Loaded, note, Table, type Column } from "../parts";
+import {
+  ask,
+  attempt,
+  Dialog,
+  Empty,
+  Field,
+  Form,
+  Head,
+  Loaded,
+  note,
+  Pager,
+  Table,
+  type Column,
+} from "../parts";
 import { route, to } from "../route";
 import { may } from "../session";
 import { useStore } from "../store";
@@ -265,18 +278,7 @@ function OfQueue({ queue }: { queue: string }) {
                 chosen={manage ? { ids: chosen, set: setChosen } : undefined}
               />
             )}
-            <div class="pages">
-              {pages.length > 0 && (
-                <button type="button" onClick={() => setPages(pages.slice(0, -1))}>
-                  Page before
-                </button>
-              )}
-              {next && (
-                <button type="button" onClick={() => setPages([...pages, next])}>
-                  Next page
-                </button>
-              )}
-            </div>
+            <Pager pages={pages} next={next} turn={setPages} />
           </>
         )}
       </Loaded>

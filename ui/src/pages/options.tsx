@@ -1,7 +1,7 @@
 // The options of a submit, for the console and for schedules.
 
 import { useState } from "preact/hooks";
-import { Area, Field, Given, options } from "../parts";
+import { Area, Field, Given, options, whole } from "../parts";
 
 const NUMBERS = ["priority", "delay_ms", "ttl_ms", "ack_timeout_ms", "timeout_ms", "max_attempts"];
 const TEXTS = ["assign", "sticky_key", "order_key", "fair_key", "dedup_id"];
@@ -35,18 +35,8 @@ export function SubmitOptions({
   const headers = Object.entries((was["headers"] ?? {}) as Record<string, string>).map(
     ([key, value]) => `${key}=${value}`,
   );
-  const whole = (name: string, label: string, hint: string, min: number, max: number) => (
-    <Field
-      label={label}
-      name={name}
-      type="number"
-      min={min}
-      max={max}
-      step="1"
-      hint={hint}
-      defaultValue={text(name)}
-    />
-  );
+  const own = (name: string, label: string, hint: string, min: number, max: number) =>
+    whole(name, label, was[name], hint, min, max);
   return (
     <>
       <fieldset>
@@ -101,8 +91,8 @@ export function SubmitOptions({
       </fieldset>
       <fieldset>
         <legend>When</legend>
-        {whole("priority", "Priority", "0 to 9. Empty: the queue's, else 4", 0, 9)}
-        {whole("delay_ms", "Delay, ms", "Before it is queued", 0, 31_536_000_000)}
+        {own("priority", "Priority", "0 to 9. Empty: the queue's, else 4", 0, 9)}
+        {own("delay_ms", "Delay, ms", "Before it is queued", 0, 31_536_000_000)}
         {once && (
           <Field
             label="Run at"
@@ -112,7 +102,7 @@ export function SubmitOptions({
             hint="In this computer's time zone"
           />
         )}
-        {whole("ttl_ms", "Of use for, ms", "Then expired. Empty: for ever", 1, 31_536_000_000)}
+        {own("ttl_ms", "Of use for, ms", "Then expired. Empty: for ever", 1, 31_536_000_000)}
         <Field
           label="Order key"
           name="order_key"
@@ -131,9 +121,9 @@ export function SubmitOptions({
       </fieldset>
       <fieldset>
         <legend>Attempts</legend>
-        {whole("ack_timeout_ms", "Ack timeout, ms", "Empty: the queue's, else 30000", 100, 86_400_000)}
-        {whole("timeout_ms", "Run limit, ms", "Empty: none", 100, 86_400_000)}
-        {whole("max_attempts", "Attempts", "Empty: the queue's, else 5", 1, 1000)}
+        {own("ack_timeout_ms", "Ack timeout, ms", "Empty: the queue's, else 30000", 100, 86_400_000)}
+        {own("timeout_ms", "Run limit, ms", "Empty: none", 100, 86_400_000)}
+        {own("max_attempts", "Attempts", "Empty: the queue's, else 5", 1, 1000)}
         <Field
           label="First back-off, ms"
           name="initial_ms"

@@ -18,6 +18,7 @@ import {
   Section,
   Table,
   Tile,
+  whole,
 } from "../parts";
 import { Plot } from "../plot";
 import { to } from "../route";
@@ -33,25 +34,6 @@ function SettingsForm({ queue, onDone }: { queue: Queue; onDone: () => void }) {
   const aged = settings.order === "strict" ? null : settings.order.aged.headstart_ms;
   const [order, setOrder] = useState(aged === null ? "strict" : "aged");
   const text = (value: number | null) => (value === null ? "" : String(value));
-  const whole = (
-    name: string,
-    label: string,
-    value: number | null,
-    hint: string,
-    min: number,
-    max: number,
-  ) => (
-    <Field
-      label={label}
-      name={name}
-      type="number"
-      min={min}
-      max={max}
-      step="1"
-      defaultValue={text(value)}
-      hint={hint}
-    />
-  );
   return (
     <Form
       class="grid"

@@ -3,7 +3,20 @@
 import { useEffect, useMemo, useState } from "preact/hooks";
 import { call, path, query, usePoll } from "../api";
 import { plural, span } from "../format";
-import { ask, attempt, Badge, Empty, Field, Form, Head, Loaded, origin, Table, type Column } from "../parts";
+import {
+  ask,
+  attempt,
+  Badge,
+  Empty,
+  Field,
+  Form,
+  Head,
+  Loaded,
+  origin,
+  Pager,
+  Table,
+  type Column,
+} from "../parts";
 import { go, route, to } from "../route";
 import { may, mayAny } from "../session";
 import { useStore } from "../store";
@@ -199,18 +212,7 @@ export function Tasks() {
                   chosen={manage || may("submit", queue) ? { ids: chosen, set: setChosen } : undefined}
                 />
               )}
-              <div class="pages">
-                {pages.length > 0 && (
-                  <button type="button" onClick={() => setPages(pages.slice(0, -1))}>
-                    Page before
-                  </button>
-                )}
-                {next && (
-                  <button type="button" onClick={() => setPages([...pages, next])}>
-                    Next page
-                  </button>
-                )}
-              </div>
+              <Pager pages={pages} next={next} turn={setPages} />
             </>
           )}
         </Loaded>
