@@ -58,6 +58,8 @@ pub struct Dispatcher<E> {
     /// Who looks at a task whose payload is on its way from the store: few at a time, which the broker's handle sees to.
     sought: HashMap<TaskId, Vec<Seeker>>,
     mail: Mail,
+    /// The engine was told that somebody waits for the operations up to here.
+    hurried: u64,
     /// Nothing expires before.
     hold_until: Option<Instant>,
     drained: Option<Instant>,
@@ -145,6 +147,7 @@ impl<E: Engine> Dispatcher<E> {
             looked: VecDeque::new(),
             sought: HashMap::new(),
             mail: Mail::default(),
+            hurried: 0,
             hold_until: None,
             drained: None,
         }
@@ -370,6 +373,12 @@ impl<E: Engine> Dispatcher<E> {
     /// Hands operations to the engine first, so that the disk works while messages go out.
     fn flush(&mut self) {
         self.engine.commit(&mut self.fx.store);
+        let looked = self.looked.back().map_or(0, |(operation, _)| *operation);
+        let awaited = self.shard.operations_awaited().max(looked);
+        if awaited > self.hurried {
+            self.hurried = self.shard.operations();
+            self.engine.hurry();
+        }
         if !self.fx.fetch.is_empty() {
             self.engine.fetch(&mut self.fx.fetch);
         }
@@ -384,6 +393,7 @@ impl<E: Engine> Dispatcher<E> {
         // What was asked to be confirmed is confirmed before the sockets end. What is said in turn is
         // for the next process to say again.
         let wanted = self.shard.operations();
+        self.engine.hurry();
         while self.shard.operations_durable() < wanted {
             match tokio::time::timeout(STOP_LIMIT, self.engine.next_event()).await {
                 Ok(Event::Stored { through }) => {

@@ -75,7 +75,7 @@ const LATE: Duration = Duration::from_secs(1);
 pub(crate) async fn run(args: Args) -> Result<(), Failed> {
     print("submit → worker, µs, from the intended send time");
     print("rate/s    server      p50      p99    p99.9      max");
-    let place = Place { dir: args.dir.clone(), credit: CREDIT, workers: 1 };
+    let place = Place { dir: args.dir.clone(), credit: CREDIT, workers: 1, acks_answered: false };
     for rate in &args.rate {
         let plan = Plan { rate: *rate, seconds: args.seconds, payload_bytes: args.payload_bytes };
         let mut medians: [Vec<f64>; 2] = [Vec::new(), Vec::new()];

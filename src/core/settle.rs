@@ -373,3 +373,65 @@ pub(super) fn lease_lost(lease: &GivenLease) -> Error {
     )
     .lease(lease)
 }
+
+#[cfg(test)]
+mod tests {
+    use taskyard_proto::message::{Credit, Hello, Submit, Subscribe, Task};
+    use taskyard_proto::{ClientMessage, QueueName, RequestId, ServerMessage, TaskId, WorkerName};
+
+    use super::*;
+    use crate::core::{Command, Config, Output, Time};
+
+    /// Who asks for an answer waits for the store, and who does not need not be waited for.
+    #[test]
+    fn only_a_settle_that_is_answered_is_awaited() {
+        let mut shard = Shard::new(Config::default());
+        let mut fx = Effects::default();
+        let session = SessionId(1);
+        let queue = QueueName::parse("q").unwrap();
+        let open = Command::Open {
+            access: None,
+            resume_key: 0,
+            join: None,
+            session,
+            hello: Box::new(Hello::empty()),
+            reference: None,
+            made_up_name: WorkerName::parse("w").unwrap(),
+            subscribe: None,
+        };
+        shard.apply(Time(1), open, &mut fx);
+        let say = |shard: &mut Shard, fx: &mut Effects, id, message: ClientMessage| {
+            let origin = Origin::Session(session, id);
+            shard.apply(Time(1), Command::Message { origin, message }, fx);
+        };
+        let credit = Credit::new(1);
+        let subscribe = Subscribe { queue: queue.clone(), credit, mode: None, explicit_start: false };
+        say(&mut shard, &mut fx, None, subscribe.into());
+        for (task, id) in [(1, None), (2, Some(RequestId::Integer(7))), (3, None)] {
+            let submit = Command::Submit {
+                origin: Origin::Session(session, Some(RequestId::Integer(1))),
+                access: None,
+                task: TaskId(task),
+                run_at: None,
+                submit: Box::new(Submit::new(queue.clone(), Payload::NULL)),
+            };
+            shard.apply(Time(1), submit, &mut fx);
+            assert_eq!(shard.operations_awaited(), shard.operations(), "it is confirmed and delivered then");
+            fx.outputs.clear();
+            let through = shard.operations();
+            shard.apply(Time(1), Command::Stored { through }, &mut fx);
+            assert_eq!(shard.operations_awaited(), 0);
+            let lease = fx.outputs.drain(..).find_map(|output| match output {
+                Output::Send { message: ServerMessage::Task(Task { lease, .. }), .. } => lease,
+                _ => None,
+            });
+            let leases = LeaseList::from(lease.expect("a delivery"));
+            let answered = id.is_some();
+            say(&mut shard, &mut fx, id, Ack { leases, result: Payload::NULL }.into());
+            assert!(shard.operations() > through, "the end is stored");
+            assert_eq!(shard.operations_awaited() == shard.operations(), answered);
+            let through = shard.operations();
+            shard.apply(Time(1), Command::Stored { through }, &mut fx);
+        }
+    }
+}

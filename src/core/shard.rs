@@ -377,6 +377,12 @@ impl Shard {
         self.operations_durable
     }
 
+    /// The last operation that somebody waits for, counted as [`Shard::operations`] counts; 0 if nobody waits. What
+    /// comes behind it may be stored at leisure.
+    pub fn operations_awaited(&self) -> u64 {
+        self.pending.back().map_or(0, |(operation, _)| *operation)
+    }
+
     /// How many leases are out: none, and a drain is over.
     pub fn leases_out(&self) -> u64 {
         self.leases_out

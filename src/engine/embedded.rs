@@ -205,6 +205,10 @@ impl Engine for Embedded {
         self.tickets.push_back((ticket, self.committed));
     }
 
+    fn hurry(&mut self) {
+        self.thread.hurry();
+    }
+
     fn fetch(&mut self, tasks: &mut Vec<TaskId>) {
         let (changed, to) = (self.changed.clone(), self.fetched.clone());
         self.thread.fetch(tasks.drain(..).map(|task| task.0).collect(), move |records| {

@@ -32,6 +32,8 @@ impl Engine for Memory {
         ops.clear();
     }
 
+    fn hurry(&mut self) {}
+
     fn fetch(&mut self, tasks: &mut Vec<TaskId>) {
         self.asked.append(tasks);
     }

@@ -87,8 +87,12 @@ pub trait Engine: Send + 'static {
     fn capabilities(&self) -> Capabilities;
 
     /// Takes operations, leaving `ops` empty. They are stored as one batch, in order, after those of
-    /// all earlier calls. Never waits: ask [`Engine::has_room`] before taking work in that needs it.
+    /// all earlier calls, within some milliseconds. Never waits: ask [`Engine::has_room`] before taking work in that
+    /// needs it.
     fn commit(&mut self, ops: &mut Vec<StoreOp>);
+
+    /// Somebody waits for what was committed: it is stored as soon as can be.
+    fn hurry(&mut self);
 
     /// Brings payloads of stored tasks back; each is told by `Fetched`, in any order. Never waits.
     fn fetch(&mut self, tasks: &mut Vec<TaskId>);

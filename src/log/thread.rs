@@ -1,14 +1,15 @@
 //! The thread that owns a log: takes what has arrived, writes it as one batch, syncs once, says so, repeats.
 //!
-//! There is no timer in the way of a commit. While one sync runs the next batch gathers by itself: the slower
-//! the disk, the larger the groups.
+//! There is no timer in the way of a commit that somebody waits for. While one sync runs the next batch gathers by
+//! itself: the slower the disk, the larger the groups. What nobody waits for goes along with the next commit, or
+//! makes one of its own after a moment: at a modest rate it would cost as many syncs and wake-ups again.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::clean::Maintenance;
 use super::error::LogError;
@@ -20,6 +21,11 @@ use super::writer::{Log, LogStats, Part};
 /// Bytes that may wait in memory until they are durable. Enough to keep a disk busy during one sync at 1 GB/s
 /// and 8 ms; with a disk that stalls, it is what a stall costs.
 pub const WAITING_BYTES_MAX: u64 = 8 << 20;
+
+/// So long at most what nobody waits for stays in memory before it is written and synced. A crash meanwhile is like
+/// one before it was said: it was answered to nobody. Long enough that at 1,000 tasks a second most acks share the
+/// sync of a later submit.
+pub const UNAWAITED_DELAY: Duration = Duration::from_millis(5);
 
 /// After this long without work it is written down that the last batch was durable. Nothing waits for it.
 const IDLE_MARK: Duration = Duration::from_millis(50);
@@ -90,7 +96,37 @@ struct Inbox {
     stopping: bool,
     /// The stop is in order: the log may be marked so.
     orderly: bool,
-    asleep: bool,
+    /// Somebody waits for what is in `sent`.
+    awaited: bool,
+    /// When the first of `sent` came.
+    since: Option<Instant>,
+    sleep: Sleep,
+}
+
+/// Whether the thread needs a wake-up, which costs a system call.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Sleep {
+    #[default]
+    Awake,
+    /// It looks again by itself within [`UNAWAITED_DELAY`].
+    Light,
+    /// Until it is woken.
+    Deep,
+}
+
+impl Inbox {
+    /// Whether to wake the thread: it sleeps, or sleeps too deeply for what waits to be in time.
+    fn needs_wake(&mut self) -> bool {
+        let needs = match self.sleep {
+            Sleep::Awake => false,
+            Sleep::Light => self.awaited || self.asked || self.stopping,
+            Sleep::Deep => true,
+        };
+        if needs {
+            self.sleep = Sleep::Awake;
+        }
+        needs
+    }
 }
 
 struct Sent {
@@ -138,11 +174,7 @@ impl LogThread {
         let wake = move || {
             let mut inbox = waker.inbox();
             inbox.asked = true;
-            let wake = std::mem::take(&mut inbox.asleep);
-            drop(inbox);
-            if wake {
-                waker.arrived.notify_one();
-            }
+            waker.wake(inbox);
         };
         let (reader, fetches, questions) = Reader::new(Box::new(wake));
         let of_reader = Arc::clone(&shared);
@@ -168,20 +200,32 @@ impl LogThread {
     }
 
     /// Hands over a batch, and the keys that are not needed any more once it is appended. Returns a ticket: 1
-    /// for the first call, then 2, …; see [`durable`](Self::durable). Never blocks; ask
-    /// [`has_room`](Self::has_room) before. After a failure, what is sent goes nowhere.
+    /// for the first call, then 2, …; see [`durable`](Self::durable). It is committed within [`UNAWAITED_DELAY`], or
+    /// at once if [`hurry`](Self::hurry) is called. Never blocks; ask [`has_room`](Self::has_room) before. After a
+    /// failure, what is sent goes nowhere.
     pub fn send(&self, batch: RecordBatch, forget: Vec<Key>) -> u64 {
-        self.shared.waiting_bytes.fetch_add(batch.bytes() as u64, Ordering::Relaxed);
+        let bytes = batch.bytes() as u64;
+        let waiting = self.shared.waiting_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let mut inbox = self.shared.inbox();
         inbox.last_ticket += 1;
         let ticket = inbox.last_ticket;
-        inbox.sent.push(Sent { batch, forget });
-        let wake = std::mem::take(&mut inbox.asleep);
-        drop(inbox);
-        if wake {
-            self.shared.arrived.notify_one();
+        if inbox.sent.is_empty() {
+            inbox.since = Some(Instant::now());
         }
+        inbox.sent.push(Sent { batch, forget });
+        // Whoever finds no room waits for it.
+        inbox.awaited |= waiting >= WAITING_BYTES_MAX / 2;
+        self.shared.wake(inbox);
         ticket
+    }
+
+    /// Somebody waits for what was sent: it is committed now.
+    pub fn hurry(&self) {
+        let mut inbox = self.shared.inbox();
+        if !inbox.sent.is_empty() {
+            inbox.awaited = true;
+            self.shared.wake(inbox);
+        }
     }
 
     /// Reads the living `Put`s of some keys, which must be durable, on a thread for that: `then` is called there with
@@ -281,6 +325,15 @@ impl Drop for LogThread {
 impl Shared {
     fn inbox(&self) -> MutexGuard<'_, Inbox> {
         lock(&self.inbox)
+    }
+
+    /// Wakes the thread if what has just been put into the inbox needs that.
+    fn wake(&self, mut inbox: MutexGuard<'_, Inbox>) {
+        let needs_wake = inbox.needs_wake();
+        drop(inbox);
+        if needs_wake {
+            self.arrived.notify_one();
+        }
     }
 
     fn fail(&self, error: LogError) {
@@ -390,8 +443,10 @@ impl<S: Storage, O: LogObserver> Runner<S, O> {
             Wake::Asked => self.answer_readers(),
             Wake::TimePassed if self.upkeep == Maintenance::Done => self.mark()?,
             Wake::TimePassed => {
+                let rested = self.upkeep != Maintenance::More;
                 self.maintain()?;
-                if self.upkeep != Maintenance::More && !self.marked {
+                // Right behind a commit the next one says so too, for nothing.
+                if rested && !self.marked {
                     self.mark()?;
                 }
             }
@@ -431,12 +486,20 @@ impl<S: Storage, O: LogObserver> Runner<S, O> {
         self.log.mark()
     }
 
-    /// Waits until something was sent, time has passed or it is time to stop; takes what was sent.
+    /// Waits until something was sent that is to be committed, time has passed or it is time to stop; takes what was
+    /// sent.
     fn wait(&mut self, patience: Patience, taken: &mut Vec<Sent>) -> Wake {
+        let until = match patience {
+            Patience::For(duration) => Some(Instant::now() + duration),
+            Patience::None | Patience::Endless => None,
+        };
         let mut inbox = self.shared.inbox();
         loop {
-            if !inbox.sent.is_empty() {
+            let commit_at = inbox.since.map(|since| since + UNAWAITED_DELAY);
+            let due = inbox.awaited || inbox.stopping || commit_at.is_some_and(|at| at <= Instant::now());
+            if due && !inbox.sent.is_empty() {
                 std::mem::swap(&mut inbox.sent, taken);
+                (inbox.awaited, inbox.since) = (false, None);
                 return Wake::Arrived { last_ticket: inbox.last_ticket };
             }
             if inbox.stopping {
@@ -445,25 +508,29 @@ impl<S: Storage, O: LogObserver> Runner<S, O> {
             if std::mem::take(&mut inbox.asked) {
                 return Wake::Asked;
             }
-            inbox.asleep = true;
-            let timeout = match patience {
-                Patience::None => {
-                    inbox.asleep = false;
-                    return Wake::TimePassed;
-                }
-                Patience::For(duration) => duration,
-                Patience::Endless => {
-                    inbox = self.shared.arrived.wait(inbox).unwrap_or_else(PoisonError::into_inner);
-                    continue;
-                }
-            };
-            let waited = self.shared.arrived.wait_timeout(inbox, timeout);
-            let (guard, result) = waited.unwrap_or_else(PoisonError::into_inner);
-            inbox = guard;
-            if result.timed_out() && inbox.sent.is_empty() && !inbox.stopping && !inbox.asked {
-                inbox.asleep = false;
+            let now = Instant::now();
+            if matches!(patience, Patience::None) || until.is_some_and(|until| until <= now) {
                 return Wake::TimePassed;
             }
+            // While it may soon have to look again, it does so by itself: a sleeper that each ack must wake to tell
+            // it of the next time would cost what is to be saved.
+            let look_at = match (commit_at, until) {
+                (Some(at), _) => Some(at),
+                (None, Some(until)) => Some(until.min(now + UNAWAITED_DELAY)),
+                (None, None) => None,
+            };
+            inbox = match look_at {
+                Some(at) => {
+                    inbox.sleep = Sleep::Light;
+                    let waited = self.shared.arrived.wait_timeout(inbox, at.saturating_duration_since(now));
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => {
+                    inbox.sleep = Sleep::Deep;
+                    self.shared.arrived.wait(inbox).unwrap_or_else(PoisonError::into_inner)
+                }
+            };
+            inbox.sleep = Sleep::Awake;
         }
     }
 

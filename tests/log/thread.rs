@@ -185,17 +185,64 @@ fn room_is_bounded() {
     thread.stop().expect("stop");
 }
 
+/// Records that were to be synced, times 2^32, and those that were.
+struct Counter(Arc<AtomicU64>);
+
+impl LogObserver for Counter {
+    fn sync_begins(&mut self, records: u64) {
+        self.0.fetch_add(records << 32, Ordering::Relaxed);
+    }
+    fn sync_ended(&mut self, records: u64) {
+        self.0.fetch_add(records, Ordering::Relaxed);
+    }
+}
+
+/// Counts syncs.
+struct Syncs(Arc<AtomicU64>);
+
+impl LogObserver for Syncs {
+    fn sync_begins(&mut self, _records: u64) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+    fn sync_ended(&mut self, _records: u64) {}
+}
+
+#[test]
+fn what_nobody_waits_for_becomes_durable_by_itself() {
+    let disk = SimDisk::new();
+    let (thread, signal) = start(&disk);
+    // At the start it sleeps until it is woken; right after a commit it looks again by itself.
+    for _ in 0..4 {
+        let ticket = thread.send(batch(&[Item::put(1, b"x")]), Vec::new());
+        signal.wait_until(|| thread.durable() == ticket);
+    }
+    thread.stop().expect("stop");
+    assert_eq!(open(&disk.crash(0)).expect("start").state().len(), 1);
+}
+
+/// At a modest rate each ack had a sync of its own, in which the next submit had to wait.
+#[test]
+fn what_nobody_waits_for_shares_the_sync_of_the_next_that_is_awaited() {
+    const ROUNDS: u64 = 200;
+    let signal = Signal::default();
+    let syncs = Arc::new(AtomicU64::new(0));
+    let log = open(&SimDisk::new()).expect("a new log").log;
+    let thread =
+        LogThread::start_observed(log, signal.setter(), Syncs(Arc::clone(&syncs))).expect("a thread");
+    for round in 1..=u128::from(ROUNDS) {
+        thread.send(batch(&[Item::remove(round - 1)]), Vec::new());
+        let ticket = thread.send(batch(&[Item::put(round, b"x")]), Vec::new());
+        thread.hurry();
+        signal.wait_until(|| thread.durable() == ticket);
+    }
+    let syncs = syncs.load(Ordering::Relaxed);
+    // A thread that is kept from running for longer than the delay may have a few more.
+    assert!((ROUNDS..ROUNDS + ROUNDS / 2).contains(&syncs), "{syncs} syncs in {ROUNDS} rounds");
+    thread.stop().expect("stop");
+}
+
 #[test]
 fn commits_can_be_watched() {
-    struct Counter(Arc<AtomicU64>);
-    impl LogObserver for Counter {
-        fn sync_begins(&mut self, records: u64) {
-            self.0.fetch_add(records << 32, Ordering::Relaxed);
-        }
-        fn sync_ended(&mut self, records: u64) {
-            self.0.fetch_add(records, Ordering::Relaxed);
-        }
-    }
     let counted = Arc::new(AtomicU64::new(0));
     let log = open(&SimDisk::new()).expect("a new log").log;
     let thread = LogThread::start_observed(log, || {}, Counter(Arc::clone(&counted))).expect("a thread");

@@ -33,7 +33,7 @@ pub(crate) async fn run(plan: &Plan, records: &mut Records) -> Result<(), Failed
 }
 
 async fn measure(plan: &Plan, system: &System, round: u32, records: &mut Records) -> Result<String, Failed> {
-    let place = Place { credit: CREDIT, workers: 1, ..plan.place.clone() };
+    let place = Place { credit: CREDIT, workers: 1, acks_answered: false, ..plan.place.clone() };
     let mut texts = Vec::new();
     for rate in &plan.rates {
         // A server of its own for each rate: one that fell behind would begin the next with a backlog.

@@ -146,7 +146,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failed> {
             window: WINDOW,
             payload_bytes: args.payload_bytes,
         },
-        place: Place { dir: args.dir, credit: CREDIT, workers: WORKERS },
+        place: Place { dir: args.dir, credit: CREDIT, workers: WORKERS, acks_answered: true },
         systems: systems.into_iter().filter(|system| found.has(system)).collect(),
         found,
         bar: bar(),

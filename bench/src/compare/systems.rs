@@ -167,7 +167,8 @@ impl System {
         let program = || found.program(self.kind);
         let (server, dialect): (Server, Arc<dyn Dialect>) = match self.kind {
             Kind::Taskyard(setting) => {
-                let wire = TaskyardWire { wire: setting.wire, arrays: setting.batch, credit };
+                let acks_answered = place.acks_answered;
+                let wire = TaskyardWire { wire: setting.wire, arrays: setting.batch, credit, acks_answered };
                 (taskyard::start(place, setting).await?, Arc::new(wire))
             }
             Kind::Floor { framing, sync } => {

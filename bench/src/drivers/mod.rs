@@ -43,6 +43,8 @@ pub(crate) struct Place {
     /// Tasks that one worker may have without an ack.
     pub(crate) credit: usize,
     pub(crate) workers: usize,
+    /// Where the protocol leaves it to the worker: each ack is answered, once it is durable.
+    pub(crate) acks_answered: bool,
 }
 
 /// Looks for the end of an answer; takes it if it is whole.

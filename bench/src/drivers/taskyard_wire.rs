@@ -19,6 +19,7 @@ pub(crate) struct TaskyardWire {
     pub(crate) wire: Wire,
     pub(crate) arrays: bool,
     pub(crate) credit: usize,
+    pub(crate) acks_answered: bool,
 }
 
 impl TaskyardWire {
@@ -221,13 +222,17 @@ struct Acks {
 }
 
 impl Acks {
-    /// The ack of some leases. Its answer comes when it is durable.
+    /// The ack of some leases. Its answer, if one is asked for, comes when it is durable.
     fn spell(&mut self, leases: &[[u8; LEASE_CHARS]]) {
         let body = &mut self.body;
         body.clear();
         match self.how.wire {
             Wire::Json => {
-                body.extend_from_slice(b"{\"type\":\"ack\",\"id\":1,\"leases\":[");
+                body.extend_from_slice(b"{\"type\":\"ack\",");
+                if self.how.acks_answered {
+                    body.extend_from_slice(b"\"id\":1,");
+                }
+                body.extend_from_slice(b"\"leases\":[");
                 for (nth, lease) in leases.iter().enumerate() {
                     body.extend_from_slice(if nth == 0 { b"\"" } else { b",\"" });
                     body.extend_from_slice(lease);
@@ -236,7 +241,10 @@ impl Acks {
                 body.extend_from_slice(b"]}");
             }
             Wire::Msgpack => {
-                body.extend_from_slice(b"\x83\xA4type\xA3ack\xA2id\x01\xA6leases\xDC");
+                body.extend_from_slice(match self.how.acks_answered {
+                    true => b"\x83\xA4type\xA3ack\xA2id\x01\xA6leases\xDC",
+                    false => b"\x82\xA4type\xA3ack\xA6leases\xDC",
+                });
                 body.extend_from_slice(&(leases.len() as u16).to_be_bytes());
                 for lease in leases {
                     body.push(0xA0 | LEASE_CHARS as u8);
@@ -322,7 +330,7 @@ mod tests {
         [(Wire::Json, false), (Wire::Json, true), (Wire::Msgpack, false), (Wire::Msgpack, true)];
 
     fn wire(wire: Wire, arrays: bool) -> TaskyardWire {
-        TaskyardWire { wire, arrays, credit: 64 }
+        TaskyardWire { wire, arrays, credit: 64, acks_answered: true }
     }
 
     /// What the broker reads of frames of ours.
@@ -407,6 +415,26 @@ mod tests {
     }
 
     #[test]
+    fn an_ack_asks_for_an_answer_only_where_it_is_counted() {
+        for (encoding, arrays) in ALL {
+            let how = TaskyardWire { acks_answered: false, ..wire(encoding, arrays) };
+            let (mut worker, mut out) = (how.worker(0), Vec::new());
+            let mut tasks = told(how, vec![task(1, b"one", how), task(2, b"two", how)]);
+            worker.hear(&mut tasks, &mut out, &mut |_| Ok(())).unwrap();
+            let (_, requests) = read(how, &out);
+            assert!(requests.iter().all(|request| request.id.is_none()), "{how:?}");
+            let leases = requests.iter().map(|request| match &request.message {
+                ClientMessage::Ack(ack) => match &ack.leases {
+                    LeaseList::Many(leases) => leases.len(),
+                    LeaseList::One(_) => 1,
+                },
+                other => panic!("{other:?}"),
+            });
+            assert_eq!(leases.sum::<usize>(), 2, "{how:?}");
+        }
+    }
+
+    #[test]
     fn each_task_is_acked_once_and_settled_acks_are_counted() {
         for (encoding, arrays) in ALL {
             let how = wire(encoding, arrays);
@@ -419,6 +447,7 @@ mod tests {
             assert_eq!(worker.hear(&mut told(how, tasks), &mut out, &mut keep).unwrap(), 0);
             assert_eq!(payloads, [3, 300, 0], "{how:?}");
             let (_, requests) = read(how, &out);
+            assert!(requests.iter().all(|request| request.id.is_some()), "{how:?}");
             let leases = requests.iter().flat_map(|request| match &request.message {
                 ClientMessage::Ack(ack) => match &ack.leases {
                     LeaseList::Many(leases) => leases.clone(),
