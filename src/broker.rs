@@ -481,11 +481,12 @@ impl Broker {
     ) -> Result<Vec<Result<Call, SubmitRefused>>, Gone> {
         let (mut items, mut waits, mut calls) = (Vec::new(), Vec::new(), Vec::new());
         let mut bytes = 0;
+        let (clock, now) = (self.clock(), self.clock().now());
         for submit in submits {
             let submit =
                 submit.map_err(SubmitRefused).inspect(|submit| bytes += submit.payload.bytes().len());
             let watch = submit.as_ref().is_ok_and(|submit| submit.watch);
-            calls.push(submit.and_then(|submit| submit_command(submit, access.clone(), self.clock())).map(
+            calls.push(submit.and_then(|submit| submit_command(submit, access.clone(), clock, now)).map(
                 |(task, command)| {
                     let (wait, mut call) =
                         self.new_call(if watch { Until::End } else { Until::First }, CALL_MESSAGES);
@@ -557,11 +558,12 @@ impl Broker {
 #[derive(Debug)]
 pub struct SubmitRefused(pub Error);
 
-/// Makes at the door what the core cannot make: the task's id, and a time out of `run_at`.
+/// Makes at the door what the core cannot make: the task's id, and a time out of `run_at`. It came in at `now`.
 pub fn submit_command(
     submit: Box<Submit>,
     access: Option<Arc<Access>>,
     clock: Clock,
+    now: Time,
 ) -> Result<(TaskId, impl FnOnce(Origin) -> Command), SubmitRefused> {
     let run_at = match &submit.run_at {
         None => None,
@@ -576,7 +578,7 @@ pub fn submit_command(
             }
         },
     };
-    let task = TaskId::generate();
+    let task = TaskId::of_time(now.0, rand::random());
     Ok((task, move |origin| Command::Submit { origin, access, task, run_at, submit }))
 }
 

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use smol_str::SmolStr;
-use uuid::Uuid;
+use uuid::{Builder, Uuid, Variant, Version};
 
 /// The longest name of a queue, worker, group or room, in bytes.
 pub const NAME_BYTES_MAX: usize = 128;
@@ -107,6 +107,18 @@ impl TaskId {
         TaskId(Uuid::now_v7().as_u128())
     }
 
+    /// A new identifier of that time, in microseconds since 1970, with the lower 62 bits of `random`, which nobody can
+    /// guess: for whoever knows the time already, and makes many. Ids sort by the time, to a quarter of a microsecond at
+    /// best, as RFC 9562 has it in 6.2, method 3.
+    pub fn of_time(unix_us: u64, random: u128) -> TaskId {
+        let (ms, us) = (u128::from(unix_us / 1000), u128::from(unix_us % 1000));
+        let fraction = us * 4096 / 1000;
+        let random = random & ((1 << 62) - 1);
+        let bits = (ms & ((1 << 48) - 1)) << 80 | fraction << 64 | random;
+        let id = Builder::from_u128(bits).with_variant(Variant::RFC4122).with_version(Version::SortRand);
+        TaskId(id.into_uuid().as_u128())
+    }
+
     /// Parses the hyphenated text form, and no other.
     pub fn parse(text: &str) -> Option<TaskId> {
         // `Uuid::try_parse` takes braced and simple forms too; one spelling keeps ids comparable as text.
@@ -197,6 +209,23 @@ mod tests {
         for bad in ["", ".a", "a b", "ä", "a/b", "a\n", "..", &"x".repeat(129)] {
             assert!(QueueName::parse(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn ids_of_a_time_are_uuids_of_version_7_that_sort_by_it() {
+        let at = 1_790_000_000_123_456;
+        let id = TaskId::of_time(at, u128::MAX);
+        let uuid = Uuid::from_u128(id.0);
+        assert_eq!((uuid.get_version(), uuid.get_variant()), (Some(Version::SortRand), Variant::RFC4122));
+        let (seconds, nanos) = uuid.get_timestamp().expect("version 7 has a time").to_unix();
+        assert_eq!((seconds, nanos), (1_790_000_000, 123_000_000));
+        assert_eq!(TaskId::parse(&id.to_string()), Some(id));
+        // Whatever is drawn, the later is the greater, from one microsecond to the next.
+        for us in [at - 457, at - 456, at - 1, at, at + 543, at + 544, at + 1_000_000] {
+            assert!(TaskId::of_time(us, u128::MAX) < TaskId::of_time(us + 1, 0), "{us}");
+        }
+        assert_ne!(TaskId::of_time(at, 1), TaskId::of_time(at, 2));
+        assert_ne!(TaskId::of_time(at, 0), TaskId::of_time(at, 1 << 61), "62 bits are drawn");
     }
 
     #[test]

@@ -329,7 +329,8 @@ impl Reader {
     }
 
     fn submit(&mut self, id: Option<RequestId>, submit: Box<Submit>) {
-        match submit_command(submit, self.caller.access(), self.context.broker.clock()) {
+        let clock = self.context.broker.clock();
+        match submit_command(submit, self.caller.access(), clock, clock.at(self.heard)) {
             Ok((_, command)) => self.items.push(Item::Command(command(Origin::Session(self.session, id)))),
             Err(refused) => self.relay(id, refused.0),
         }
