@@ -1,10 +1,13 @@
 //! Values that travel through the broker without being looked at: payloads, results, data.
 
+use std::fmt;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use triomphe::ThinArc;
 
 use crate::msgpack::Head;
 use crate::raw::{Raw, SyntaxError, Value};
@@ -15,10 +18,24 @@ use crate::{json, msgpack};
 ///
 /// A value keeps the exact bytes of its sender. It is converted once, when a peer of the other
 /// encoding reads it; `PROTOCOL.md` section 2 has the rules.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Payload {
-    kind: PayloadKind,
-    bytes: Bytes,
+///
+/// One pointer; clones share what it points to.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Payload(Option<ThinArc<PayloadKind, u8>>);
+
+impl fmt::Debug for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Payload")
+            .field("kind", &self.kind())
+            .field("bytes", &format_args!("b\"{}\"", self.bytes().escape_ascii()))
+            .finish()
+    }
+}
+
+impl AsRef<[u8]> for Payload {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes()
+    }
 }
 
 /// How the bytes of a [`Payload`] are to be read.
@@ -49,8 +66,8 @@ impl PayloadKind {
 #[derive(Debug)]
 pub struct PayloadError(String);
 
-impl std::fmt::Display for PayloadError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for PayloadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
@@ -59,11 +76,11 @@ impl std::error::Error for PayloadError {}
 
 impl Payload {
     /// Null, the same as a field that was not given.
-    pub const NULL: Payload = Payload { kind: PayloadKind::Null, bytes: Bytes::new() };
+    pub const NULL: Payload = Payload(None);
 
-    /// Plain bytes.
-    pub fn binary(bytes: impl Into<Bytes>) -> Payload {
-        Payload { kind: PayloadKind::Binary, bytes: bytes.into() }
+    /// Plain bytes, which are copied.
+    pub fn binary(bytes: impl AsRef<[u8]>) -> Payload {
+        Self::from_parts(PayloadKind::Binary, bytes.as_ref())
     }
 
     /// JSON text, checked for syntax and depth.
@@ -91,8 +108,8 @@ impl Payload {
 
     /// Puts together what [`Payload::kind`] and [`Payload::bytes`] gave: for the store, which holds
     /// what was checked when it came in.
-    pub fn from_parts(kind: PayloadKind, bytes: Bytes) -> Payload {
-        Payload { kind, bytes }
+    pub fn from_parts(kind: PayloadKind, bytes: &[u8]) -> Payload {
+        Payload((kind != PayloadKind::Null).then(|| ThinArc::from_header_and_slice(kind, bytes)))
     }
 
     /// Copies the value: the frame's buffer is shared and goes back to the reader.
@@ -108,31 +125,38 @@ impl Payload {
                 _ => (PayloadKind::MessagePack, bytes),
             },
         };
-        Payload { kind, bytes: Bytes::copy_from_slice(bytes) }
+        Self::from_parts(kind, bytes)
     }
 
     /// How [`Payload::bytes`] are to be read.
     pub fn kind(&self) -> PayloadKind {
-        self.kind
+        self.0.as_ref().map_or(PayloadKind::Null, |shared| shared.header.header)
     }
 
     /// The bytes as they came; empty for null.
-    pub fn bytes(&self) -> &Bytes {
-        &self.bytes
+    pub fn bytes(&self) -> &[u8] {
+        self.0.as_ref().map_or(&[], |shared| &shared.slice)
+    }
+
+    /// The same, as what shares them.
+    pub fn to_bytes(&self) -> Bytes {
+        Bytes::from_owner(self.clone())
     }
 
     /// Whether this is null.
     pub fn is_null(&self) -> bool {
-        self.kind == PayloadKind::Null
+        self.0.is_none()
     }
 
     /// The value decoded into `T`. Plain bytes are no value: ask [`Payload::bytes`].
     pub fn decode<T: DeserializeOwned>(&self) -> Result<T, PayloadError> {
-        match self.kind {
+        match self.kind() {
             PayloadKind::Null => serde_json::from_str("null").map_err(|e| PayloadError(e.to_string())),
-            PayloadKind::Json => serde_json::from_slice(&self.bytes).map_err(|e| PayloadError(e.to_string())),
+            PayloadKind::Json => {
+                serde_json::from_slice(self.bytes()).map_err(|e| PayloadError(e.to_string()))
+            }
             PayloadKind::MessagePack => {
-                rmp_serde::from_slice(&self.bytes).map_err(|e| PayloadError(e.to_string()))
+                rmp_serde::from_slice(self.bytes()).map_err(|e| PayloadError(e.to_string()))
             }
             PayloadKind::Binary => Err(PayloadError("the payload is plain bytes, not a value".into())),
         }
@@ -141,8 +165,8 @@ impl Payload {
     /// The payload as one JSON value; bytes become a base64 text.
     pub fn to_json(&self) -> String {
         let mut writer = JsonWriter::default();
-        match self.kind {
-            PayloadKind::Binary => writer.base64(&self.bytes),
+        match self.kind() {
+            PayloadKind::Binary => writer.base64(self.bytes()),
             _ => writer.payload(self),
         }
         String::from_utf8(writer.out).expect("the JSON writer writes UTF-8")
@@ -162,15 +186,15 @@ impl Payload {
             Value::Text(text) => Some(Bytes::from(text.into_owned())),
             _ => None,
         };
-        match self.kind {
+        match self.kind() {
             PayloadKind::Null => Bytes::new(),
-            PayloadKind::Binary => self.bytes.clone(),
-            PayloadKind::Json => std::str::from_utf8(&self.bytes)
+            PayloadKind::Binary => self.to_bytes(),
+            PayloadKind::Json => std::str::from_utf8(self.bytes())
                 .ok()
                 .and_then(|json| text(Raw::Json(json)))
-                .unwrap_or_else(|| self.bytes.clone()),
+                .unwrap_or_else(|| self.to_bytes()),
             PayloadKind::MessagePack => {
-                text(Raw::MessagePack(&self.bytes)).unwrap_or_else(|| Bytes::from(self.to_json()))
+                text(Raw::MessagePack(self.bytes())).unwrap_or_else(|| Bytes::from(self.to_json()))
             }
         }
     }

@@ -181,7 +181,7 @@ fn too_long_an_array_was_taken_for_a_broken_frame() {
 fn a_null_payload_beside_its_base64_form_was_refused() {
     let ack = r#"{"type":"ack","lease":"x","result":null,"result_b64":"AAH+/w=="}"#;
     match json(ack).map(|request| request.message) {
-        Ok(ClientMessage::Ack(Ack { result, .. })) => assert_eq!(&result.bytes()[..], [0, 1, 254, 255]),
+        Ok(ClientMessage::Ack(Ack { result, .. })) => assert_eq!(result.bytes(), [0, 1, 254, 255]),
         other => panic!("{other:?}"),
     }
     let null = r#"{"type":"ack","lease":"x","result":1,"result_b64":null}"#;

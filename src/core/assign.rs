@@ -23,7 +23,7 @@ impl Shard {
         let lane = self.lane_of(task, recipient);
         let queue = self.tasks[task].queue;
         // Where there are limits, or a payload is away, what waits goes first, and all by one way.
-        let limited = self.goes_in_order(queue) || self.tasks[task].payload.is_none();
+        let limited = self.goes_in_order(queue) || self.tasks[task].payload().is_none();
         match if limited { None } else { self.pick(task, recipient, &lane) } {
             Some(subscription) => self.deliver(subscription, task, recipient, fx),
             None => {
@@ -205,7 +205,7 @@ impl Shard {
 
         let found = &mut self.tasks[task];
         let spec = found.spec.clone();
-        let payload = found.payload.as_deref().cloned().expect("nobody gets a task whose payload is away");
+        let payload = found.payload().cloned().expect("nobody gets a task whose payload is away");
         let share = found.share_mut(recipient).expect("it was just leased");
         let past = std::mem::replace(&mut share.past, Past::Out);
         let redelivered = past != Past::Never;

@@ -4,9 +4,7 @@
 //! comes in leaves as soon as it is stored, but for the next few of its queue. As a lane is worked off, what comes up
 //! is fetched ahead. Where the next task's payload is not there yet, its queue waits for it: order is kept.
 
-use std::sync::Arc;
-
-use taskyard_proto::{QueueName, TaskId};
+use taskyard_proto::{Payload, QueueName, TaskId};
 
 use super::command::Fetched;
 use super::effect::Effects;
@@ -87,7 +85,7 @@ impl Shard {
             ShareState::Scheduled { .. } | ShareState::Retrying { .. } | ShareState::Over(_) => false,
         };
         if !near {
-            (task.payload, task.held) = (None, Held::Away);
+            (task.payload, task.held) = (Payload::NULL, Held::Away);
             self.away += 1;
             self.away_bytes += task.bytes();
             self.payload_bytes -= task.bytes();
@@ -129,7 +127,7 @@ impl Shard {
 
     /// Whether the next task of a lane must wait for its payload; then its queue does.
     pub(super) fn must_wait(&mut self, queue: u32, lane: &LaneKey, entry: Entry, fx: &mut Effects) -> bool {
-        if self.tasks[entry.task].payload.is_some() {
+        if self.tasks[entry.task].payload().is_some() {
             return false;
         }
         let id = self.tasks[entry.task].spec.id();
@@ -189,7 +187,7 @@ impl Shard {
                     Some(payload) => {
                         let task = &mut self.tasks[key];
                         let bytes = task.bytes();
-                        (task.payload, task.held) = (Some(Arc::new(payload)), Held::Back);
+                        (task.payload, task.held) = (payload, Held::Back);
                         self.away -= 1;
                         self.away_bytes -= bytes;
                         self.payload_bytes += bytes;
@@ -268,7 +266,7 @@ mod tests {
         fn note(&mut self, fx: Effects) {
             for op in fx.store {
                 if let StoreOp::Accept(accepted) = op {
-                    self.store.insert(accepted.spec.id(), (*accepted.payload).clone());
+                    self.store.insert(accepted.spec.id(), accepted.payload.clone());
                 }
             }
             self.wanted.extend(fx.fetch);

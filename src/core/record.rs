@@ -83,7 +83,7 @@ pub struct Acceptance {
     /// When it is first queued, if later.
     pub due: Option<Time>,
     /// What the worker gets.
-    pub payload: Arc<Payload>,
+    pub payload: Payload,
 }
 
 /// A task as it was accepted, but for its payload; it does not change. Small: there may be ten million of them.

@@ -1,7 +1,5 @@
 //! A task comes in.
 
-use std::sync::Arc;
-
 use smol_str::SmolStr;
 use taskyard_proto::{Assign, Confirm, Error, ErrorCode, IfAbsent, Payload, Submit, Target, TaskId};
 
@@ -328,7 +326,7 @@ impl Shard {
         let dedup = terms.keys.as_ref().and_then(|keys| keys.dedup.clone());
         let terms = self.queues[queue as usize].alike.shared(terms);
         let spec = TaskSpec::new(id, seq, now, terms);
-        let accepted = Acceptance { spec, due, payload: Arc::new(submit.payload) };
+        let accepted = Acceptance { spec, due, payload: submit.payload };
         let key = self.insert(accepted.clone(), queue);
         if let Some(dedup) = dedup {
             self.remember_dedup(queue, dedup, id, now);

@@ -1,7 +1,5 @@
 //! A task that has not ended, and how it stands with each of its recipients.
 
-use std::sync::Arc;
-
 use taskyard_proto::{ErrorText, LeaseId, Payload, TaskState, WorkerName};
 
 use super::command::{CallId, SessionId};
@@ -20,8 +18,8 @@ const HISTORY_MAX: usize = 100;
 #[derive(Debug)]
 pub(super) struct Task {
     pub(super) spec: TaskSpec,
-    /// What the worker gets; none: it left memory, and is in the store.
-    pub(super) payload: Option<Arc<Payload>>,
+    /// What the worker gets; null too while it is in the store alone: see [`Task::payload`].
+    pub(super) payload: Payload,
     pub(super) payload_bytes: u32,
     pub(super) queue: u32,
     /// How many events there were, counted from [`Task::event_seq`]'s base.
@@ -306,7 +304,7 @@ impl Task {
     /// A task that nobody is offered yet.
     pub(super) fn new(
         spec: TaskSpec,
-        payload: Arc<Payload>,
+        payload: Payload,
         queue: u32,
         first: Share,
         fanout: Option<Fanout>,
@@ -314,7 +312,7 @@ impl Task {
         let payload_bytes = u32::try_from(payload.bytes().len()).expect("the door lets 16 MiB in");
         let mut task = Task {
             spec,
-            payload: Some(payload),
+            payload,
             payload_bytes,
             queue,
             events: 0,
@@ -328,6 +326,11 @@ impl Task {
             task.first.notes_mut().fanout = Some(Box::new(fanout));
         }
         task
+    }
+
+    /// What the worker gets; none: it left memory, and is in the store.
+    pub(super) fn payload(&self) -> Option<&Payload> {
+        (!matches!(self.held, Held::Away | Held::Coming)).then_some(&self.payload)
     }
 
     /// Whether the store holds it, or need not before it is handed out.
@@ -467,7 +470,7 @@ impl Task {
 
     /// What a task weighs against the broker's memory, in bytes: its payload only while that is there.
     pub(super) fn weight(&self) -> u64 {
-        let payload = if self.payload.is_some() { self.bytes() } else { 0 };
+        let payload = if self.payload().is_some() { self.bytes() } else { 0 };
         let headers: usize = self.spec.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
         let keys = if self.spec.keys.is_some() { TERMS_BYTES } else { 0 };
         payload + 64 * self.spec.recipients.len() as u64 + headers as u64 + keys + TASK_OVERHEAD_BYTES
@@ -483,6 +486,8 @@ const TERMS_BYTES: u64 = 384;
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::sync::Arc;
+
     use taskyard_proto::{Complete, QueueName, Target, TaskId};
 
     use super::*;
@@ -508,7 +513,7 @@ pub(super) mod tests {
         };
         let spec = TaskSpec::new(TaskId(u128::from(micros)), micros, Time(micros), Arc::new(terms));
         let first = Share::new(ShareState::Queued { since: Time(micros) });
-        Task::new(spec, Arc::new(Payload::NULL), 0, first, None)
+        Task::new(spec, Payload::NULL, 0, first, None)
     }
 
     /// Ten million tasks wait in a gigabyte or so: each field counts.

@@ -1,7 +1,5 @@
 //! What can be seen from outside: plain copies, for HTTP, the command line and metrics.
 
-use std::sync::Arc;
-
 use taskyard_proto::{ErrorText, GroupName, Headers, Payload, QueueName, TaskId, TaskState, WorkerName};
 
 use super::kept::Kept;
@@ -36,7 +34,7 @@ pub struct Carried {
     /// Beside the payload.
     pub headers: Headers,
     /// None: it is in the store alone.
-    pub payload: Option<Arc<Payload>>,
+    pub payload: Option<Payload>,
 }
 
 /// One queue.
@@ -278,7 +276,7 @@ impl Shard {
     /// What a task carries that has not ended, or is a dead letter. Of others it is forgotten, as is none's here.
     pub fn carried(&self, id: TaskId) -> Option<Carried> {
         let task = self.tasks.get(self.live(id)?)?;
-        Some(Carried { headers: task.spec.headers.clone(), payload: task.payload.clone() })
+        Some(Carried { headers: task.spec.headers.clone(), payload: task.payload().cloned() })
     }
 
     /// The queue of a task that lives or is kept.

@@ -7,7 +7,6 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use smol_str::SmolStr;
@@ -299,7 +298,7 @@ impl<'a> PayloadRef<'a> {
 
     fn to_payload(&self) -> Result<Payload, String> {
         let kind = PayloadKind::from_number(self.0).ok_or("a payload is of no known kind")?;
-        Ok(Payload::from_parts(kind, Bytes::copy_from_slice(self.1)))
+        Ok(Payload::from_parts(kind, self.1))
     }
 }
 
@@ -310,7 +309,7 @@ impl PayloadRow {
 
     fn into_payload(self) -> Result<Payload, String> {
         let kind = PayloadKind::from_number(self.0).ok_or("a payload is of no known kind")?;
-        Ok(Payload::from_parts(kind, Bytes::from(self.1.into_vec())))
+        Ok(Payload::from_parts(kind, &self.1))
     }
 }
 
@@ -436,7 +435,7 @@ impl<'a> AcceptRow<'a> {
 
     /// `latest` are the terms of another task without options.
     fn into_acceptance(self, id: TaskId, latest: &mut Option<Arc<Terms>>) -> Result<Acceptance, String> {
-        let (seq, accepted, payload) = (self.seq, Time(self.accepted), Arc::new(self.payload.to_payload()?));
+        let (seq, accepted, payload) = (self.seq, Time(self.accepted), self.payload.to_payload()?);
         let due = self.options.as_ref().and_then(|options| options.due).map(Time);
         let alike = || latest.as_ref().filter(|terms| terms.queue.as_str() == self.queue);
         let terms = match (&self.options, alike()) {

@@ -229,7 +229,7 @@ fn read(encoding: Encoding, bytes: &Bytes) -> Result<Wanted, Error> {
     };
     let text = match encoding {
         Encoding::Json => std::str::from_utf8(bytes).map(str::to_owned).unwrap_or_default(),
-        Encoding::MessagePack => Payload::from_parts(PayloadKind::MessagePack, bytes.clone()).to_json(),
+        Encoding::MessagePack => Payload::from_parts(PayloadKind::MessagePack, bytes).to_json(),
     };
     let mut fields: BTreeMap<String, Box<RawValue>> = serde_json::from_str(&text).map_err(|error| {
         bad_request(format!("expected one object with the fields of a schedule: {error}"))
@@ -377,7 +377,7 @@ mod tests {
         let wanted = read(Encoding::Json, &Bytes::from(json)).unwrap_or_else(|e| panic!("{e:?}"));
         assert_eq!(wanted.rhythm, Rhythm::Cron { pattern: "0 3 * * *".into(), tz: "Asia/Tokyo".into() });
         assert_eq!(wanted.missed, Missed::None);
-        assert_eq!(wanted.submit.payload.bytes().as_ref(), br#"{ "a" : 1.0 }"#);
+        assert_eq!(wanted.submit.payload.bytes(), br#"{ "a" : 1.0 }"#);
         assert_eq!(wanted.submit.priority.map(|p| p.get()), Some(7));
         let packed =
             rmp_serde::to_vec_named(&json!({"queue": "q", "every_ms": 500, "payload": [1]})).unwrap();

@@ -105,7 +105,7 @@ async fn look_inside(app: &App, task: TaskId) -> Result<Option<(TaskView, Option
         let Some((found, carried)) = found else { return Ok(None) };
         let Some(Carried { headers, payload }) = carried else { return Ok(Some((found, None))) };
         let payload = match payload {
-            Some(payload) => Some((*payload).clone()),
+            Some(payload) => Some(payload),
             None => app.broker.stored_payload(task).await.map_err(|gone| gone.error())?,
         };
         if let Some(payload) = payload {

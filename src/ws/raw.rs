@@ -33,12 +33,12 @@ impl Target {
 /// Text that is JSON is that value; other text is a string, also what is deeper than JSON may be here.
 fn read(encoding: Encoding, frame: &[u8]) -> Payload {
     if encoding == Encoding::MessagePack {
-        return Payload::binary(frame.to_vec());
+        return Payload::binary(frame);
     }
     let text = String::from_utf8_lossy(frame);
     Payload::json_text(&text)
         .or_else(|_| Payload::json::<str>(&text))
-        .unwrap_or_else(|_| Payload::binary(frame.to_vec()))
+        .unwrap_or_else(|_| Payload::binary(frame))
 }
 
 /// What a message brings, if it brings something.

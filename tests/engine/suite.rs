@@ -46,7 +46,7 @@ fn accept_with(number: u64, payload: Payload) -> StoreOp {
     };
     let spec = TaskSpec::new(id(number), number, Time(number * 1000), Arc::new(terms));
     let due = number.is_multiple_of(3).then_some(Time(number * 2000));
-    StoreOp::Accept(Acceptance { spec, due, payload: Arc::new(payload) })
+    StoreOp::Accept(Acceptance { spec, due, payload })
 }
 
 fn accept(number: u64) -> StoreOp {

@@ -371,7 +371,7 @@ mod tests {
     fn task(number: u64, payload: &[u8], how: TaskyardWire) -> ServerMessage {
         let payload = match how.wire {
             Wire::Json => Payload::json(std::str::from_utf8(payload).unwrap()).unwrap(),
-            Wire::Msgpack => Payload::binary(payload.to_vec()),
+            Wire::Msgpack => Payload::binary(payload),
         };
         let message = Task {
             task: TaskId(number.into()),
