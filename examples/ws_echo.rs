@@ -116,8 +116,9 @@ async fn echo(
     let (mut out, mut squeezed) = (Vec::new(), Vec::new());
     let mut take = |out: &mut Vec<u8>, incoming: Incoming<'_>| {
         match incoming {
-            Incoming::Message(encoding, body) => {
-                let opcode = if encoding == Encoding::Json { OpCode::Text } else { OpCode::Binary };
+            Incoming::Message(body) => {
+                let opcode = if body.encoding() == Encoding::Json { OpCode::Text } else { OpCode::Binary };
+                let body = body.bytes();
                 match compression {
                     Some(agreed) if deflate::compress(body, agreed.window_bits, &mut squeezed) => {
                         frames::write(out, opcode, true, &squeezed);

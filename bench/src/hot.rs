@@ -10,7 +10,7 @@ use taskyard::core::{Command, Config, Effects, Origin, Output, SessionId, Shard,
 use taskyard::engine::records;
 use taskyard::log::RecordBatch;
 use taskyard::ws::frames::{self, Assembly, Broken, Incoming};
-use taskyard_proto::codec::{decode_client, encode_client, encode_server};
+use taskyard_proto::codec::{decode_client_body, encode_client, encode_server};
 use taskyard_proto::message::Credit;
 use taskyard_proto::{
     Accepted, Ack, ClientMessage, Encoding, GivenLease, Hello, LeaseId, LeaseList, Payload, QueueName,
@@ -136,8 +136,8 @@ fn read(args: &Args) -> Result<f64, Failed> {
     for _ in 0..args.tasks {
         assembly
             .feed(&mut both, &mut |incoming| -> Result<(), Broken> {
-                if let Incoming::Message(encoding, message) = incoming {
-                    black_box(decode_client(encoding, message).expect("it was encoded here"));
+                if let Incoming::Message(body) = incoming {
+                    black_box(decode_client_body(body).expect("it was encoded here"));
                 }
                 Ok(())
             })

@@ -55,9 +55,9 @@ impl Input<'_> {
 
     fn event(&self, incoming: Incoming<'_>) -> Event {
         match incoming {
-            Incoming::Message(encoding, body) => {
+            Incoming::Message(body) => {
+                let (encoding, body) = (body.encoding(), body.bytes());
                 assert!(body.len() <= self.limit(), "a message of {} bytes", body.len());
-                assert!(encoding != Encoding::Json || str::from_utf8(body).is_ok(), "text: {body:?}");
                 Event::Message(encoding, body.to_vec())
             }
             Incoming::Ping(body) => {

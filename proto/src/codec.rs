@@ -130,18 +130,71 @@ impl Fault {
 /// What a client sent in one frame: messages and refused messages, in order.
 pub type ClientFrame = Frame<Result<Request, Rejection>>;
 
+/// The body of a frame, or of what else holds messages. JSON is known to be UTF-8: whoever takes in a text
+/// frame has to check that, and once is enough.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FrameBody<'a> {
+    /// JSON, of a text frame.
+    Json(&'a str),
+    /// MessagePack, of a binary frame.
+    MessagePack(&'a [u8]),
+}
+
+impl<'a> FrameBody<'a> {
+    fn checked(encoding: Encoding, bytes: &'a [u8]) -> Result<FrameBody<'a>, SyntaxError> {
+        match encoding {
+            Encoding::Json => std::str::from_utf8(bytes)
+                .map(FrameBody::Json)
+                .map_err(|error| SyntaxError::new(error.valid_up_to(), "not UTF-8")),
+            Encoding::MessagePack => Ok(FrameBody::MessagePack(bytes)),
+        }
+    }
+
+    /// How its messages are spelled.
+    pub fn encoding(self) -> Encoding {
+        match self {
+            FrameBody::Json(_) => Encoding::Json,
+            FrameBody::MessagePack(_) => Encoding::MessagePack,
+        }
+    }
+
+    /// The bytes.
+    pub fn bytes(self) -> &'a [u8] {
+        match self {
+            FrameBody::Json(text) => text.as_bytes(),
+            FrameBody::MessagePack(bytes) => bytes,
+        }
+    }
+}
+
 /// Reads a client's frame.
 pub fn decode_client(encoding: Encoding, bytes: &[u8]) -> Result<ClientFrame, Undecodable> {
-    decode(encoding, bytes, client_message).or_else(|fault| {
-        let text = fault.text("frame", encoding);
-        match fault {
-            Fault::Syntax(_) => Err(Undecodable(text)),
-            // An ordinary bad request: too long an array is well-formed all the same.
-            Fault::TooMany => {
-                Ok(Frame::One(Err(Rejection { id: None, error: Error::new(ErrorCode::BadRequest, text) })))
-            }
+    match FrameBody::checked(encoding, bytes) {
+        Ok(body) => decode_client_body(body),
+        Err(error) => Err(Undecodable(Fault::Syntax(error).text("frame", encoding))),
+    }
+}
+
+/// The same, of a body that a frame was seen to have.
+pub fn decode_client_body(body: FrameBody<'_>) -> Result<ClientFrame, Undecodable> {
+    let mut entries = Entries::default();
+    // As `decode` does it, but that a message goes straight to where the caller wants it: it is long to move.
+    let fault = match top(body, &mut entries) {
+        Ok(Top::One(item)) => return Ok(Frame::One(client_message(item))),
+        Ok(Top::Many(array)) => match array.read(&mut entries, client_message) {
+            Ok(messages) => return Ok(Frame::Many(messages)),
+            Err(fault) => fault,
+        },
+        Err(error) => error.into(),
+    };
+    let text = fault.text("frame", body.encoding());
+    match fault {
+        Fault::Syntax(_) => Err(Undecodable(text)),
+        // An ordinary bad request: too long an array is well-formed all the same.
+        Fault::TooMany => {
+            Ok(Frame::One(Err(Rejection { id: None, error: Error::new(ErrorCode::BadRequest, text) })))
         }
-    })
+    }
 }
 
 /// Reads a frame of the broker's. Messages of unknown types, which later versions may add, are left
@@ -165,7 +218,7 @@ fn server_message(item: Item<'_, '_>) -> Result<Option<Response>, Undecodable> {
     let wrong = |error: FieldError| Undecodable(error.message);
     let reference: Option<RequestId> = Field::take(entries, "ref").map_err(wrong)?;
     let type_text: Text<64> = Field::take(entries, "type").map_err(wrong)?;
-    let message = ServerMessage::take(type_text.as_str(), entries).transpose().map_err(wrong)?;
+    let message = ServerMessage::take(type_text.as_str().as_bytes(), entries).transpose().map_err(wrong)?;
     Ok(message.map(|message| Response { reference, message }))
 }
 
@@ -201,13 +254,12 @@ pub fn decode_body(
         })
         .collect();
     for ((name, _), span) in extra.iter().zip(spans) {
-        entries.take(name);
-        entries.push((*name).into(), Raw::Json(written(&writer, span)));
+        entries.replace(name, Raw::Json(written(&writer, span)));
     }
     if let Some(fault) = entries.fault() {
         return Err(bad(fault));
     }
-    client_fields(type_text, &mut entries)
+    client_fields(type_text.as_bytes(), &mut entries)
 }
 
 fn written(writer: &JsonWriter, span: std::ops::Range<usize>) -> &str {
@@ -237,12 +289,12 @@ pub fn decode_pairs(
     }
     let mut entries = Entries::default();
     for (key, span) in spans {
-        entries.push(key.as_str().into(), Raw::Json(written(&writer, span)));
+        entries.push(key.as_bytes().into(), Raw::Json(written(&writer, span)));
     }
     if let Some(fault) = entries.fault() {
         return Err(Error::new(ErrorCode::BadRequest, fault));
     }
-    client_fields(type_text, &mut entries)
+    client_fields(type_text.as_bytes(), &mut entries)
 }
 
 /// Splits the body of a bulk submit into its submits: an array.
@@ -250,7 +302,7 @@ pub fn decode_bulk(encoding: Encoding, bytes: &[u8]) -> Result<Vec<Result<Client
     let frame = decode(encoding, bytes, |item| match item {
         Item::Map(entries) => match entries.fault() {
             Some(fault) => Err(Error::new(ErrorCode::BadRequest, fault)),
-            None => client_fields("submit", entries),
+            None => client_fields(b"submit", entries),
         },
         Item::Other(_) => {
             Err(Error::new(ErrorCode::BadRequest, "expected an object with the fields of `submit`"))
@@ -287,41 +339,79 @@ fn decode<'a, T>(
     mut read: impl FnMut(Item<'_, 'a>) -> T,
 ) -> Result<Frame<T>, Fault> {
     let mut entries = Entries::default();
-    let (frame, end) = match encoding {
-        Encoding::Json => {
-            // Here once, for all that is cut out of the frame later.
-            let text = std::str::from_utf8(bytes)
-                .map_err(|error| SyntaxError::new(error.valid_up_to(), "not UTF-8"))?;
+    match top(FrameBody::checked(encoding, bytes)?, &mut entries)? {
+        Top::One(item) => Ok(Frame::One(read(item))),
+        Top::Many(items) => items.read(&mut entries, read).map(Frame::Many),
+    }
+}
+
+/// What a frame holds, still to be read: one item, of which all was walked over, or several.
+enum Top<'e, 'a> {
+    One(Item<'e, 'a>),
+    Many(Items<'a>),
+}
+
+/// An array at the top of a frame, none of whose items was looked at.
+enum Items<'a> {
+    /// The frame, and where the array begins.
+    Json(&'a str, usize),
+    /// The frame, how many items it holds, and where they begin.
+    MessagePack(&'a [u8], usize, usize),
+}
+
+/// Walks over what a frame holds, up to an array's items. `entries` are empty yet.
+#[inline(always)]
+fn top<'e, 'a>(body: FrameBody<'a>, entries: &'e mut Entries<'a>) -> Result<Top<'e, 'a>, SyntaxError> {
+    let bytes = body.bytes();
+    let (item, end) = match body {
+        FrameBody::Json(text) => {
             let start = json::skip_space(bytes, 0);
-            let (frame, end) = if bytes.get(start) == Some(&b'[') {
-                let (items, end) = json_array(text, start, &mut entries, &mut read)?;
-                (Frame::Many(items), end)
-            } else {
-                let (item, end) = json_item(text, start, &mut entries)?;
-                (Frame::One(read(item)), end)
-            };
-            (frame, json::skip_space(bytes, end))
+            if bytes.get(start) == Some(&b'[') {
+                return Ok(Top::Many(Items::Json(text, start)));
+            }
+            let (item, end) = json_item(text, start, entries)?;
+            (item, json::skip_space(bytes, end))
         }
-        Encoding::MessagePack => match msgpack::head(bytes, 0)? {
-            (Head::Array(count), mut at) => {
+        FrameBody::MessagePack(_) => match msgpack::head(bytes, 0)? {
+            (Head::Array(count), first) => return Ok(Top::Many(Items::MessagePack(bytes, count, first))),
+            head => msgpack_item(bytes, 0, head, entries)?,
+        },
+    };
+    nothing_after(bytes, end)?;
+    Ok(Top::One(item))
+}
+
+fn nothing_after(bytes: &[u8], end: usize) -> Result<(), SyntaxError> {
+    if end == bytes.len() { Ok(()) } else { Err(SyntaxError::new(end, "bytes after the message")) }
+}
+
+impl<'a> Items<'a> {
+    /// Reads the items. Each is walked by itself, so that depth is counted from the message and not from the
+    /// array around it.
+    fn read<T>(
+        self,
+        entries: &mut Entries<'a>,
+        mut read: impl FnMut(Item<'_, 'a>) -> T,
+    ) -> Result<Vec<T>, Fault> {
+        match self {
+            Items::Json(text, start) => {
+                let (items, end) = json_array(text, start, entries, &mut read)?;
+                nothing_after(text.as_bytes(), json::skip_space(text.as_bytes(), end))?;
+                Ok(items)
+            }
+            Items::MessagePack(bytes, count, mut at) => {
                 let mut items = Vec::new();
                 for _ in 0..count {
-                    let (item, end) = msgpack_item(bytes, at, &mut entries)?;
+                    entries.clear();
+                    let (item, end) = msgpack_item(bytes, at, msgpack::head(bytes, at)?, entries)?;
                     push_item(&mut items, read(item))?;
                     at = end;
                 }
-                (Frame::Many(items), at)
+                nothing_after(bytes, at)?;
+                Ok(items)
             }
-            _ => {
-                let (item, end) = msgpack_item(bytes, 0, &mut entries)?;
-                (Frame::One(read(item)), end)
-            }
-        },
-    };
-    if end != bytes.len() {
-        return Err(SyntaxError::new(end, "bytes after the message").into());
+        }
     }
-    Ok(frame)
 }
 
 fn push_item<T>(items: &mut Vec<T>, item: T) -> Result<(), Fault> {
@@ -332,8 +422,6 @@ fn push_item<T>(items: &mut Vec<T>, item: T) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Reads the items of the array at `start`. Each is walked by itself, so that depth is counted from
-/// the message and not from the array around it.
 fn json_array<'a, T>(
     text: &'a str,
     start: usize,
@@ -347,6 +435,7 @@ fn json_array<'a, T>(
         return Ok((items, at + 1));
     }
     loop {
+        entries.clear();
         let (item, end) = json_item(text, at, entries)?;
         push_item(&mut items, read(item))?;
         at = json::skip_space(bytes, end);
@@ -358,13 +447,14 @@ fn json_array<'a, T>(
     }
 }
 
+/// The item at `at`. `entries` are empty yet.
+#[inline]
 fn json_item<'e, 'a>(
     text: &'a str,
     at: usize,
     entries: &'e mut Entries<'a>,
 ) -> Result<(Item<'e, 'a>, usize), SyntaxError> {
     if text.as_bytes().get(at) == Some(&b'{') {
-        entries.clear();
         let end = json::object(text, at, entries)?;
         return Ok((Item::Map(entries), end));
     }
@@ -372,14 +462,16 @@ fn json_item<'e, 'a>(
     Ok((Item::Other(Raw::Json(&text[at..end])), end))
 }
 
+/// The item at `at`, whose head is known. `entries` are empty yet.
+#[inline]
 fn msgpack_item<'e, 'a>(
     bytes: &'a [u8],
     at: usize,
+    head: (Head, usize),
     entries: &'e mut Entries<'a>,
 ) -> Result<(Item<'e, 'a>, usize), SyntaxError> {
-    if let (Head::Map(_), _) = msgpack::head(bytes, at)? {
-        entries.clear();
-        let end = msgpack::map(bytes, at, entries)?;
+    if let (Head::Map(count), first) = head {
+        let end = msgpack::map(bytes, count, first, entries)?;
         return Ok((Item::Map(entries), end));
     }
     let end = msgpack::skip_value(bytes, at)?;
@@ -404,7 +496,9 @@ fn client_message(item: Item<'_, '_>) -> Result<Request, Rejection> {
     // Which of two was meant cannot be known, be it the `id` itself.
     let fault = entries.fault();
     let twice_id = fault.is_some() && entries.duplicate() == Some("id");
-    let id = match entries.take("id") {
+    // In the order in which they mostly stand.
+    let (type_text, id) = (entries.take("type"), entries.take("id"));
+    let id = match id {
         Some(raw) if !raw.is_null() => match RequestId::read(raw) {
             Ok(id) => Some(id),
             Err(error) => {
@@ -417,35 +511,41 @@ fn client_message(item: Item<'_, '_>) -> Result<Request, Rejection> {
     if let Some(fault) = fault {
         return Err(bad(id.filter(|_| !twice_id), fault));
     }
-    let type_text = match entries.take("type").map(Raw::value) {
-        Some(Value::Text(text)) => text,
-        _ => {
-            let error =
-                Error::new(ErrorCode::BadRequest, "expected a string `type`, as in {\"type\":\"ping\"}");
-            return Err(Rejection { id, error: error.field("type") });
-        }
+    let Some(type_text) = type_text.and_then(Raw::text_bytes) else {
+        let error = Error::new(ErrorCode::BadRequest, "expected a string `type`, as in {\"type\":\"ping\"}");
+        return Err(Rejection { id, error: error.field("type") });
     };
-    match client_fields(&type_text, entries) {
-        Ok(message) => Ok(Request { id, message }),
-        Err(error) => Err(Rejection { id, error }),
+    // Not by way of `client_fields`: a message is long to move.
+    match ClientMessage::take(&type_text, entries) {
+        Some(Ok(message)) => Ok(Request { id, message }),
+        Some(Err(error)) => Err(Rejection { id, error: unfit(&type_text, error) }),
+        None => Err(Rejection { id, error: unknown(&type_text) }),
     }
 }
 
-fn client_fields(type_text: &str, entries: &mut Entries<'_>) -> Result<ClientMessage, Error> {
+/// `type_text` is UTF-8.
+fn client_fields(type_text: &[u8], entries: &mut Entries<'_>) -> Result<ClientMessage, Error> {
     match ClientMessage::take(type_text, entries) {
         Some(Ok(message)) => Ok(message),
-        Some(Err(FieldError { field, message })) => {
-            Err(Error::new(ErrorCode::BadRequest, format!("`{type_text}`, {message}")).field(field))
-        }
-        None => {
-            let names: Vec<&str> = ClientMessage::TABLE.iter().map(|(name, _)| *name).collect();
-            let shown: String = type_text.chars().take(40).collect();
-            Err(Error::new(
-                ErrorCode::UnknownType,
-                format!("there is no message of type {shown:?}; expected one of {}", names.join(", ")),
-            ))
-        }
+        Some(Err(error)) => Err(unfit(type_text, error)),
+        None => Err(unknown(type_text)),
     }
+}
+
+/// Refuses a message for one of its fields.
+fn unfit(type_text: &[u8], FieldError { field, message }: FieldError) -> Error {
+    let type_text = String::from_utf8_lossy(type_text);
+    Error::new(ErrorCode::BadRequest, format!("`{type_text}`, {message}")).field(field)
+}
+
+/// Refuses a message for its type.
+fn unknown(type_text: &[u8]) -> Error {
+    let names: Vec<&str> = ClientMessage::TABLE.iter().map(|(name, _)| *name).collect();
+    let shown: String = String::from_utf8_lossy(type_text).chars().take(40).collect();
+    Error::new(
+        ErrorCode::UnknownType,
+        format!("there is no message of type {shown:?}; expected one of {}", names.join(", ")),
+    )
 }
 
 trait Message {

@@ -282,6 +282,13 @@ impl Scalar for Flag {
     }
 }
 
+fn read_unsigned(raw: Raw<'_>) -> Option<u64> {
+    raw.plain_unsigned().or_else(|| match raw.value() {
+        Value::Integer(integer) => u64::try_from(integer).ok(),
+        _ => None,
+    })
+}
+
 /// An integer of `MIN` to `MAX`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Int<const MIN: u64, const MAX: u64>(u64);
@@ -305,11 +312,9 @@ impl<const MIN: u64, const MAX: u64> Int<MIN, MAX> {
 
 impl<const MIN: u64, const MAX: u64> Scalar for Int<MIN, MAX> {
     fn read(raw: Raw<'_>) -> Result<Self, String> {
-        match raw.value() {
-            Value::Integer(integer) => u64::try_from(integer).ok().and_then(Self::new),
-            _ => None,
-        }
-        .ok_or_else(|| expected(format_args!("an integer of {MIN} to {MAX}"), raw))
+        read_unsigned(raw)
+            .and_then(Self::new)
+            .ok_or_else(|| expected(format_args!("an integer of {MIN} to {MAX}"), raw))
     }
 
     fn write(&self, writer: &mut impl Write) {
@@ -319,11 +324,7 @@ impl<const MIN: u64, const MAX: u64> Scalar for Int<MIN, MAX> {
 
 impl Scalar for u64 {
     fn read(raw: Raw<'_>) -> Result<u64, String> {
-        match raw.value() {
-            Value::Integer(integer) => u64::try_from(integer).ok(),
-            _ => None,
-        }
-        .ok_or_else(|| expected("an integer that is not negative", raw))
+        read_unsigned(raw).ok_or_else(|| expected("an integer that is not negative", raw))
     }
 
     fn write(&self, writer: &mut impl Write) {
@@ -586,9 +587,10 @@ impl GivenLease {
 
 impl Scalar for GivenLease {
     fn read(raw: Raw<'_>) -> Result<Self, String> {
-        match raw.value() {
-            Value::Text(text) => Ok(GivenLease::parse(&text)),
-            _ => Err(expected("a lease as text", raw)),
+        let text = raw.text_bytes().ok_or_else(|| expected("a lease as text", raw))?;
+        match LeaseId::parse_bytes(&text) {
+            Some(lease) => Ok(GivenLease::Lease(lease)),
+            None => Ok(GivenLease::parse(&String::from_utf8_lossy(&text))),
         }
     }
 
@@ -658,8 +660,11 @@ fn base64_name(name: &'static str) -> &'static str {
 
 impl Field for Payload {
     fn take(entries: &mut Entries<'_>, name: &'static str) -> Result<Self, FieldError> {
-        let base64_name = base64_name(name);
         let value = entries.take(name).filter(|raw| !raw.is_null());
+        if entries.is_empty() {
+            return Ok(value.map(Payload::from_raw).unwrap_or_default());
+        }
+        let base64_name = base64_name(name);
         let bytes = entries.take(base64_name).filter(|raw| !raw.is_null());
         match (value, bytes) {
             (value, None) => Ok(value.map(Payload::from_raw).unwrap_or_default()),
@@ -740,8 +745,7 @@ impl Field for Headers {
         };
         let pairs = read_map(raw)
             .map_err(|e| FieldError::new(name, e))?
-            .into_list()
-            .into_iter()
+            .into_pairs()
             .map(|(key, value)| match value.value() {
                 Value::Text(text) => Ok((key, text)),
                 _ => Err(FieldError::new(name, expected(format_args!("text for {}", quoted(&key)), value))),
@@ -795,12 +799,19 @@ pub enum RequestId {
 }
 
 /// The largest integer that every JSON implementation reads back.
-const SAFE_INTEGER_MAX: i128 = (1 << 53) - 1;
+const SAFE_INTEGER_MAX: i64 = (1 << 53) - 1;
 
 impl Scalar for RequestId {
     fn read(raw: Raw<'_>) -> Result<Self, String> {
+        // Most ids, read without a detour.
+        if let Some(integer) = raw.plain_unsigned()
+            && let Ok(integer) = i64::try_from(integer)
+            && integer <= SAFE_INTEGER_MAX
+        {
+            return Ok(RequestId::Integer(integer));
+        }
         match raw.value() {
-            Value::Integer(integer) if integer.abs() <= SAFE_INTEGER_MAX => {
+            Value::Integer(integer) if integer.abs() <= SAFE_INTEGER_MAX.into() => {
                 Ok(RequestId::Integer(i64::try_from(integer).expect("2^53 is far below 2^63")))
             }
             Value::Text(text) if text.len() <= 128 => Ok(RequestId::Text(SmolStr::new(text))),

@@ -7,7 +7,16 @@ use std::borrow::Cow;
 
 use crate::raw::{DEPTH_MAX, Entries, Raw, SyntaxError, Value};
 
-pub(crate) fn skip_space(bytes: &[u8], mut at: usize) -> usize {
+#[inline]
+pub(crate) fn skip_space(bytes: &[u8], at: usize) -> usize {
+    match bytes.get(at) {
+        // Programs write none.
+        Some(b'!'..) => at,
+        _ => skip_some_space(bytes, at),
+    }
+}
+
+fn skip_some_space(bytes: &[u8], mut at: usize) -> usize {
     while let Some(b' ' | b'\t' | b'\n' | b'\r') = bytes.get(at) {
         at += 1;
     }
@@ -139,6 +148,19 @@ fn skip_key(bytes: &[u8], at: usize) -> Result<KeyEnd, SyntaxError> {
     Ok(KeyEnd { end, escaped, value: skip_space(bytes, colon + 1) })
 }
 
+/// Skips `"key":` as programs write it, if the key is a short one. `None` says nothing.
+#[inline]
+fn short_key(bytes: &[u8], at: usize) -> Option<KeyEnd> {
+    if bytes.get(at) != Some(&b'"') {
+        return None;
+    }
+    let end = short_plain(bytes, at).ok()?;
+    match bytes.get(end..end + 2) {
+        Some(&[b':', next]) if next > b' ' => Some(KeyEnd { end, escaped: false, value: end + 1 }),
+        _ => None,
+    }
+}
+
 fn skip_word(bytes: &[u8], at: usize, word: &[u8]) -> Result<usize, SyntaxError> {
     if bytes[at..].starts_with(word) {
         Ok(at + word.len())
@@ -148,11 +170,32 @@ fn skip_word(bytes: &[u8], at: usize, word: &[u8]) -> Result<usize, SyntaxError>
 }
 
 /// The end of the string that begins at `start`, and whether anything in it is escaped.
+#[inline]
 fn skip_string(bytes: &[u8], start: usize) -> Result<(usize, bool), SyntaxError> {
-    let mut at = start + 1;
+    match short_plain(bytes, start) {
+        Ok(end) => Ok((end, false)),
+        Err(at) => skip_long_string(bytes, at),
+    }
+}
+
+/// The end of the string that begins at `start`, if it has at most seven bytes and nothing is escaped, as
+/// most keys and many values are; else from where on it is still to be looked at.
+#[inline]
+fn short_plain(bytes: &[u8], start: usize) -> Result<usize, usize> {
+    let at = start + 1;
+    let Some(word) = bytes.get(at..).and_then(|rest| rest.first_chunk()) else { return Err(at) };
+    let end = at + first_special(u64::from_le_bytes(*word));
+    if bytes.get(end) == Some(&b'"') { Ok(end + 1) } else { Err(end) }
+}
+
+/// The end of a string of which all before `at`, at most a word, is plain, and whether anything in it is
+/// escaped.
+fn skip_long_string(bytes: &[u8], mut at: usize) -> Result<(usize, bool), SyntaxError> {
     let mut escaped = false;
+    let mut words = WORDS - 1;
     loop {
-        at = skip_plain(bytes, at)?;
+        at = skip_plain(bytes, at, words)?;
+        words = WORDS;
         if bytes[at] == b'"' {
             return Ok((at + 1, escaped));
         }
@@ -176,8 +219,8 @@ fn skip_string(bytes: &[u8], start: usize) -> Result<(usize, bool), SyntaxError>
 const WORDS: usize = 4;
 
 /// The first quote or backslash of a string, from `at` on.
-fn skip_plain(bytes: &[u8], mut at: usize) -> Result<usize, SyntaxError> {
-    for _ in 0..WORDS {
+fn skip_plain(bytes: &[u8], mut at: usize, words: usize) -> Result<usize, SyntaxError> {
+    for _ in 0..words {
         let Some(word) = bytes.get(at..at + 8) else { break };
         let stop = first_special(u64::from_le_bytes(word.try_into().expect("a word has 8 bytes")));
         at += stop;
@@ -208,9 +251,10 @@ fn plain_end(bytes: &[u8], at: usize) -> Result<usize, SyntaxError> {
 fn first_special(word: u64) -> usize {
     const ONES: u64 = 0x0101_0101_0101_0101;
     const HIGH: u64 = 0x8080_8080_8080_8080;
-    let below = |word: u64, n: u8| word.wrapping_sub(ONES * u64::from(n)) & !word & HIGH;
+    let below = |word: u64, n: u8| word.wrapping_sub(ONES * u64::from(n));
     let equal = |byte: u8| below(word ^ (ONES * u64::from(byte)), 1);
-    ((below(word, 0x20) | equal(b'"') | equal(b'\\')).trailing_zeros() / 8) as usize
+    let found = (below(word, 0x20) | equal(b'"') | equal(b'\\')) & !word & HIGH;
+    (found.trailing_zeros() / 8) as usize
 }
 
 fn skip_digits(bytes: &[u8], mut at: usize) -> Result<usize, SyntaxError> {
@@ -245,7 +289,7 @@ fn skip_number(bytes: &[u8], mut at: usize) -> Result<usize, SyntaxError> {
 /// The value of `text`, which holds one checked JSON value and nothing else.
 pub(crate) fn value(text: &str) -> Value<'_> {
     match text.as_bytes().first() {
-        Some(b'"') => Value::Text(unescape(&text[1..text.len() - 1])),
+        Some(b'"') => Value::Text(unescape(between_quotes(text))),
         Some(b'{') => Value::Map,
         Some(b'[') => Value::Array,
         Some(b't') => Value::Bool(true),
@@ -255,10 +299,25 @@ pub(crate) fn value(text: &str) -> Value<'_> {
     }
 }
 
+/// What stands between the quotes of a checked JSON string.
+pub(crate) fn between_quotes(string: &str) -> &str {
+    &string[1..string.len() - 1]
+}
+
+/// The integer of a checked JSON value, if it is of 1 to 18 digits and nothing else, as most are. `None` says
+/// nothing.
+pub(crate) fn short_unsigned(text: &str) -> Option<u64> {
+    // 18 digits fit.
+    (1..=18).contains(&text.len()).then_some(())?;
+    text.bytes().try_fold(0u64, |sum, b| {
+        let digit = b.wrapping_sub(b'0');
+        (digit < 10).then(|| sum.wrapping_mul(10).wrapping_add(digit.into()))
+    })
+}
+
 fn number(text: &str) -> Value<'_> {
-    // As most are; 18 digits fit.
-    if text.len() <= 18 && text.bytes().all(|b| b.is_ascii_digit()) {
-        return Value::Integer(text.bytes().fold(0, |sum, b| sum * 10 + i64::from(b - b'0')).into());
+    if let Some(integer) = short_unsigned(text) {
+        return Value::Integer(integer.into());
     }
     let integral = !text.contains(['.', 'e', 'E']);
     // −0 stays a float: as an integer it would lose its sign.
@@ -323,6 +382,29 @@ pub(crate) fn entries(text: &str) -> Option<Entries<'_>> {
     object(text, 0, &mut entries).ok().map(|_| entries)
 }
 
+/// The end of the value at `at`, and what it is: strings and numbers, as most are, need no list of open
+/// containers.
+#[inline]
+fn object_value(text: &str, at: usize) -> Result<(usize, Raw<'_>), SyntaxError> {
+    let bytes = text.as_bytes();
+    let end = match bytes.get(at) {
+        Some(b'"') => match skip_string(bytes, at)? {
+            (end, false) => return Ok((end, Raw::JsonPlain(&text[at..end]))),
+            (end, true) => end,
+        },
+        Some(b'1'..=b'9') => {
+            let digits = bytes[at..].iter().take_while(|b| b.is_ascii_digit()).count();
+            match bytes.get(at + digits) {
+                Some(b'.' | b'e' | b'E') => skip_number(bytes, at)?,
+                _ => at + digits,
+            }
+        }
+        Some(b'-' | b'0') => skip_number(bytes, at)?,
+        _ => skip_value(bytes, at)?,
+    };
+    Ok((end, Raw::Json(&text[at..end])))
+}
+
 /// Walks the object at `at`, checking as it goes: fills `entries`, gives its end.
 pub(crate) fn object<'a>(text: &'a str, at: usize, entries: &mut Entries<'a>) -> Result<usize, SyntaxError> {
     let bytes = text.as_bytes();
@@ -331,10 +413,17 @@ pub(crate) fn object<'a>(text: &'a str, at: usize, entries: &mut Entries<'a>) ->
         return Ok(at + 1);
     }
     loop {
-        let KeyEnd { end: key_end, escaped, value } = skip_key(bytes, at)?;
-        let key = &text[at + 1..key_end - 1];
-        let end = skip_value(bytes, value)?;
-        entries.push(if escaped { unescape(key) } else { key.into() }, Raw::Json(&text[value..end]));
+        let KeyEnd { end: key_end, escaped, value } = match short_key(bytes, at) {
+            Some(key) => key,
+            None => skip_key(bytes, at)?,
+        };
+        let (end, raw) = object_value(text, value)?;
+        let key = if escaped {
+            unescape(&text[at + 1..key_end - 1]).into_owned().into_bytes().into()
+        } else {
+            bytes[at + 1..key_end - 1].into()
+        };
+        entries.push(key, raw);
         at = skip_space(bytes, end);
         match bytes.get(at) {
             Some(b',') => at = skip_space(bytes, at + 1),
@@ -471,6 +560,68 @@ mod tests {
                     assert_eq!(skip_string(escaped.as_bytes(), 0), Ok((escaped.len(), true)));
                 }
             }
+        }
+    }
+
+    #[test]
+    fn the_first_special_byte_of_a_word_is_found() {
+        let special = |byte: u8| byte < 0x20 || byte == b'"' || byte == b'\\';
+        // Neighbours of the special ones, and what differs from them in one bit.
+        let bytes = [0, 0x1f, 0x20, b'!', b'"', b'#', b'[', b'\\', b']', 0x7f, 0x80, 0x9f, 0xa2, 0xdc, 0xff];
+        for at in 0..8 {
+            for a in bytes {
+                for b in bytes {
+                    let mut word = [b'x'; 8];
+                    word[at] = a;
+                    word[(at + 1) % 8] = b;
+                    let expected = word.iter().position(|byte| special(*byte)).unwrap_or(8);
+                    assert_eq!(first_special(u64::from_le_bytes(word)), expected, "{word:x?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_object_reads_the_same_however_it_is_spaced_and_is_not_one_when_cut() {
+        let values =
+            ["\"\"", "\"seven77\"", "\"eight888\"", "\"a\\nb\"", "1", "-1.5e3", "null", "[1,{}]", "{}"];
+        for value in values {
+            for key in ["k", "", "seven77", "eight888", "k\\u0065y", "a key of more than a word"] {
+                for (space, end) in [("", ""), (" ", "\n"), ("", " "), ("\t \r\n", "")] {
+                    let last = format!("{space}\"last\":{value}{space}");
+                    let text = format!("{{{space}\"{key}\"{space}:{space}{value}{space},{last}}}{end}");
+                    let length = text.len() - end.len();
+                    let mut entries = Entries::default();
+                    assert_eq!(object(&text, 0, &mut entries), Ok(length), "{text}");
+                    for key in [&*unescape(key), "last"] {
+                        let raw = entries.take(key);
+                        assert!(
+                            matches!(raw, Some(Raw::Json(found) | Raw::JsonPlain(found)) if found == value),
+                            "{key} of {text}: {raw:?}"
+                        );
+                        let plain = matches!(raw, Some(Raw::JsonPlain(_)));
+                        assert_eq!(plain, value.starts_with('"') && !value.contains('\\'), "{text}");
+                    }
+                    assert!(entries.is_empty(), "{text}");
+                    for cut in 1..length {
+                        assert!(
+                            object(&text[..cut], 0, &mut Entries::default()).is_err(),
+                            "{}",
+                            &text[..cut]
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn short_integers_are_what_the_standard_library_reads() {
+        for text in ["0", "7", "10", "123456", "999999999999999999", "100000000000000000"] {
+            assert_eq!(short_unsigned(text), text.parse().ok(), "{text}");
+        }
+        for text in ["", "-1", "1.0", "1e3", "1000000000000000000", "\"1\"", "null", "1 "] {
+            assert_eq!(short_unsigned(text), None, "{text}");
         }
     }
 }

@@ -22,7 +22,7 @@ mod raw;
 mod write;
 
 pub use code::{CloseCode, ErrorCode};
-pub use codec::{Encoding, Frame, Rejection, Request, Response};
+pub use codec::{Encoding, Frame, FrameBody, Rejection, Request, Response};
 pub use field::{Headers, LeaseList, RequestId, RunAt, Secret, Text};
 pub use message::*;
 pub use name::{GroupName, LeaseId, NameError, QueueName, RoomName, TaskId, WorkerName};

@@ -191,11 +191,15 @@ macro_rules! conversation {
             }
 
             /// Reads the fields of a message whose `type` is `text`; `None` when there is no such message.
-            pub(crate) fn take(text: &str, entries: &mut Entries<'_>) -> Option<Result<$enum, FieldError>> {
-                match text {
-                    $($text => Some($name::take_fields(entries).map($enum::from)),)*
-                    _ => None,
-                }
+            pub(crate) fn take(text: &[u8], entries: &mut Entries<'_>) -> Option<Result<$enum, FieldError>> {
+                $(if text == $text.as_bytes() {
+                    // Not by way of `From` and `map`, which would move it once more.
+                    return Some(match $name::take_fields(entries) {
+                        Ok(message) => Ok($enum::$name(message.into())),
+                        Err(error) => Err(error),
+                    });
+                })*
+                None
             }
 
             pub(crate) fn count_fields(&self) -> usize {

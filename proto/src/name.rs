@@ -3,8 +3,6 @@
 use std::fmt;
 use std::str::FromStr;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use smol_str::SmolStr;
 use uuid::{Builder, Uuid, Variant, Version};
 
@@ -32,13 +30,22 @@ impl fmt::Display for NameError {
 
 impl std::error::Error for NameError {}
 
+/// The characters that a name may have.
+const NAME_CHARS: [bool; 256] = {
+    let mut chars = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        chars[byte] = matches!(byte as u8, b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'_' | b'-' | b'.');
+        byte += 1;
+    }
+    chars
+};
+
 fn is_name(text: &str) -> bool {
     let bytes = text.as_bytes();
-    let plain = |b: &u8| b.is_ascii_alphanumeric() || *b == b'_' || *b == b'-';
-    !bytes.is_empty()
-        && bytes.len() <= NAME_BYTES_MAX
-        && plain(&bytes[0])
-        && bytes.iter().all(|b| plain(b) || *b == b'.')
+    (1..=NAME_BYTES_MAX).contains(&bytes.len())
+        && bytes[0] != b'.'
+        && bytes.iter().all(|b| NAME_CHARS[usize::from(*b)])
 }
 
 macro_rules! names {
@@ -160,27 +167,66 @@ pub struct LeaseId {
 /// The length of a lease on the wire, in characters.
 const LEASE_CHARS: usize = 22;
 
+/// The digits of URL-safe base64.
+const BASE64_ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+
+/// No digit of base64: a bit that none of them has.
+const NO_DIGIT: u8 = 0x80;
+
+/// What each character is worth as a digit of URL-safe base64.
+const BASE64_DIGITS: [u8; 256] = {
+    let mut digits = [NO_DIGIT; 256];
+    let mut worth = 0;
+    while worth < BASE64_ALPHABET.len() {
+        digits[BASE64_ALPHABET[worth] as usize] = worth as u8;
+        worth += 1;
+    }
+    digits
+};
+
 impl LeaseId {
     /// Parses the wire form. Anything else is nobody's lease.
     pub fn parse(text: &str) -> Option<LeaseId> {
-        if text.len() != LEASE_CHARS {
+        Self::parse_bytes(text.as_bytes())
+    }
+
+    /// Parses the bytes of the wire form: 128 bits, six a character; what is left of the last one's is 0.
+    ///
+    /// Not by the base64 library, to whose general way a lease is more work than all else in an `ack`.
+    pub(crate) fn parse_bytes(text: &[u8]) -> Option<LeaseId> {
+        let text: &[u8; LEASE_CHARS] = text.try_into().ok()?;
+        // Put together as they come, and looked at for what is no digit in the end.
+        let mut seen = 0;
+        let mut bits = |chars: &[u8]| {
+            chars.iter().fold(0, |bits: u64, &char| {
+                let digit = BASE64_DIGITS[usize::from(char)];
+                seen |= digit;
+                bits << 6 | u64::from(digit)
+            })
+        };
+        let (high, middle) = (bits(&text[..10]), bits(&text[10..11]));
+        let (low, last) = (bits(&text[11..21]), bits(&text[21..]));
+        if seen & NO_DIGIT != 0 || last & 0xf != 0 {
             return None;
         }
-        let mut bytes = [0; 18];
-        let length = URL_SAFE_NO_PAD.decode_slice(text, &mut bytes).ok()?;
-        if length != 16 {
-            return None;
-        }
-        let whole = u128::from_be_bytes(bytes[..16].try_into().ok()?);
-        Some(LeaseId { number: (whole >> 64) as u64, slot: (whole >> 32) as u32, recipient: whole as u32 })
+        let places = middle << 62 | low << 2 | last >> 4;
+        let number = high << 4 | middle >> 2;
+        Some(LeaseId { number, slot: (places >> 32) as u32, recipient: places as u32 })
     }
 
     /// Writes the wire form into `buffer`.
     pub fn encode(self, buffer: &mut [u8; LEASE_CHARS]) -> &str {
-        let whole = u128::from(self.number) << 64 | u128::from(self.slot) << 32 | u128::from(self.recipient);
-        URL_SAFE_NO_PAD
-            .encode_slice(whole.to_be_bytes(), buffer)
-            .expect("16 bytes are 22 characters of unpadded base64");
+        let put = |mut bits: u64, chars: &mut [u8]| {
+            for char in chars.iter_mut().rev() {
+                *char = BASE64_ALPHABET[(bits & 0x3f) as usize];
+                bits >>= 6;
+            }
+        };
+        let places = u64::from(self.slot) << 32 | u64::from(self.recipient);
+        put(self.number >> 4, &mut buffer[..10]);
+        put(self.number << 2 | places >> 62, &mut buffer[10..11]);
+        put(places >> 2, &mut buffer[11..21]);
+        put(places << 4, &mut buffer[21..]);
         std::str::from_utf8(buffer).expect("base64 is ASCII")
     }
 }
@@ -199,6 +245,9 @@ impl fmt::Debug for LeaseId {
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
     use super::*;
 
     #[test]
@@ -243,5 +292,53 @@ mod tests {
         assert_eq!(TaskId::parse(&id.to_string()), Some(id));
         assert_eq!(TaskId::parse(&id.to_string().replace('-', "")), None);
         assert_eq!(TaskId::parse(&format!("{{{id}}}")), None);
+    }
+
+    #[test]
+    fn names_have_the_characters_of_the_grammar_and_no_others() {
+        for byte in 0..=127u8 {
+            let plain = byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+            let char = char::from(byte);
+            assert_eq!(QueueName::parse(&format!("{char}")).is_ok(), plain, "{char:?}");
+            assert_eq!(QueueName::parse(&format!("a{char}b")).is_ok(), plain || byte == b'.', "{char:?}");
+        }
+    }
+
+    /// A lease as the base64 library reads it.
+    fn by_the_library(text: &[u8]) -> Option<LeaseId> {
+        let bytes: [u8; 16] = URL_SAFE_NO_PAD.decode(text).ok()?.try_into().ok()?;
+        let whole = u128::from_be_bytes(bytes);
+        Some(LeaseId { number: (whole >> 64) as u64, slot: (whole >> 32) as u32, recipient: whole as u32 })
+    }
+
+    #[test]
+    fn a_lease_is_the_base64_of_sixteen_bytes_and_nothing_else() {
+        let leases = [
+            LeaseId { number: 0, slot: 0, recipient: 0 },
+            LeaseId { number: u64::MAX, slot: u32::MAX, recipient: u32::MAX },
+            LeaseId { number: 0x0123_4567_89ab_cdef, slot: 0xfedc_ba98, recipient: 0x7654_3210 },
+        ];
+        for lease in leases {
+            let text = lease.to_string();
+            assert_eq!(LeaseId::parse(&text), Some(lease));
+            // Every byte at every place; at the last one only four of them leave nothing over.
+            for at in 0..LEASE_CHARS {
+                let mut good = 0;
+                for byte in 0..=u8::MAX {
+                    let mut changed = text.clone().into_bytes();
+                    changed[at] = byte;
+                    assert_eq!(LeaseId::parse_bytes(&changed), by_the_library(&changed), "{changed:?}");
+                    good += usize::from(LeaseId::parse_bytes(&changed).is_some());
+                }
+                assert_eq!(good, if at == LEASE_CHARS - 1 { 4 } else { 64 }, "at {at}");
+            }
+        }
+        for bit in 0..128 {
+            let whole = 1u128 << bit;
+            let lease =
+                LeaseId { number: (whole >> 64) as u64, slot: (whole >> 32) as u32, recipient: whole as u32 };
+            assert_eq!(lease.to_string(), URL_SAFE_NO_PAD.encode(whole.to_be_bytes()), "bit {bit}");
+            assert_eq!(LeaseId::parse(&lease.to_string()), Some(lease), "bit {bit}");
+        }
     }
 }

@@ -119,10 +119,10 @@ impl Payload {
         }
         // JSON is not looked into: that would check, and perhaps unescape, all of it once more.
         let (kind, bytes) = match raw {
-            Raw::Json(text) => (PayloadKind::Json, text.as_bytes()),
-            Raw::MessagePack(bytes) => match raw.value() {
-                Value::Binary(body) => (PayloadKind::Binary, body),
-                _ => (PayloadKind::MessagePack, bytes),
+            Raw::Json(text) | Raw::JsonPlain(text) => (PayloadKind::Json, text.as_bytes()),
+            Raw::MessagePack(bytes) => match msgpack::binary(bytes) {
+                Some(body) => (PayloadKind::Binary, body),
+                None => (PayloadKind::MessagePack, bytes),
             },
         };
         Self::from_parts(kind, bytes)

@@ -223,7 +223,13 @@ impl Write for MessagePackWriter {
     }
 
     fn text(&mut self, value: &str) {
-        rmp::encode::write_str_len(&mut self.out, length(value.len())).expect(MEMORY);
+        // Keys and most values.
+        if value.len() < 32 {
+            self.out.reserve(1 + value.len());
+            self.out.push(0xa0 | value.len() as u8);
+        } else {
+            rmp::encode::write_str_len(&mut self.out, length(value.len())).expect(MEMORY);
+        }
         self.out.extend_from_slice(value.as_bytes());
     }
 

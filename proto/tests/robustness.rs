@@ -4,6 +4,7 @@
 mod samples;
 
 use rand::rngs::StdRng;
+use rand::seq::SliceRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 use serde_json::{Map, Value, json};
 use taskyard_proto::codec::{
@@ -264,6 +265,36 @@ fn a_client_message_survives_both_encodings() {
         let second = read(MessagePack, &packed);
         assert_eq!(write(MessagePack, &second), packed, "{text}");
         assert_eq!(read(Json, &write(Json, &second)), first, "{text}");
+    });
+}
+
+/// An object of these entries, in this order, in both encodings.
+fn object_of(pairs: &[(&String, &Value)]) -> [(Encoding, Vec<u8>); 2] {
+    let entries: Vec<String> = pairs.iter().map(|(key, value)| format!("{}:{value}", json!(key))).collect();
+    let text = format!("{{{}}}", entries.join(","));
+    let message_pack = Payload::json_text(&text).expect("it is JSON").to_message_pack();
+    [(Json, text.into_bytes()), (MessagePack, message_pack)]
+}
+
+#[test]
+fn fields_in_any_order_are_the_same_message_and_none_may_stand_twice() {
+    seeds(1000, |rng| {
+        let message = message(rng, ClientMessage::TABLE, "id", true);
+        let fields = message.as_object().expect("a message is an object");
+        let mut pairs: Vec<_> = fields.iter().collect();
+        let sorted = object_of(&pairs).map(|(encoding, bytes)| decode_client(encoding, &bytes));
+        pairs.shuffle(rng);
+        let shuffled = object_of(&pairs).map(|(encoding, bytes)| decode_client(encoding, &bytes));
+        assert_eq!(sorted, shuffled, "{pairs:?}");
+        let twice = *pick(rng, &pairs);
+        pairs.insert(rng.random_range(0..=pairs.len()), twice);
+        for (encoding, bytes) in object_of(&pairs) {
+            let refused = match decode_client(encoding, &bytes) {
+                Ok(Frame::One(Err(refused))) => refused.error.message.as_str().to_owned(),
+                other => panic!("{other:?}"),
+            };
+            assert!(refused.contains("stands twice"), "{refused} of {pairs:?}");
+        }
     });
 }
 

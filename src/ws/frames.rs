@@ -6,16 +6,16 @@
 
 use std::time::{Duration, Instant};
 
-use fastwebsockets::{OpCode, unmask};
-use taskyard_proto::{CloseCode, Encoding};
+use fastwebsockets::OpCode;
+use taskyard_proto::{CloseCode, Encoding, FrameBody};
 
 use super::deflate::{self, Inflated};
 
 /// Something whole that a peer sent.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Incoming<'a> {
-    /// A message: text, which is UTF-8, is JSON; binary is MessagePack.
-    Message(Encoding, &'a [u8]),
+    /// A message: text is JSON, binary is MessagePack.
+    Message(FrameBody<'a>),
     /// To be answered with the same body.
     Ping(&'a [u8]),
     /// A sign of life.
@@ -132,7 +132,7 @@ impl Assembly {
         let all = bytes.len();
         loop {
             if self.frame.is_none() {
-                if taker.has_enough() {
+                if bytes.is_empty() || taker.has_enough() {
                     return Ok(all - bytes.len());
                 }
                 let Some(header) = self.header(&mut bytes)? else { return Ok(all) };
@@ -142,9 +142,11 @@ impl Assembly {
             let (body, rest) = bytes.split_at_mut(frame.missing.min(bytes.len()));
             bytes = rest;
             unmask(body, frame.mask);
-            frame.mask.rotate_left(body.len() % 4);
             frame.missing -= body.len();
             let ends = frame.missing == 0;
+            if !ends {
+                frame.mask.rotate_left(body.len() % 4);
+            }
             if is_control(frame.opcode) {
                 self.control_body(body, ends, taker)?;
             } else {
@@ -157,6 +159,7 @@ impl Assembly {
     }
 
     /// The next header, if all of it is there.
+    #[inline]
     fn header(&mut self, bytes: &mut &mut [u8]) -> Result<Option<Header>, Broken> {
         let had = usize::from(self.head_length);
         if had == 0
@@ -182,6 +185,7 @@ impl Assembly {
     }
 
     /// Checks a frame by its header, before any of its body is kept.
+    #[inline]
     fn begin(&mut self, header: Header) -> Result<(), Broken> {
         let Header { fin, rsv1, opcode, length, mask } = header;
         let control = is_control(opcode);
@@ -276,10 +280,7 @@ impl Assembly {
                 let encoding = if opcode == OpCode::Text { Encoding::Json } else { Encoding::MessagePack };
                 if last && !compressed {
                     // Most messages: whole within one read.
-                    if encoding == Encoding::Json && std::str::from_utf8(body).is_err() {
-                        return Err(not_utf8().into());
-                    }
-                    return taker.take(Incoming::Message(encoding, body));
+                    return taker.take(Incoming::Message(checked(encoding, body)?));
                 }
                 self.message.insert(Partial {
                     encoding,
@@ -297,7 +298,7 @@ impl Assembly {
         }
         let Some(message) = self.message.take() else { return Ok(()) };
         if !message.compressed {
-            return taker.take(Incoming::Message(message.encoding, &message.bytes));
+            return taker.take(Incoming::Message(checked(message.encoding, &message.bytes)?));
         }
         let whole = match deflate::inflate(&message.bytes, self.message_bytes) {
             Inflated::Whole(whole) => whole,
@@ -307,10 +308,7 @@ impl Assembly {
                 return Err(Broken { code: CloseCode::INVALID_TEXT, reason }.into());
             }
         };
-        if message.encoding == Encoding::Json && std::str::from_utf8(&whole).is_err() {
-            return Err(not_utf8().into());
-        }
-        taker.take(Incoming::Message(message.encoding, &whole))
+        taker.take(Incoming::Message(checked(message.encoding, &whole)?))
     }
 }
 
@@ -343,6 +341,7 @@ struct Header {
 impl Header {
     /// Reads a header and says how long it is; none: it is not all there. What is wrong is refused as
     /// soon as it can be seen.
+    #[inline]
     fn parse(bytes: &[u8]) -> Result<Option<(Header, usize)>, Broken> {
         let Some(first) = bytes.first() else { return Ok(None) };
         if first & 0b0011_0000 != 0 {
@@ -387,6 +386,28 @@ fn fixed<const N: usize>(bytes: &[u8]) -> [u8; N] {
     bytes.try_into().expect("the slice was taken with this length")
 }
 
+/// Takes the mask off, 32 bytes at a time: the compiler makes vector code of it. fastwebsockets, which goes by
+/// aligned words, takes more than twice as many instructions for a message of some hundred bytes.
+fn unmask(body: &mut [u8], mask: [u8; 4]) {
+    let mask = u32::from_ne_bytes(mask);
+    let (blocks, rest) = body.as_chunks_mut::<32>();
+    for block in blocks {
+        unmask_words(block, mask);
+    }
+    unmask_words(rest, mask);
+}
+
+#[inline]
+fn unmask_words(bytes: &mut [u8], mask: u32) {
+    let (words, rest) = bytes.as_chunks_mut();
+    for word in words {
+        *word = (u32::from_ne_bytes(*word) ^ mask).to_ne_bytes();
+    }
+    for (byte, mask) in rest.iter_mut().zip(mask.to_ne_bytes()) {
+        *byte ^= mask;
+    }
+}
+
 fn is_control(opcode: OpCode) -> bool {
     matches!(opcode, OpCode::Close | OpCode::Ping | OpCode::Pong)
 }
@@ -401,6 +422,14 @@ fn too_big() -> Broken {
 
 fn not_utf8() -> Broken {
     Broken { code: CloseCode::INVALID_TEXT, reason: "text that is not UTF-8" }
+}
+
+/// A message of which all is there.
+fn checked(encoding: Encoding, body: &[u8]) -> Result<FrameBody<'_>, Broken> {
+    match encoding {
+        Encoding::Json => std::str::from_utf8(body).map(FrameBody::Json).map_err(|_| not_utf8()),
+        Encoding::MessagePack => Ok(FrameBody::MessagePack(body)),
+    }
 }
 
 /// A control frame of which all is there.
@@ -481,6 +510,42 @@ mod tests {
             assert_eq!(begun(&in_place, start), body);
             end(&mut in_place, start, OpCode::Text);
             assert!(in_place == whole, "{length}");
+        }
+    }
+
+    #[test]
+    fn the_mask_is_taken_off_byte_by_byte_or_all_at_once_alike() {
+        let mask = [0x12, 0x80, 0xff, 0x01];
+        for length in 0..200 {
+            let body: Vec<u8> = (0..length).map(|nth| nth as u8).collect();
+            let mut all = body.clone();
+            unmask(&mut all, mask);
+            let expected: Vec<u8> = body.iter().enumerate().map(|(nth, byte)| byte ^ mask[nth % 4]).collect();
+            assert_eq!(all, expected, "{length}");
+        }
+    }
+
+    #[test]
+    fn a_masked_frame_reads_the_same_wherever_it_is_cut() {
+        let mask = [0x12, 0x80, 0xff, 0x01];
+        let body: Vec<u8> = (0..150).collect();
+        let masked: Vec<u8> = body.iter().enumerate().map(|(nth, byte)| byte ^ mask[nth % 4]).collect();
+        let frame = [&[0x82, 0xfe, 0, 150][..], &mask, &masked].concat();
+        for cut in 0..=frame.len() {
+            for second in cut..=frame.len().min(cut + 5) {
+                let mut assembly = Assembly::new(1000, false);
+                let mut got = Vec::new();
+                for piece in [&frame[..cut], &frame[cut..second], &frame[second..]] {
+                    let mut take = |incoming: Incoming<'_>| -> Result<(), Broken> {
+                        if let Incoming::Message(FrameBody::MessagePack(message)) = incoming {
+                            got.push(message.to_vec());
+                        }
+                        Ok(())
+                    };
+                    assembly.feed(&mut piece.to_vec(), &mut take).expect("a whole frame");
+                }
+                assert_eq!(got, [&body[..]], "cut at {cut} and {second}");
+            }
         }
     }
 }

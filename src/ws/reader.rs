@@ -7,11 +7,11 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use taskyard_proto::codec::{ClientFrame, decode_client};
+use taskyard_proto::codec::{ClientFrame, decode_client_body};
 use taskyard_proto::message::UNCONFIRMED_MAX;
 use taskyard_proto::{
-    ClientMessage, CloseCode, Done, Encoding, Error, ErrorCode, Every, Hello, Observe, Pong, Rejection,
-    Request, RequestId, Response, RoomName, Secret, ServerMessage, Submit, Subscribe,
+    ClientMessage, CloseCode, Done, Encoding, Error, ErrorCode, Every, FrameBody, Hello, Observe, Pong,
+    Rejection, Request, RequestId, Response, RoomName, Secret, ServerMessage, Submit, Subscribe,
 };
 use tokio::io::AsyncRead;
 use tokio::sync::{Semaphore, oneshot};
@@ -70,7 +70,7 @@ pub struct Reader {
 impl Take<End> for Reader {
     fn take(&mut self, incoming: Incoming<'_>) -> Result<(), End> {
         match incoming {
-            Incoming::Message(encoding, message) => self.message(encoding, message),
+            Incoming::Message(body) => self.message(body),
             Incoming::Ping(body) => {
                 self.outbox.pong(body);
                 Ok(())
@@ -251,7 +251,8 @@ impl Reader {
         self.context.broker.send(&mut self.items, bytes).await
     }
 
-    fn message(&mut self, encoding: Encoding, message: &[u8]) -> Result<(), End> {
+    fn message(&mut self, body: FrameBody<'_>) -> Result<(), End> {
+        let (encoding, message) = (body.encoding(), body.bytes());
         if let Some(target) = &self.raw {
             let said = target.say(encoding, message);
             return self.payload(said, message.len());
@@ -284,7 +285,7 @@ impl Reader {
             return Err(too_much());
         }
         self.bytes += message.len();
-        match decode_client(encoding, message) {
+        match decode_client_body(body) {
             Ok(ClientFrame::One(item)) => self.item(item)?,
             Ok(ClientFrame::Many(items)) => {
                 for item in items {
