@@ -16,8 +16,9 @@ const CHUNK: usize = 4096;
 #[derive(Debug)]
 pub struct Slots<T> {
     chunks: Vec<Chunk<T>>,
-    /// Chunks in which a row is free.
+    /// Chunks in which a row is free, and the lowest of them.
     open: BTreeSet<u32>,
+    lowest: Option<u32>,
     len: usize,
 }
 
@@ -47,7 +48,7 @@ impl<T> Default for Chunk<T> {
 
 impl<T> Default for Slots<T> {
     fn default() -> Self {
-        Slots { chunks: Vec::new(), open: BTreeSet::new(), len: 0 }
+        Slots { chunks: Vec::new(), open: BTreeSet::new(), lowest: None, len: 0 }
     }
 }
 
@@ -56,6 +57,7 @@ impl<T> Chunk<T> {
         self.len as usize == CHUNK
     }
 
+    #[inline]
     fn insert(&mut self, row: T) -> usize {
         self.len += 1;
         if self.free != NONE {
@@ -74,6 +76,7 @@ impl<T> Chunk<T> {
         self.rows.len() - 1
     }
 
+    #[inline(always)]
     fn remove(&mut self, at: usize) -> Option<T> {
         let place = self.rows.get_mut(at).filter(|row| matches!(row, Row::Used(_)))?;
         let Row::Used(row) = std::mem::replace(place, Row::Free(self.free)) else { return None };
@@ -88,26 +91,36 @@ impl<T> Slots<T> {
     ///
     /// # Panics
     /// Beyond four billion rows.
+    #[inline]
     pub fn insert(&mut self, row: T) -> u32 {
-        let nth = match self.open.first() {
-            Some(nth) => *nth as usize,
+        let nth = match self.lowest {
+            Some(nth) => nth as usize,
             None => {
                 let nth = self.chunks.len();
                 self.chunks.push(Chunk::default());
-                self.open.insert(u32::try_from(nth).expect("memory ends before"));
+                self.set_open(u32::try_from(nth).expect("memory ends before"), true);
                 nth
             }
         };
         let chunk = &mut self.chunks[nth];
         let at = chunk.insert(row);
         if chunk.is_full() {
-            self.open.remove(&(nth as u32));
+            self.set_open(nth as u32, false);
         }
         self.len += 1;
         u32::try_from(nth * CHUNK + at).expect("memory ends before")
     }
 
+    fn set_open(&mut self, nth: u32, open: bool) {
+        match open {
+            true => self.open.insert(nth),
+            false => self.open.remove(&nth),
+        };
+        self.lowest = self.open.first().copied();
+    }
+
     /// Takes a row out.
+    #[inline(always)]
     pub fn try_remove(&mut self, number: u32) -> Option<T> {
         let (nth, at) = place(number);
         let chunk = self.chunks.get_mut(nth)?;
@@ -118,7 +131,7 @@ impl<T> Slots<T> {
             *chunk = Chunk::default();
         }
         if was_full {
-            self.open.insert(nth as u32);
+            self.set_open(nth as u32, true);
         }
         self.len -= 1;
         Some(row)

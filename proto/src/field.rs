@@ -705,8 +705,20 @@ impl Field for Payload {
 const HEADERS_BYTES_MAX: usize = 4096;
 
 /// Text by text, for the tasks' own use: at most 4 KiB in all.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Headers(BTreeMap<SmolStr, SmolStr>);
+///
+/// Boxed if there are any: most messages have none, and are moved and dropped many times.
+#[derive(Clone, PartialEq, Eq, Default)]
+#[expect(
+    clippy::box_collection,
+    reason = "a word in each message, and nothing to drop, where there are none"
+)]
+pub struct Headers(Option<Box<BTreeMap<SmolStr, SmolStr>>>);
+
+impl fmt::Debug for Headers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Headers").field(self.0.as_deref().unwrap_or(&BTreeMap::new())).finish()
+    }
+}
 
 impl Headers {
     /// Builds headers from pairs; a later pair of the same key wins.
@@ -719,22 +731,22 @@ impl Headers {
                 "expected at most {HEADERS_BYTES_MAX} bytes of keys and values, got {bytes}"
             ));
         }
-        Ok(Headers(map))
+        Ok(Headers((!map.is_empty()).then(|| Box::new(map))))
     }
 
     /// The pairs, by key.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
+        self.0.iter().flat_map(|map| map.iter()).map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
     /// The value of `key`.
     pub fn value(&self, key: &str) -> Option<&str> {
-        self.0.get(key).map(SmolStr::as_str)
+        self.0.as_ref()?.get(key).map(SmolStr::as_str)
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.0.is_none()
     }
 }
 
@@ -762,7 +774,7 @@ impl Field for Headers {
 
     fn put(&self, name: Name, writer: &mut impl Write) {
         writer.key(name);
-        writer.begin_map(self.0.len());
+        writer.begin_map(self.0.as_ref().map_or(0, |map| map.len()));
         for (key, value) in self.iter() {
             writer.any_key(key);
             writer.text(value);

@@ -2,22 +2,23 @@
 
 use std::hash::{BuildHasher as _, Hasher as _};
 
-use taskyard_proto::{Assign, Key, LeaseId, Mode, WorkerName};
+use taskyard_proto::{Assign, Key, LeaseId, Mode, Payload, ServerMessage, WorkerName};
 
 use super::effect::{Effects, Hop, Output};
 use super::pull::BYTES_MAX;
 use super::queue::{LaneKey, Rate, Tally};
 use super::ready::{Entry, Rank, Ranking, Verdict};
 use super::record::{Amendment, StoreOp};
-use super::session::SubscriptionKey;
+use super::session::{Session, SubscriptionKey, Verb};
 use super::shard::Shard;
-use super::task::{Lease, Past, Share, ShareState};
+use super::task::{Held, Lease, Past, Share, ShareState, Task};
+use super::time::Time;
 use super::timers::Timer;
 
 impl Shard {
     /// Makes a share ready: hands it to whoever's turn it is, or lets it wait.
     pub(super) fn offer(&mut self, task: u32, recipient: u32, fx: &mut Effects) {
-        if !self.may_go(task, fx) {
+        if self.tasks[task].spec.keys.is_some() && !self.may_go(task, fx) {
             return;
         }
         let lane = self.lane_of(task, recipient);
@@ -47,6 +48,7 @@ impl Shard {
         queues[found.queue as usize].ready_mut(lane).push(found.spec.priority, entry, fair);
     }
 
+    #[inline(always)]
     pub(super) fn pick(&mut self, task: u32, recipient: u32, lane: &LaneKey) -> Option<SubscriptionKey> {
         let Shard { queues, tasks, subscriptions, sessions, now, .. } = self;
         let found = &tasks[task];
@@ -86,14 +88,16 @@ impl Shard {
 
     /// Gives a subscription what it may take, as far as its credit goes.
     pub(super) fn feed(&mut self, key: SubscriptionKey, fx: &mut Effects) {
-        self.refresh(key);
-        if let Some(subscription) = self.subscriptions.get(key.0 as usize)
-            && self.goes_in_order(subscription.queue)
-        {
-            // Whose turn it is counts there, not who asks first.
-            return self.pump_later(subscription.queue);
+        let Some(subscription) = self.subscriptions.get(key.0 as usize) else { return };
+        let queue = subscription.queue;
+        if !subscription.open {
+            self.refresh(key);
         }
-        while self.subscriptions.get(key.0 as usize).is_some_and(|subscription| subscription.open) {
+        if self.goes_in_order(queue) {
+            // Whose turn it is counts there, not who asks first.
+            return self.pump_later(queue);
+        }
+        while self.may_take_something(key) {
             let Some((lane, priority, entry)) = self.best_for(key) else { return };
             let subscription = &self.subscriptions[key.0 as usize];
             let (place, of) = (subscription.place, subscription.queue);
@@ -114,6 +118,17 @@ impl Shard {
             self.deliver(key, entry.task, entry.recipient, fx);
             self.come_nearer(of, &lane, fx);
         }
+    }
+
+    /// Whether a subscription is open, and the lanes that it may take from are not all seen to be empty at a glance.
+    fn may_take_something(&self, key: SubscriptionKey) -> bool {
+        let Some(subscription) = self.subscriptions.get(key.0 as usize) else { return false };
+        let queue = &self.queues[subscription.queue as usize];
+        let nothing_of_its_own = || {
+            let own = queue.workers.get(subscription.lane as usize);
+            own.is_some_and(|lane| lane.subscription == Some(key) && lane.ready.is_empty())
+        };
+        subscription.open && !(queue.any.ready.is_empty() && queue.groups.is_empty() && nothing_of_its_own())
     }
 
     /// The first task in order, of all lanes that a subscription may take from.
@@ -156,56 +171,71 @@ impl Shard {
                 consider(LaneKey::Group(group.clone()), lane.ready.first(ranking, judge));
             }
         }
-        if let Some(lane) = queue.worker_names.get(&session.worker) {
-            consider(LaneKey::Worker(*lane), queue.workers[*lane as usize].ready.first(ranking, judge));
+        // Nearly always the lane that it found when it came.
+        let own = queue.workers.get(subscription.lane as usize);
+        let own = match own.is_some_and(|lane| lane.subscription == Some(key)) {
+            true => Some(subscription.lane),
+            false => queue.worker_names.get(&session.worker).copied(),
+        };
+        if let Some(lane) = own {
+            consider(LaneKey::Worker(lane), queue.workers[lane as usize].ready.first(ranking, judge));
         }
         best.map(|(lane, priority, entry, _)| (lane, priority, entry))
     }
 
     pub(super) fn deliver(&mut self, key: SubscriptionKey, task: u32, recipient: u32, fx: &mut Effects) {
+        let now = self.now;
         let subscription = &mut self.subscriptions[key.0 as usize];
         let session_id = subscription.session;
         let auto = subscription.mode == Mode::Auto;
         let unstarted = subscription.explicit_start;
         subscription.unsettled += 1;
+        let full = subscription.unsettled >= subscription.credit;
         let number = self.next_lease;
         self.next_lease += 1;
         self.leases_out += 1;
         let session = self.sessions.get_mut(&session_id).expect("a subscription's session exists");
-        let held_at = session.held.len() as u32;
-        session.held.push((task, recipient));
-        let found = &self.tasks[task];
-        if let Some(pull) = &mut session.pull {
-            pull.bytes += found.payload_bytes as usize;
-        }
-        let deadline = self.now.plus_ms(u64::from(found.spec.ack_timeout_ms));
+        let held_at = session.held.insert((task, recipient)) as u32;
         let resume_key = session.resume_key.filter(|_| !auto);
         let pulled = session.pull.is_some();
+        if let Some(pull) = &mut session.pull {
+            pull.bytes += self.tasks[task].payload_bytes as usize;
+        }
+        if full || pulled {
+            // Nothing else of it has changed that it stood open for.
+            self.refresh(key);
+        }
+        self.handed_out(task);
+
+        let found = &mut self.tasks[task];
+        let queue = &mut self.queues[found.queue as usize];
+        let deadline = now.plus_ms(u64::from(found.spec.ack_timeout_ms));
+        self.timers.set(deadline, Timer::Lease { task, recipient, number });
+        if let Some(limit) = found.spec.run_limit_ms {
+            self.timers.set(now.plus_ms(u64::from(limit)), Timer::RunLimit { task, recipient, number });
+        }
         let lease = Lease {
             number,
             slot: task,
             session: session_id,
             held_at,
-            since: self.now,
+            since: now,
             deadline,
             timer: deadline,
             started: false,
             unstarted,
         };
-        self.timers.set(deadline, Timer::Lease { task, recipient, number });
-        if let Some(limit) = found.spec.run_limit_ms {
-            self.timers.set(self.now.plus_ms(u64::from(limit)), Timer::RunLimit { task, recipient, number });
-        }
-        self.refresh(key);
-        self.handed_out(task);
-        let before = self.shift(task, recipient, ShareState::Leased(Box::new(lease)));
+        let lease = match self.spare_leases.pop() {
+            Some(mut spare) => {
+                *spare = lease;
+                spare
+            }
+            None => Box::new(lease),
+        };
+        let before = found.shift(recipient, ShareState::Leased(lease), &mut queue.counts);
         if let ShareState::Queued { since } = before {
-            fx.measure(Hop::ReadyToDelivered, self.tasks[task].queue, self.now.micros_since(since));
+            fx.measure(Hop::ReadyToDelivered, found.queue, now.micros_since(since));
         }
-
-        let found = &mut self.tasks[task];
-        let spec = found.spec.clone();
-        let payload = found.payload().cloned().expect("nobody gets a task whose payload is away");
         let share = found.share_mut(recipient).expect("it was just leased");
         let past = std::mem::replace(&mut share.past, Past::Out);
         let redelivered = past != Past::Never;
@@ -216,7 +246,35 @@ impl Shard {
         if !counted && let Some(fanout) = found.fanout_mut() {
             fanout.delivered += 1;
         }
-        let of = found.queue;
+        queue.passed(now);
+        queue.tally(Tally::Delivered);
+        if redelivered {
+            queue.tally(Tally::Redelivered);
+            queue.tally_again(past);
+        }
+        queue.rates.count(now, Rate::Delivered);
+        let told = found.count_event();
+        let (id, of) = (found.spec.id(), found.queue);
+        let lease = LeaseId { number, slot: task, recipient };
+        let given = (!auto).then_some(lease);
+        if pulled {
+            let session = self.sessions.get_mut(&session_id).expect("it was just found");
+            if let Some(pull) = &mut session.pull {
+                pull.tasks.push(delivery(found, given, attempt, redelivered, now));
+            }
+            if !self.to_answer.contains(&session_id) {
+                self.to_answer.push(session_id);
+            }
+        } else {
+            fx.outputs.push(Output::Send {
+                session: session_id,
+                reference: None,
+                on_write: auto.then_some(lease),
+                barrier: false,
+                queue: of,
+                message: ServerMessage::Task(delivery(found, given, attempt, redelivered, now)),
+            });
+        }
         if let Some(session) = resume_key {
             let leased = Amendment::Leased {
                 recipient,
@@ -226,51 +284,11 @@ impl Shard {
                 deadline,
                 explicit_start: unstarted,
             };
-            self.store(StoreOp::Amend(spec.id(), leased), fx);
+            self.store(StoreOp::Amend(id, leased), fx);
         }
-        let queue = &mut self.queues[of as usize];
-        queue.passed(self.now);
-        queue.tally(Tally::Delivered);
-        if redelivered {
-            queue.tally(Tally::Redelivered);
-            queue.tally_again(past);
+        if told {
+            self.tell_event(task, recipient, Payload::NULL, fx);
         }
-        queue.rates.count(self.now, Rate::Delivered);
-        let lease = LeaseId { number, slot: task, recipient };
-        let message = taskyard_proto::Task {
-            task: spec.id(),
-            lease: (!auto).then_some(lease),
-            queue: spec.queue.clone(),
-            attempt,
-            max_attempts: u64::from(spec.max_attempts),
-            redelivered,
-            ack_timeout_ms: u64::from(spec.ack_timeout_ms),
-            age_ms: self.now.ms_since(spec.accepted),
-            priority: u64::from(spec.priority),
-            headers: spec.headers.clone(),
-            payload,
-        };
-        let pull = match pulled {
-            true => self.sessions.get_mut(&session_id).and_then(|session| session.pull.as_mut()),
-            false => None,
-        };
-        match pull {
-            Some(pull) => {
-                pull.tasks.push(message);
-                if !self.to_answer.contains(&session_id) {
-                    self.to_answer.push(session_id);
-                }
-            }
-            None => fx.outputs.push(Output::Send {
-                session: session_id,
-                reference: None,
-                on_write: auto.then_some(lease),
-                barrier: false,
-                queue: of,
-                message: message.into(),
-            }),
-        }
-        self.event(task, recipient, taskyard_proto::Payload::NULL, fx);
     }
 
     /// Takes a share that waits out of its lane, and the lane away with it if nothing else is left of
@@ -332,31 +350,66 @@ impl Shard {
     /// that: first the caller puts the share where it belongs, then it feeds what is named here, so
     /// that the returned task and those that wait go in their order.
     pub(super) fn unlease(&mut self, task: u32, recipient: u32, fx: &mut Effects) -> Option<SubscriptionKey> {
-        let found = &self.tasks[task];
+        self.end_lease(task, recipient, fx, |_, _| {})
+    }
+
+    /// The same because its holder settles it, which is remembered; and who that is.
+    pub(super) fn unlease_settled(
+        &mut self,
+        task: u32,
+        recipient: u32,
+        verb: Verb,
+        fx: &mut Effects,
+    ) -> (Option<WorkerName>, Option<SubscriptionKey>) {
+        let queue = self.tasks[task].queue;
+        self.queues[queue as usize].rates.count(self.now, Rate::Settled);
+        let (mut worker, mut pulled) = (None, None);
+        let key = self.end_lease(task, recipient, fx, |session, number| {
+            worker = Some(session.worker.clone());
+            match session.pull {
+                None => session.remember_settle(number, verb),
+                Some(_) => pulled = Some(number),
+            }
+        });
+        if let Some(number) = pulled {
+            self.remember_pulled_settle(queue, number, verb);
+        }
+        (worker, key)
+    }
+
+    #[inline]
+    fn end_lease(
+        &mut self,
+        task: u32,
+        recipient: u32,
+        fx: &mut Effects,
+        of_session: impl FnOnce(&mut Session, u64),
+    ) -> Option<SubscriptionKey> {
+        let found = &mut self.tasks[task];
         let queue = found.queue;
         let lease = found.share(recipient)?.lease()?;
-        let (session_id, held_at) = (lease.session, lease.held_at as usize);
+        let (session_id, number, held_at) = (lease.session, lease.number, lease.held_at as usize);
         if lease.slot != task {
-            self.aliases.remove(&lease.number);
+            self.aliases.remove(&number);
         }
         if !self.stops.is_empty() {
-            self.stops.remove(&lease.number);
+            self.stops.remove(&number);
         }
         fx.measure(Hop::DeliveredToSettled, queue, self.now.micros_since(lease.since));
         self.leases_out -= 1;
-        self.handed_back(task);
+        if found.held == Held::Out {
+            // The payload is no longer with its worker.
+            found.held = Held::Here;
+            self.out_bytes -= found.bytes();
+        }
         let of = &mut self.queues[queue as usize];
         of.leased -= 1;
         if of.limited {
             self.pump_later(queue);
         }
         let session = self.sessions.get_mut(&session_id)?;
-        session.held.swap_remove(held_at);
-        if let Some((moved_task, moved_recipient)) = session.held.get(held_at) {
-            let moved = self.tasks[*moved_task].share_mut(*moved_recipient);
-            moved.and_then(Share::lease_mut).expect("what a session holds is leased").held_at =
-                held_at as u32;
-        }
+        of_session(session, number);
+        session.held.remove(held_at);
         let key = session.subscription(queue);
         if session.pull.is_some() {
             // Whose the lease was is asked for yet: it goes when the command is done.
@@ -365,6 +418,31 @@ impl Shard {
         let subscription = &mut self.subscriptions[key?.0 as usize];
         subscription.unsettled = subscription.unsettled.saturating_sub(1);
         key
+    }
+}
+
+/// What a worker is told. Inlined: it is made where it goes, and not copied there.
+#[inline(always)]
+fn delivery(
+    found: &Task,
+    lease: Option<LeaseId>,
+    attempt: u64,
+    redelivered: bool,
+    now: Time,
+) -> taskyard_proto::Task {
+    let spec = &found.spec;
+    taskyard_proto::Task {
+        task: spec.id(),
+        lease,
+        queue: spec.queue.clone(),
+        attempt,
+        max_attempts: u64::from(spec.max_attempts),
+        redelivered,
+        ack_timeout_ms: u64::from(spec.ack_timeout_ms),
+        age_ms: now.ms_since(spec.accepted),
+        priority: u64::from(spec.priority),
+        headers: spec.headers.clone(),
+        payload: found.payload().cloned().expect("nobody gets a task whose payload is away"),
     }
 }
 

@@ -11,7 +11,7 @@ use super::effect::Effects;
 use super::queue::LaneKey;
 use super::ready::{Entry, Ranking};
 use super::shard::Shard;
-use super::task::{Held, ShareState, Task};
+use super::task::{Held, ShareState, Task, Weighed};
 
 /// The next so many tasks of a queue keep their payloads when others leave: whoever submits to a queue that is
 /// worked off must not wait for the disk because of another that is not. That ends at twice the bound.
@@ -33,30 +33,26 @@ const AHEAD_STEP: usize = AHEAD_TASKS / 4;
 
 impl Shard {
     /// Counts what a task takes in memory, now that it came in.
-    pub(super) fn weigh_in(&mut self, key: u32) {
-        let task = &self.tasks[key];
+    pub(super) fn weigh_in(&mut self, task: &Task) {
         self.weight += task.weight();
         self.payload_bytes += task.bytes();
     }
 
     /// It ends: what it took in memory is free.
-    pub(super) fn weigh_out(&mut self, key: u32) {
-        let task = &self.tasks[key];
-        let bytes = task.bytes();
-        self.weight -= task.weight();
-        let queue = &mut self.queues[task.queue as usize];
-        match task.held {
+    pub(super) fn weigh_out(&mut self, Weighed { queue, held, bytes, weight }: Weighed) {
+        self.weight -= weight;
+        match held {
             Held::Away | Held::Coming => {
                 self.away -= 1;
                 self.away_bytes -= bytes;
             }
             Held::Unstored | Held::Early | Held::Here | Held::Out | Held::Back => self.payload_bytes -= bytes,
         }
-        match task.held {
+        match held {
             Held::Out => self.out_bytes -= bytes,
             Held::Coming | Held::Back => {
                 self.ahead_bytes -= bytes;
-                queue.ahead_bytes -= bytes;
+                self.queues[queue as usize].ahead_bytes -= bytes;
             }
             Held::Unstored | Held::Early | Held::Here | Held::Away => {}
         }
@@ -94,6 +90,7 @@ impl Shard {
     }
 
     /// A task goes to a worker: its payload is there.
+    #[inline]
     pub(super) fn handed_out(&mut self, key: u32) {
         let task = &mut self.tasks[key];
         let bytes = task.bytes();
@@ -109,17 +106,9 @@ impl Shard {
         }
     }
 
-    /// It is no longer with its worker.
-    pub(super) fn handed_back(&mut self, key: u32) {
-        let task = &mut self.tasks[key];
-        if task.held == Held::Out {
-            task.held = Held::Here;
-            self.out_bytes -= task.bytes();
-        }
-    }
-
     /// Whether a queue gives out its tasks in order over all lanes, and not to whoever asks: for its limits, or because
     /// the payload of one that waits is away, which is looked at once the command is done.
+    #[inline]
     pub(super) fn goes_in_order(&self, queue: u32) -> bool {
         let found = &self.queues[queue as usize];
         found.limited || found.lacks.is_some() || found.to_pump

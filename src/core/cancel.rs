@@ -175,14 +175,12 @@ impl Shard {
             return fx.answer(&origin, error.lease(&message.lease));
         }
         let leases = taskyard_proto::LeaseList::One(message.lease);
-        self.settle(origin, session, &leases, Verb::Cancelled, fx, |shard, task, recipient, fx| {
-            let freed = shard.unlease(task, recipient, fx);
+        self.settle(origin, session, &leases, Verb::Cancelled, fx, |shard, task, recipient, _, fx| {
             if shard.tasks[task].decided {
                 shard.lay_down(task, recipient);
             } else {
                 shard.stopped(task, recipient, message.error.clone(), fx);
             }
-            freed
         });
     }
 }

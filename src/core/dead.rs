@@ -79,13 +79,13 @@ impl Shard {
     /// Nobody wants it any longer.
     pub(super) fn delete_dead(&mut self, key: u32, fx: &mut Effects) {
         let task = &self.tasks[key];
-        let (queue, spec, bytes) = (task.queue, task.spec.clone(), task.bytes());
-        self.weigh_out(key);
+        let (queue, spec, bytes, weighed) = (task.queue, task.spec.clone(), task.bytes(), task.weighed());
+        self.weigh_out(weighed);
         let found = &mut self.queues[queue as usize];
         found.dead.remove(&spec.seq);
         found.counts[TaskState::Dead as usize] -= 1;
         self.unload(spec.account.as_ref(), bytes);
-        self.unlist(key);
+        self.unlist(spec.id(), key);
         // Leases of a task to all may still be out; the last of them takes it away.
         let task = &self.tasks[key];
         if !(0..task.recipients()).any(|n| task.share(n).and_then(Share::lease).is_some()) {

@@ -98,7 +98,12 @@ impl Shard {
     /// A share becomes ready for a worker.
     pub(super) fn queue_up(&mut self, task: u32, recipient: u32, fx: &mut Effects) {
         self.shift(task, recipient, ShareState::Queued { since: self.now });
-        self.event(task, recipient, taskyard_proto::Payload::NULL, fx);
+        self.queued_up(task, recipient, fx);
+    }
+
+    /// What follows once it is.
+    pub(super) fn queued_up(&mut self, task: u32, recipient: u32, fx: &mut Effects) {
+        self.event(task, recipient, None, fx);
         self.offer(task, recipient, fx);
     }
 

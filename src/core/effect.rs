@@ -1,6 +1,6 @@
 //! What the state machine wants done.
 
-use taskyard_proto::{CloseCode, LeaseId, RequestId, RoomMessage, ServerMessage, TaskId};
+use taskyard_proto::{Accepted, CloseCode, LeaseId, RequestId, RoomMessage, ServerMessage, TaskId};
 
 use super::command::{CallId, Origin, SessionId};
 use super::manage::Report;
@@ -126,24 +126,45 @@ impl Effects {
     }
 
     /// Answers whoever asked; a session that gave no `id` hears only errors.
+    #[inline]
     pub(super) fn answer(&mut self, origin: &Origin, message: impl Into<ServerMessage>) {
         let message = message.into();
-        match origin {
-            Origin::Call(call) => self.outputs.push(Output::Answer { call: *call, message }),
-            Origin::Implied(session) => self.send(*session, message),
+        let (session, reference) = match origin {
+            Origin::Call(call) => return self.outputs.push(Output::Answer { call: *call, message }),
+            Origin::Implied(session) => (*session, None),
             Origin::Session(session, reference) => {
-                if reference.is_some() || matches!(message, ServerMessage::Error(_)) {
-                    self.outputs.push(Output::Send {
-                        session: *session,
-                        reference: reference.clone(),
-                        on_write: None,
-                        barrier: false,
-                        queue: 0,
-                        message,
-                    });
+                if reference.is_none() && !matches!(message, ServerMessage::Error(_)) {
+                    return;
                 }
+                (*session, reference.clone())
             }
-        }
+        };
+        self.outputs.push(Output::Send {
+            session,
+            reference,
+            on_write: None,
+            barrier: false,
+            queue: 0,
+            message,
+        });
+    }
+
+    /// The same for the answer of a submit, which most of them get: made where it goes, and not copied there.
+    #[inline]
+    pub(super) fn accepted(&mut self, origin: &Origin, accepted: Accepted) {
+        let (session, reference) = match origin {
+            Origin::Session(session, Some(reference)) => (*session, reference.clone()),
+            Origin::Session(_, None) => return,
+            Origin::Implied(_) | Origin::Call(_) => return self.answer(origin, accepted),
+        };
+        self.outputs.push(Output::Send {
+            session,
+            reference: Some(reference),
+            on_write: None,
+            barrier: false,
+            queue: 0,
+            message: ServerMessage::Accepted(accepted),
+        });
     }
 
     /// Answers as [`Effects::answer`] does; no delivery that went out before comes behind it.

@@ -160,12 +160,15 @@ impl Shard {
     }
 
     /// Counts an event of a task, and tells it to those who watch.
-    pub(super) fn event(&mut self, key: u32, recipient: u32, data: Payload, fx: &mut Effects) {
-        let task = &mut self.tasks[key];
-        task.count_event();
-        if task.told().is_none() {
-            return;
+    #[inline]
+    pub(super) fn event(&mut self, key: u32, recipient: u32, data: Option<Payload>, fx: &mut Effects) {
+        if self.tasks[key].count_event() {
+            self.tell_event(key, recipient, data.unwrap_or_default(), fx);
         }
+    }
+
+    /// The same of an event that is counted.
+    pub(super) fn tell_event(&mut self, key: u32, recipient: u32, data: Payload, fx: &mut Effects) {
         let Some(event) = self.event_now(key, recipient, data) else { return };
         let task = &mut self.tasks[key];
         for watcher in task.watchers() {

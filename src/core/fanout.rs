@@ -55,63 +55,76 @@ const RECIPIENTS_SHOWN_MAX: usize = 1000;
 /// How much of their results it tells, in bytes: it must fit into one message, and into one record.
 const RESULTS_SHOWN_BYTES: usize = 1 << 20;
 
+/// So many leases are kept for the next deliveries when their tasks end, each 56 bytes.
+const SPARE_LEASES: usize = 1024;
+
 impl Shard {
     /// Ends a task: stores its end, keeps it to be looked up, and tells those who watch.
     pub(super) fn finish(&mut self, key: u32, fate: Fate, fx: &mut Effects) {
         if fate.state == TaskState::Dead {
             return self.die(key, fx);
         }
-        let now = self.now;
+        let (now, base) = (self.now, self.event_base);
         let task = &mut self.tasks[key];
         task.count_event();
         let fanout = task.fanout().map(|fanout| fanout_record(task, fanout));
-        let (bytes, event_seq) = (task.bytes(), task.event_seq(self.event_base));
-        let spec = task.spec.clone();
-        let mut record = FinishRecord {
-            task: spec.id(),
+        let to_all = fanout.is_some();
+        let done = fate.state == TaskState::Done && !to_all;
+        let attempts = task.first.charged + u16::from(done);
+        let (queue, event_seq, before) = (task.queue, task.event_seq(base), task.state());
+        let (id, bytes, weighed) = (task.spec.id(), task.bytes(), task.weighed());
+        let history = task.first.history().to_vec();
+        let (watchers, events) = (task.take_watchers(), task.take_told());
+        let counted = &mut self.queues[queue as usize];
+        if done {
+            counted.used.count(attempts);
+        }
+        counted.counts[before as usize] -= 1;
+        counted.counts[fate.state as usize] += 1;
+        counted.bytes -= bytes;
+        let totals = counted.totals();
+        self.weigh_out(weighed);
+        self.unlist(id, key);
+        let spec = if to_all && self.drop_undelivered(key) {
+            let task = &mut self.tasks[key];
+            task.decided = true;
+            task.spec.clone()
+        } else {
+            let task = self.tasks.remove(key);
+            if let ShareState::Leased(lease) = task.first.state
+                && self.spare_leases.len() < SPARE_LEASES
+            {
+                self.spare_leases.push(lease);
+            }
+            task.spec
+        };
+        self.unload(spec.account.as_ref(), bytes);
+        let record = Arc::new(FinishRecord {
+            task: id,
             queue: spec.queue.clone(),
             state: fate.state,
             accepted: spec.accepted,
             finished: now,
-            attempts: task.first.charged + u16::from(fate.state == TaskState::Done && fanout.is_none()),
+            attempts,
             max_attempts: spec.max_attempts,
             worker: fate.worker,
             result: fate.result,
             error: fate.error,
-            history: task.first.history().to_vec(),
+            history,
             event_seq,
-            totals: [0; 3],
+            totals,
             dedup: spec.keys.as_ref().and_then(|keys| keys.dedup.clone()),
             fanout,
-        };
-        let watchers = task.take_watchers();
-        let queue = task.queue;
-        let before = task.state();
-        if fate.state == TaskState::Done && record.fanout.is_none() {
-            self.queues[queue as usize].used.count(record.attempts);
-        }
-        let counts = self.state_counts(queue);
-        counts[before as usize] -= 1;
-        counts[fate.state as usize] += 1;
-        record.totals = self.queues[queue as usize].totals();
-        self.weigh_out(key);
-        self.unload(spec.account.as_ref(), bytes);
-        self.queues[queue as usize].bytes -= bytes;
-        let events = self.tasks[key].take_told();
-        self.unlist(key);
-        if self.drop_undelivered(key) {
-            self.tasks[key].decided = true;
-        } else {
-            self.tasks.remove(key);
-        }
-        let record = Arc::new(record);
-        self.store(StoreOp::Finish(record.clone()), fx);
-        self.keep(queue, &record, events, fx);
+        });
+        let last_word = (!watchers.is_empty()).then(|| Kept::new(&record, None).last_word());
+        let kept = Kept::new(&record, events);
+        self.store(StoreOp::Finish(record), fx);
+        self.keep(queue, kept, fx);
         if let Some(order) = spec.keys.as_ref().and_then(|keys| keys.order.as_ref()) {
             self.free_key(queue, order, key, spec.seq, fx);
         }
-        if !watchers.is_empty() {
-            self.tell_finished_when_durable(watchers, Kept::new(&record, None).last_word(), fx);
+        if let Some(last_word) = last_word {
+            self.tell_finished_when_durable(watchers, last_word, fx);
         }
     }
 
@@ -221,7 +234,7 @@ impl Shard {
         if let Some(fanout) = task.fanout_mut() {
             fanout.acked += 1;
         }
-        self.event(key, recipient, Payload::NULL, fx);
+        self.event(key, recipient, None, fx);
         self.decide(key, fx);
     }
 

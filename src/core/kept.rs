@@ -40,6 +40,7 @@ struct More {
 }
 
 impl Kept {
+    #[inline]
     pub(super) fn new(record: &FinishRecord, events: Option<Box<History>>) -> Kept {
         let has_more = events.is_some()
             || !record.result.is_null()
@@ -128,17 +129,10 @@ const OUTCOME_BYTES: u64 = 128;
 
 impl Shard {
     /// Keeps the end of a task for as long and as far as the protocol says.
-    pub(super) fn keep(
-        &mut self,
-        queue: u32,
-        record: &FinishRecord,
-        events: Option<Box<History>>,
-        fx: &mut Effects,
-    ) {
-        let task = record.task;
+    pub(super) fn keep(&mut self, queue: u32, kept: Kept, fx: &mut Effects) {
+        let task = kept.task;
         let found = &mut self.queues[queue as usize];
         let serial = found.kept_first + found.kept.len() as u64;
-        let kept = Kept::new(record, events);
         self.kept_bytes += kept.weight();
         let keep_ms = found.settings.keep_result_ms.unwrap_or(self.config.keep_ms);
         let until = kept.finished.plus_ms(keep_ms);
@@ -203,7 +197,7 @@ impl Shard {
         for record in records {
             let queue = self.queue_or_new(&record.queue);
             self.queues[queue as usize].raise_totals(record.totals);
-            self.keep(queue, &record, None, fx);
+            self.keep(queue, Kept::new(&record, None), fx);
         }
     }
 }

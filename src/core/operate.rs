@@ -87,6 +87,7 @@ impl Shard {
                 found.declared = true;
                 let rate = found.settings.rate_per_s;
                 found.settings.merge(*changes);
+                found.alike.forget_bare();
                 if found.settings.rate_per_s != rate {
                     // What the old rate would make wait does not wait for it.
                     found.rate_until = found.rate_until.min(self.now);
@@ -247,7 +248,7 @@ impl Shard {
 
     fn remove_worker(&mut self, id: SessionId, fx: &mut Effects) {
         let Some(session) = self.sessions.get(&id) else { return };
-        let mut held = session.held.clone();
+        let mut held: Vec<(u32, u32)> = session.held().collect();
         held.sort_unstable_by_key(|(task, recipient)| (self.tasks[*task].spec.seq, *recipient));
         for (_, key) in session.subscriptions.clone() {
             self.remove_subscription(key, fx);

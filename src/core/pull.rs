@@ -184,11 +184,7 @@ impl Shard {
         }
     }
 
-    pub(super) fn remember_settle(&mut self, session: SessionId, queue: u32, number: u64, verb: Verb) {
-        let Some(found) = self.sessions.get_mut(&session) else { return };
-        if found.pull.is_none() {
-            return found.remember_settle(number, verb);
-        }
+    pub(super) fn remember_pulled_settle(&mut self, queue: u32, number: u64, verb: Verb) {
         if self.pulled_order.len() == SETTLED_MAX
             && let Some(oldest) = self.pulled_order.pop_front()
         {

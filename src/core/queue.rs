@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use slab::Slab;
+use smol_str::SmolStr;
 use taskyard_proto::{GroupName, Key, QueueName, TaskId, TaskState, WorkerName};
 
 use super::command::SessionId;
@@ -344,15 +345,32 @@ const ALIKE_MAX: usize = 4;
 pub(super) struct Alike {
     latest: Vec<Arc<Terms>>,
     next: usize,
+    /// Those of the latest whose submit left everything to the queue: found without being made.
+    bare: Option<Arc<Terms>>,
 }
 
 impl Alike {
-    /// The same terms, shared with others where it can be.
-    pub(super) fn shared(&mut self, terms: Terms) -> Arc<Terms> {
-        match self.latest.iter().find(|latest| ***latest == terms) {
+    /// The terms of a task whose submit left everything to the queue, as long as that says the same.
+    pub(super) fn bare(&self, bare: bool, account: Option<&SmolStr>) -> Option<Arc<Terms>> {
+        let found = self.bare.as_ref().filter(|terms| bare && terms.account.as_ref() == account);
+        found.cloned()
+    }
+
+    /// What a submit leaves open is another from here on.
+    pub(super) fn forget_bare(&mut self) {
+        self.bare = None;
+    }
+
+    /// The same terms, shared with others where it can be; `bare`: the submit left everything to the queue.
+    pub(super) fn shared(&mut self, terms: Terms, bare: bool) -> Arc<Terms> {
+        let shared = match self.latest.iter().find(|latest| ***latest == terms) {
             Some(same) => same.clone(),
             None => self.remember(Arc::new(terms)),
+        };
+        if bare {
+            self.bare = Some(shared.clone());
         }
+        shared
     }
 
     /// The same for what is shared already, with others.
@@ -400,12 +418,15 @@ pub(super) struct Rates {
 impl Rates {
     fn roll(&mut self, now: Time) {
         let second = now.0 / 1_000_000;
+        if second <= self.second {
+            return;
+        }
         let buckets = self.buckets.len() as u64;
         let passed = second.saturating_sub(self.second).min(buckets);
         for step in 1..=passed {
             self.buckets[((second - passed + step) % buckets) as usize] = [0; 3];
         }
-        self.second = self.second.max(second);
+        self.second = second;
     }
 
     pub(super) fn count(&mut self, now: Time, rate: Rate) {

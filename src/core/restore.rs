@@ -102,6 +102,7 @@ impl Replay {
                 queue.raise_totals(record.totals);
                 queue.declared = record.declared;
                 queue.settings = record.settings;
+                queue.alike.forget_bare();
                 queue.pause = record.pause;
                 queue.recheck();
             }
@@ -170,9 +171,9 @@ impl Replay {
     fn drop_task(&mut self, id: TaskId) {
         self.leases.remove(&id);
         if let Some(key) = self.shard.live(id) {
-            self.shard.unlist(key);
-            self.shard.weigh_out(key);
             let task = self.shard.tasks.remove(key);
+            self.shard.unlist(id, key);
+            self.shard.weigh_out(task.weighed());
             self.shard.state_counts(task.queue)[task.state() as usize] -= 1;
             let queue = &mut self.shard.queues[task.queue as usize];
             if queue.dead.remove(&task.spec.seq).is_none() {
@@ -418,8 +419,7 @@ impl Replay {
             return;
         }
         let holder = shard.sessions.get_mut(&session).expect("it was just restored");
-        let held_at = holder.held.len() as u32;
-        holder.held.push((key, recipient));
+        let held_at = holder.held.insert((key, recipient)) as u32;
         // Whoever comes back within the window must find it.
         let deadline = lease.deadline.max(shard.now.plus_ms(shard.config.resume_window_ms));
         let again = Lease {

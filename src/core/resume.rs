@@ -75,13 +75,12 @@ impl Shard {
         session.access = access;
         session.resume_key = before.resume_key;
         session.settled = std::mem::take(&mut before.settled);
-        for (task, recipient) in before.held {
+        for (_, (task, recipient)) in before.held {
             let lease = self.tasks[task].share_mut(recipient).and_then(|share| share.lease_mut());
             let lease = lease.expect("what a session holds is leased");
             let named = |given: &GivenLease| given.id().is_some_and(|given| given.number == lease.number);
             lease.session = id;
-            lease.held_at = session.held.len() as u32;
-            session.held.push((task, recipient));
+            lease.held_at = session.held.insert((task, recipient)) as u32;
             if hello.in_flight.iter().any(named) {
                 resumed.kept.push(lease.id(recipient));
             } else {

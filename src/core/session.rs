@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use slab::Slab;
 use smallvec::SmallVec;
 use smol_str::SmolStr;
 use taskyard_proto::{GroupName, Headers, LeaseId, Mode, RoomName, Task, TaskId, WorkerName};
@@ -20,6 +21,8 @@ pub(super) struct SubscriptionKey(pub(super) u32);
 pub(super) struct Subscription {
     pub(super) session: super::SessionId,
     pub(super) queue: u32,
+    /// The lane of its worker's name, as long as that lane knows it.
+    pub(super) lane: u32,
     /// Its place in the rings: the order of subscribing.
     pub(super) place: u64,
     /// How many unsettled tasks it may hold.
@@ -65,8 +68,8 @@ pub(super) struct Session {
     pub(super) client: Option<String>,
     pub(super) since: Time,
     pub(super) subscriptions: SmallVec<[(u32, SubscriptionKey); 2]>,
-    /// The leases it holds: task and recipient. A lease knows its index here.
-    pub(super) held: Vec<(u32, u32)>,
+    /// The leases it holds: task and recipient. A lease knows its place here; no other moves when it ends.
+    pub(super) held: Slab<(u32, u32)>,
     /// The latest settles, newest last.
     pub(super) settled: VecDeque<(u64, Verb)>,
     /// Submits that wait for their answer.
@@ -98,7 +101,7 @@ impl Session {
             client: None,
             since: now,
             subscriptions: SmallVec::new(),
-            held: Vec::new(),
+            held: Slab::new(),
             settled: VecDeque::new(),
             unconfirmed: 0,
             watching: BTreeSet::new(),
@@ -110,6 +113,11 @@ impl Session {
             pull: None,
             silent: false,
         }
+    }
+
+    /// All that it holds, task and recipient, in no order that means anything.
+    pub(super) fn held(&self) -> impl Iterator<Item = (u32, u32)> {
+        self.held.iter().map(|(_, held)| *held)
     }
 
     pub(super) fn subscription(&self, queue: u32) -> Option<SubscriptionKey> {

@@ -140,7 +140,7 @@ impl Shard {
     /// Ends a session: its tasks go on at once. `clean` (after `bye`) they return free of charge.
     pub(super) fn end(&mut self, id: SessionId, clean: bool, fx: &mut Effects) {
         let Some(session) = self.sessions.get(&id) else { return };
-        let mut held = session.held.clone();
+        let mut held: Vec<(u32, u32)> = session.held().collect();
         let resume_key = session.resume_key;
         // First nobody can be offered its own tasks again.
         self.let_go(id, fx);
@@ -170,10 +170,10 @@ impl Shard {
         let session = &self.sessions[&subscription.session];
         let queue = &mut self.queues[subscription.queue as usize];
         queue.subscribers.remove(&subscription.place);
-        queue.any.ring.close(subscription.place);
+        queue.any.ring.leave(subscription.place);
         for group in &session.groups {
             let Some(lane) = queue.groups.get_mut(group) else { continue };
-            lane.ring.close(subscription.place);
+            lane.ring.leave(subscription.place);
             lane.members -= 1;
             queue.drop_group_lane_if_empty(group);
         }
@@ -399,10 +399,11 @@ impl Shard {
                 self.next_place += 1;
                 // Leases of an earlier subscription count against the new credit.
                 let tasks = &self.tasks;
-                let unsettled = session.held.iter().filter(|(task, _)| tasks[*task].queue == queue).count();
+                let unsettled = session.held().filter(|(task, _)| tasks[*task].queue == queue).count();
                 let key = SubscriptionKey(self.subscriptions.insert(Subscription {
                     session: session_id,
                     queue,
+                    lane: 0,
                     place,
                     credit: 0,
                     unsettled: unsettled as u32,
@@ -422,6 +423,7 @@ impl Shard {
                 if session.pull.is_none() || slot.is_none() {
                     *slot = Some(key);
                 }
+                self.subscriptions[key.0 as usize].lane = lane;
                 key
             }
         };

@@ -4,13 +4,13 @@ use smallvec::SmallVec;
 use taskyard_proto::message::lease_text;
 use taskyard_proto::{
     Ack, Applies, Done, Error, ErrorCode, ErrorText, Extend, GivenLease, LeaseList, Nack, Payload, Progress,
-    Release, SettleOutcome, SettleResult, Settled, TaskState,
+    Release, SettleOutcome, SettleResult, Settled, TaskState, WorkerName,
 };
 
 use super::command::{Origin, SessionId};
 use super::effect::Effects;
 use super::fanout::Fate;
-use super::queue::{Rate, Tally};
+use super::queue::Tally;
 use super::record::{Amendment, FailedAttempt, Failure, StoreOp};
 use super::session::{SubscriptionKey, Verb};
 use super::shard::{AVOID_MS, Shard};
@@ -22,23 +22,38 @@ type Freed = SmallVec<[SubscriptionKey; 4]>;
 
 impl Shard {
     pub(super) fn ack(&mut self, origin: Origin, session: SessionId, message: Ack, fx: &mut Effects) {
-        let result = message.result;
-        self.settle(origin, session, &message.leases, Verb::Ack, fx, |shard, task, recipient, fx| {
-            shard.acked(task, recipient, result.clone(), fx)
+        let Ack { leases, mut result } = message;
+        let one = matches!(leases, LeaseList::One(_));
+        self.settle(origin, session, &leases, Verb::Ack, fx, |shard, task, recipient, worker, fx| {
+            let result = if one { std::mem::take(&mut result) } else { result.clone() };
+            shard.acked(task, recipient, worker, result, fx);
         });
     }
 
     pub(super) fn nack(&mut self, origin: Origin, session: SessionId, message: Nack, fx: &mut Effects) {
         let delay_ms = message.delay_ms.map(|delay| delay.get());
         let retry = message.retry.is_none_or(|retry| retry.0);
-        self.settle(origin, session, &message.leases, Verb::Nack, fx, |shard, task, recipient, fx| {
-            let worker = shard.holder(task, recipient);
-            let freed = shard.unlease(task, recipient, fx);
-            let queue = shard.tasks[task].queue;
-            shard.queues[queue as usize].tally(Tally::Nacked);
-            shard.failed(task, recipient, Failure::Nack, worker, message.error.clone(), delay_ms, retry, fx);
-            freed
-        });
+        self.settle(
+            origin,
+            session,
+            &message.leases,
+            Verb::Nack,
+            fx,
+            |shard, task, recipient, worker, fx| {
+                let queue = shard.tasks[task].queue;
+                shard.queues[queue as usize].tally(Tally::Nacked);
+                shard.failed(
+                    task,
+                    recipient,
+                    Failure::Nack,
+                    worker,
+                    message.error.clone(),
+                    delay_ms,
+                    retry,
+                    fx,
+                );
+            },
+        );
     }
 
     pub(super) fn give_back(
@@ -49,21 +64,19 @@ impl Shard {
         fx: &mut Effects,
     ) {
         let delay_ms = message.delay_ms.map_or(0, |delay| delay.get());
-        self.settle(origin, session, &message.leases, Verb::Release, fx, |shard, task, recipient, fx| {
-            let freed = shard.unlease(task, recipient, fx);
+        self.settle(origin, session, &message.leases, Verb::Release, fx, |shard, task, recipient, _, fx| {
             shard.returned_free(task, recipient, Some(session), delay_ms, fx);
-            freed
         });
     }
 
     /// Settles the oldest delivery that a session holds: lease numbers grow with each delivery.
     pub(super) fn settle_oldest(&mut self, session: SessionId, ack: bool, fx: &mut Effects) {
         let Some(found) = self.sessions.get(&session) else { return };
-        let lease = |(task, recipient): &(u32, u32)| {
-            let number = self.tasks[*task].share(*recipient)?.lease()?.number;
-            Some(taskyard_proto::LeaseId { number, slot: *task, recipient: *recipient })
+        let lease = |(task, recipient): (u32, u32)| {
+            let number = self.tasks[task].share(recipient)?.lease()?.number;
+            Some(taskyard_proto::LeaseId { number, slot: task, recipient })
         };
-        let oldest = found.held.iter().filter_map(lease).min_by_key(|lease| lease.number);
+        let oldest = found.held().filter_map(lease).min_by_key(|lease| lease.number);
         let origin = Origin::Session(session, None);
         match oldest {
             None => {
@@ -80,7 +93,8 @@ impl Shard {
         }
     }
 
-    /// Settles each lease that is current, answers for all, then lets tasks flow again.
+    /// Settles each lease that is current, answers for all, then lets tasks flow again. `how` is told who held what
+    /// is no longer leased.
     pub(super) fn settle(
         &mut self,
         origin: Origin,
@@ -88,42 +102,48 @@ impl Shard {
         leases: &LeaseList,
         verb: Verb,
         fx: &mut Effects,
-        mut how: impl FnMut(&mut Shard, u32, u32, &mut Effects) -> Option<SubscriptionKey>,
+        mut how: impl FnMut(&mut Shard, u32, u32, Option<WorkerName>, &mut Effects),
     ) {
-        let mut freed = Freed::new();
         let mut settle_one = |shard: &mut Shard, lease: &GivenLease, fx: &mut Effects| {
             if let Some((task, recipient)) = shard.find_lease(session, lease) {
-                let queue = shard.tasks[task].queue;
-                shard.queues[queue as usize].rates.count(shard.now, Rate::Settled);
-                if let Some(id) = lease.id() {
-                    shard.remember_settle(session, queue, id.number, verb);
-                }
-                let key = how(shard, task, recipient, fx);
-                freed.extend(key.filter(|key| freed.last() != Some(key)));
-                return SettleOutcome::Ok;
+                let (worker, key) = shard.unlease_settled(task, recipient, verb, fx);
+                how(shard, task, recipient, worker, fx);
+                return (SettleOutcome::Ok, key);
             }
             match lease.id() {
-                Some(id) if shard.has_settled(session, id, verb) => SettleOutcome::Already,
-                _ => SettleOutcome::LeaseLost,
+                Some(id) if shard.has_settled(session, id, verb) => (SettleOutcome::Already, None),
+                _ => (SettleOutcome::LeaseLost, None),
             }
         };
         let answered = !matches!(&origin, Origin::Session(_, None));
         match leases {
-            LeaseList::One(lease) => match settle_one(self, lease, fx) {
-                SettleOutcome::LeaseLost => fx.answer(&origin, lease_lost(lease)),
-                outcome if answered => {
-                    let settled = Settled {
-                        lease: Applies(Some(lease_text(lease))),
-                        outcome: Applies(Some(outcome)),
-                        results: Applies(None),
-                    };
-                    self.answer_when_durable(origin, settled, fx);
+            LeaseList::One(lease) => {
+                let (outcome, freed) = settle_one(self, lease, fx);
+                match outcome {
+                    SettleOutcome::LeaseLost => fx.answer(&origin, lease_lost(lease)),
+                    outcome if answered => {
+                        let settled = Settled {
+                            lease: Applies(Some(lease_text(lease))),
+                            outcome: Applies(Some(outcome)),
+                            results: Applies(None),
+                        };
+                        self.answer_when_durable(origin, settled, fx);
+                    }
+                    _ => {}
                 }
-                _ => {}
-            },
+                if let Some(key) = freed {
+                    self.feed(key, fx);
+                }
+            }
             LeaseList::Many(leases) => {
+                let mut freed = Freed::new();
+                let mut settle_each = |lease| {
+                    let (outcome, key) = settle_one(self, lease, fx);
+                    freed.extend(key.filter(|key| freed.last() != Some(key)));
+                    (outcome, lease)
+                };
                 let results: Vec<(SettleOutcome, &GivenLease)> =
-                    leases.iter().map(|lease| (settle_one(self, lease, fx), lease)).collect();
+                    leases.iter().map(&mut settle_each).collect();
                 if answered {
                     let results = results
                         .iter()
@@ -142,28 +162,22 @@ impl Shard {
                         fx.answer(&origin, lease_lost(lease));
                     }
                 }
+                for key in freed {
+                    self.feed(key, fx);
+                }
             }
         }
-        for key in freed {
-            self.feed(key, fx);
-        }
     }
 
-    fn holder(&self, task: u32, recipient: u32) -> Option<taskyard_proto::WorkerName> {
-        let lease = self.tasks[task].share(recipient)?.lease()?;
-        self.sessions.get(&lease.session).map(|session| session.worker.clone())
-    }
-
-    /// The work is done. The caller feeds what is named.
-    pub(super) fn acked(
+    /// The work is done.
+    fn acked(
         &mut self,
         task: u32,
         recipient: u32,
+        worker: Option<WorkerName>,
         result: Payload,
         fx: &mut Effects,
-    ) -> Option<SubscriptionKey> {
-        let worker = self.holder(task, recipient);
-        let freed = self.unlease(task, recipient, fx);
+    ) {
         let found = &self.tasks[task];
         self.queues[found.queue as usize].tally(Tally::Acked);
         if found.decided {
@@ -173,7 +187,6 @@ impl Shard {
         } else {
             self.finish(task, Fate::done(worker, result), fx);
         }
-        freed
     }
 
     /// A lease ended by no doing of its holder's: charged, unless the attempt had not begun and the
@@ -206,7 +219,7 @@ impl Shard {
         task: u32,
         recipient: u32,
         failure: Failure,
-        worker: Option<taskyard_proto::WorkerName>,
+        worker: Option<WorkerName>,
         error: Option<ErrorText>,
         delay_ms: Option<u64>,
         retry: bool,
@@ -245,7 +258,7 @@ impl Shard {
             Some(due) => {
                 self.shift(task, recipient, ShareState::Retrying { due });
                 self.timers.set(due, Timer::Due { task, recipient, seq: spec.seq });
-                self.event(task, recipient, Payload::NULL, fx);
+                self.event(task, recipient, None, fx);
             }
         }
         self.put_away(task);
@@ -293,7 +306,7 @@ impl Shard {
         self.store(StoreOp::Amend(id, Amendment::Deferred { recipient, due }), fx);
         self.shift(task, recipient, ShareState::Scheduled { due });
         self.timers.set(due, Timer::Due { task, recipient, seq });
-        self.event(task, recipient, Payload::NULL, fx);
+        self.event(task, recipient, None, fx);
         // It waits for a time of its own: the next of its key need not.
         if self.tasks[task].state() == TaskState::Scheduled {
             self.free_key_of(task, fx);
@@ -319,7 +332,7 @@ impl Shard {
             lease.deadline = deadline;
         }
         fx.answer(&origin, Done::PLAIN);
-        self.event(task, recipient, Payload::NULL, fx);
+        self.event(task, recipient, None, fx);
     }
 
     pub(super) fn extend(&mut self, origin: Origin, session: SessionId, message: Extend, fx: &mut Effects) {
@@ -362,7 +375,7 @@ impl Shard {
             }
         }
         fx.answer(&origin, Done::PLAIN);
-        self.event(task, recipient, message.data, fx);
+        self.event(task, recipient, Some(message.data), fx);
     }
 }
 

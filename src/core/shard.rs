@@ -27,7 +27,7 @@ use super::sample::Resumes;
 use super::schedule::Schedules;
 use super::session::{Session, Subscription, Verb};
 use super::sessions::Drawn;
-use super::task::{Held, ShareState, Task, Watcher};
+use super::task::{Held, Lease, ShareState, Task, Watcher};
 use super::time::Time;
 use super::timers::{Timer, Timers};
 use crate::slots::{SlotIndex, Slots};
@@ -90,7 +90,7 @@ pub(super) enum Place {
     Kept { queue: u32, serial: u64 },
 }
 
-/// What waits for the store.
+/// What waits for the store. Each task that comes in does, and is moved here and back: what is large is boxed.
 #[derive(Debug)]
 enum Pending {
     /// A task may be told accepted, and given to a worker.
@@ -99,13 +99,13 @@ enum Pending {
     /// The same may be told of a task that was submitted again.
     Again { first: TaskId, origin: Origin, told: Told },
     /// An answer may be given.
-    Answer { origin: Origin, message: ServerMessage },
+    Answer { origin: Origin, message: Box<ServerMessage> },
     /// What came of something may be told.
-    Report { call: CallId, report: Report },
+    Report { call: CallId, report: Box<Report> },
     /// All that a leaving session asked for is answered: it may go.
     Leave { origin: Origin, session: SessionId },
     /// The end of a task may be told.
-    Finished { watchers: Vec<Watcher>, message: Finished },
+    Finished { watchers: Vec<Watcher>, message: Box<Finished> },
 }
 
 /// What a producer hears once its task is durable.
@@ -133,6 +133,8 @@ pub struct Shard {
     pub(super) now: Time,
     pub(super) queues: Slab<Queue>,
     pub(super) queue_names: HashMap<QueueName, u32>,
+    /// The one that was asked for by its name last, if there is any queue.
+    latest_queue: u32,
     pub(super) tasks: Slots<Task>,
     /// Tasks that have not ended, or are dead, by their ids.
     ids: SlotIndex,
@@ -163,6 +165,9 @@ pub struct Shard {
     pub(super) next_lease: u64,
     pub(super) next_place: u64,
     pub(super) leases_out: u64,
+    /// The memory of leases whose tasks have ended, for the next.
+    #[expect(clippy::vec_box, reason = "they go into shares as they are, and come back")]
+    pub(super) spare_leases: Vec<Box<Lease>>,
     /// What all tasks together weigh.
     pub(super) weight: u64,
     /// The bytes of the payloads that are in memory.
@@ -211,6 +216,7 @@ impl Shard {
             now: Time(0),
             queues: Slab::new(),
             queue_names: HashMap::default(),
+            latest_queue: 0,
             tasks: Slots::default(),
             ids: SlotIndex::default(),
             kept_ids: HashMap::default(),
@@ -231,6 +237,7 @@ impl Shard {
             next_lease: 1,
             next_place: 1,
             leases_out: 0,
+            spare_leases: Vec::new(),
             weight: 0,
             payload_bytes: 0,
             out_bytes: 0,
@@ -282,7 +289,7 @@ impl Shard {
             Command::End { session } => self.socket_ended(session, fx),
             Command::Heard { session } => self.heard(session, fx),
             Command::Submit { origin, access, task, run_at, submit } => {
-                self.submit(origin, access.as_deref(), task, run_at, *submit, fx)
+                self.submit(origin, access.as_deref(), task, run_at, submit, fx)
             }
             Command::Message { origin, message } => self.message(origin, message, fx),
             Command::SettleOldest { session, ack } => self.settle_oldest(session, ack, fx),
@@ -303,7 +310,9 @@ impl Shard {
             Command::StorageFull(full) => self.storage_full = full,
             Command::Drain { grace_ms } => self.drain_all(grace_ms, fx),
         }
-        self.go_on(fx);
+        if !(self.to_pump.is_empty() && self.to_answer.is_empty()) {
+            self.go_on(fx);
+        }
     }
 
     /// What a command has made possible, and is done once it is over.
@@ -393,6 +402,7 @@ impl Shard {
         self.next_lease = (u64::from(start) << 40) + 1;
     }
 
+    #[inline]
     pub(super) fn store(&mut self, op: StoreOp, fx: &mut Effects) {
         self.operations += 1;
         fx.store.push(op);
@@ -413,7 +423,7 @@ impl Shard {
         message: impl Into<ServerMessage>,
         fx: &mut Effects,
     ) {
-        self.after_store(Pending::Answer { origin, message: message.into() }, fx);
+        self.after_store(Pending::Answer { origin, message: Box::new(message.into()) }, fx);
     }
 
     /// Ends a session's socket once all that it asked for before is answered.
@@ -423,7 +433,7 @@ impl Shard {
 
     /// Tells what came of something once all that was handed to the store so far is durable.
     pub(super) fn report_when_durable(&mut self, call: CallId, report: Report, fx: &mut Effects) {
-        self.after_store(Pending::Report { call, report }, fx);
+        self.after_store(Pending::Report { call, report: Box::new(report) }, fx);
     }
 
     /// A task that came in may be handed out once it is durable; nobody hears of it without an origin.
@@ -455,7 +465,7 @@ impl Shard {
         fx: &mut Effects,
     ) {
         if !watchers.is_empty() {
-            self.after_store(Pending::Finished { watchers, message }, fx);
+            self.after_store(Pending::Finished { watchers, message: Box::new(message) }, fx);
         }
     }
 
@@ -469,8 +479,8 @@ impl Shard {
 
     fn release(&mut self, pending: Pending, fx: &mut Effects) {
         match pending {
-            Pending::Answer { origin, message } => fx.answer(&origin, message),
-            Pending::Report { call, report } => fx.outputs.push(Output::Report { call, report }),
+            Pending::Answer { origin, message } => fx.answer(&origin, *message),
+            Pending::Report { call, report } => fx.outputs.push(Output::Report { call, report: *report }),
             Pending::Leave { origin, session } => {
                 fx.answer(&origin, Done::PLAIN);
                 fx.outputs.push(Output::Close { session, code: CloseCode::NORMAL, reason: "bye" });
@@ -481,11 +491,11 @@ impl Shard {
                         Watcher::Session(session) => {
                             if let Some(found) = self.sessions.get_mut(&session) {
                                 found.watching.remove(&message.task);
-                                fx.send(session, message.clone());
+                                fx.send(session, (*message).clone());
                             }
                         }
                         Watcher::Call(call) | Watcher::Follower(call) => {
-                            fx.outputs.push(Output::Answer { call, message: message.clone().into() });
+                            fx.outputs.push(Output::Answer { call, message: (*message).clone().into() });
                         }
                     }
                 }
@@ -516,7 +526,7 @@ impl Shard {
                     session.unconfirmed = session.unconfirmed.saturating_sub(1);
                 }
                 if let Some(origin) = origin.as_ref().filter(|_| told.confirm) {
-                    fx.answer(origin, taskyard_proto::Accepted { task: id, duplicate: false });
+                    fx.accepted(origin, taskyard_proto::Accepted { task: id, duplicate: false });
                 }
                 if let Some(origin) = origin.as_ref().filter(|_| told.watch) {
                     self.follow_first(origin, id, fx);
@@ -546,31 +556,42 @@ impl Shard {
     }
 
     /// From here on a task is found by its id.
-    pub(super) fn list(&mut self, key: u32) {
+    pub(super) fn list(&mut self, id: TaskId, key: u32) {
         let tasks = &self.tasks;
-        self.ids.insert(hash_of(tasks[key].spec.id()), key, |key| hash_of(tasks[key].spec.id()));
+        self.ids.insert(hash_of(id), key, |key| hash_of(tasks[key].spec.id()));
     }
 
-    /// From here on it is not. It must still be in its row.
-    pub(super) fn unlist(&mut self, key: u32) {
+    /// From here on it is not. It may have left its row.
+    pub(super) fn unlist(&mut self, id: TaskId, key: u32) {
         let tasks = &self.tasks;
-        let hash = hash_of(tasks[key].spec.id());
-        self.ids.remove(hash, |other| other == key, |key| hash_of(tasks[key].spec.id()));
+        self.ids.remove(hash_of(id), |other| other == key, |key| hash_of(tasks[key].spec.id()));
     }
 
     pub(super) fn queue_or_new(&mut self, name: &QueueName) -> u32 {
-        if let Some(queue) = self.queue_names.get(name) {
-            return *queue;
+        if let Some(queue) = self.queue_named(name) {
+            return queue;
         }
         let queue = self.queues.insert(Queue::new(name.clone())) as u32;
         self.queue_names.insert(name.clone(), queue);
         queue
     }
 
+    /// The queue, if there is one of that name. Submits in a row are for the same, as a rule: no hash is taken then.
+    #[inline(always)]
+    fn queue_named(&mut self, name: &QueueName) -> Option<u32> {
+        if self.queues.get(self.latest_queue as usize).is_some_and(|queue| queue.name == *name) {
+            return Some(self.latest_queue);
+        }
+        let queue = *self.queue_names.get(name)?;
+        self.latest_queue = queue;
+        Some(queue)
+    }
+
     /// The queue, made by its first use.
+    #[inline]
     pub(super) fn use_queue(&mut self, access: Option<&Access>, name: &QueueName) -> Result<u32, Error> {
-        if self.queue_names.contains_key(name) {
-            return Ok(self.queue_or_new(name));
+        if let Some(queue) = self.queue_named(name) {
+            return Ok(queue);
         }
         if self.queues.len() >= self.config.queues_max {
             return Err(Error::new(
@@ -587,6 +608,7 @@ impl Shard {
         Ok(self.queue_or_new(name))
     }
 
+    #[inline(always)]
     pub(super) fn lane_of(&mut self, task: u32, recipient: u32) -> LaneKey {
         use taskyard_proto::{IfAbsent, Target};
         let Shard { tasks, queues, now, .. } = self;
@@ -611,28 +633,8 @@ impl Shard {
     /// Moves a share to another state, and the queue's counts with it; gives back the old state.
     pub(super) fn shift(&mut self, task: u32, recipient: u32, state: ShareState) -> ShareState {
         let found = &mut self.tasks[task];
-        let before = found.state();
-        let (leaves, enters) = {
-            let share = found.share(recipient).expect("a share that is shifted exists");
-            (share.state.standing(), state.standing())
-        };
-        if let Some(fanout) = found.fanout_mut() {
-            if let Some(at) = leaves {
-                fanout.standing[at] -= 1;
-            }
-            if let Some(at) = enters {
-                fanout.standing[at] += 1;
-            }
-        }
-        let share = found.share_mut(recipient).expect("a share that is shifted exists");
-        let old = std::mem::replace(&mut share.state, state);
-        let after = found.state();
-        if before != after && !found.decided {
-            let counts = &mut self.queues[found.queue as usize].counts;
-            counts[before as usize] -= 1;
-            counts[after as usize] += 1;
-        }
-        old
+        let counts = &mut self.queues[found.queue as usize].counts;
+        found.shift(recipient, state, counts)
     }
 
     /// Whether submits are refused, and why.

@@ -1,7 +1,7 @@
 //! A task comes in.
 
 use smol_str::SmolStr;
-use taskyard_proto::{Assign, Confirm, Error, ErrorCode, IfAbsent, Payload, Submit, Target, TaskId};
+use taskyard_proto::{Assign, Confirm, Error, ErrorCode, IfAbsent, Submit, Target, TaskId};
 
 use super::access::Access;
 use super::command::Origin;
@@ -46,6 +46,24 @@ fn check_sticky(submit: &Submit, assign: Option<Assign>) -> Result<(), Error> {
     Ok(())
 }
 
+/// Whether a submit leaves everything to the queue: it has a payload, and may be for later.
+fn says_nothing(submit: &Submit) -> bool {
+    submit.to.is_none()
+        && submit.assign.is_none()
+        && submit.sticky_key.is_none()
+        && submit.order_key.is_none()
+        && submit.fair_key.is_none()
+        && submit.dedup_id.is_none()
+        && submit.priority.is_none()
+        && submit.ttl_ms.is_none()
+        && submit.ack_timeout_ms.is_none()
+        && submit.timeout_ms.is_none()
+        && submit.max_attempts.is_none()
+        && submit.backoff.is_none()
+        && submit.complete.is_none()
+        && submit.headers.is_empty()
+}
+
 impl Shard {
     pub(super) fn submit(
         &mut self,
@@ -53,15 +71,17 @@ impl Shard {
         access: Option<&Access>,
         id: TaskId,
         run_at: Option<Time>,
-        submit: Submit,
+        submit: Box<Submit>,
         fx: &mut Effects,
     ) {
-        if let Origin::Session(session, _) = &origin
-            && !self.sessions.contains_key(session)
-        {
-            return;
-        }
-        match self.admit(&origin, access, &submit, run_at) {
+        let unconfirmed = match &origin {
+            Origin::Session(session, _) => match self.sessions.get(session) {
+                Some(session) => session.unconfirmed,
+                None => return,
+            },
+            Origin::Implied(_) | Origin::Call(_) => 0,
+        };
+        match self.admit(unconfirmed, access, &submit, run_at) {
             Ok(Admission::Again(first)) => self.accept_again(origin, first, &submit, fx),
             Ok(Admission::New(admitted)) => {
                 self.accept(origin, admitted, id, run_at, submit, fx);
@@ -87,7 +107,7 @@ impl Shard {
         &mut self,
         access: Option<&Access>,
         id: TaskId,
-        submit: Submit,
+        submit: Box<Submit>,
         fx: &mut Effects,
     ) -> Result<(), Error> {
         let admitted = match self.closed_to_submits() {
@@ -101,10 +121,10 @@ impl Shard {
         Ok(())
     }
 
-    /// The queue, if the task may come in.
+    /// The queue, if the task may come in; `unconfirmed` submits of its session wait for their answer.
     fn admit(
         &mut self,
-        origin: &Origin,
+        unconfirmed: u32,
         access: Option<&Access>,
         submit: &Submit,
         run_at: Option<Time>,
@@ -116,15 +136,11 @@ impl Shard {
         if let Some(error) = self.closed_to_submits() {
             return Err(error);
         }
-        if let Origin::Session(session, _) = origin
-            && let Some(session) = self.sessions.get(session)
-            && u64::from(session.unconfirmed) >= taskyard_proto::UNCONFIRMED_MAX
-        {
+        if u64::from(unconfirmed) >= taskyard_proto::UNCONFIRMED_MAX {
             return Err(Error::new(
                 ErrorCode::RateLimited,
                 format!(
-                    "{} submits of this session wait for their answer, the most that may: read answers before submitting more",
-                    session.unconfirmed
+                    "{unconfirmed} submits of this session wait for their answer, the most that may: read answers before submitting more"
                 ),
             ));
         }
@@ -171,7 +187,9 @@ impl Shard {
             self.check_load(access, weight)?;
         }
         let queue = self.use_queue(access, &submit.queue)?;
-        check_sticky(submit, submit.assign.or(self.queues[queue as usize].settings.assign))?;
+        if submit.assign.is_none() {
+            check_sticky(submit, self.queues[queue as usize].settings.assign)?;
+        }
         self.check_depth(queue, weight)?;
         if submit.dedup_id.is_some() {
             self.check_dedup_room(queue, &submit.queue)?;
@@ -231,7 +249,7 @@ impl Shard {
         admitted: Admitted,
         id: TaskId,
         run_at: Option<Time>,
-        submit: Submit,
+        submit: Box<Submit>,
         fx: &mut Effects,
     ) {
         let (watch, confirm) = (submit.watch, submit.confirm.unwrap_or(Confirm::Durable));
@@ -275,56 +293,72 @@ impl Shard {
         admitted: Admitted,
         id: TaskId,
         run_at: Option<Time>,
-        submit: Submit,
+        submit: Box<Submit>,
         fx: &mut Effects,
     ) -> (u32, bool) {
         let (now, queue) = (self.now, admitted.queue);
-        let defaults = &self.queues[queue as usize].settings.defaults;
+        let found = &self.queues[queue as usize];
+        let defaults = &found.settings.defaults;
         let delayed = submit.delay_ms.filter(|delay| delay.get() > 0).map(|delay| now.plus_ms(delay.get()));
         let due = run_at.or(delayed).filter(|due| *due > now);
-        let target = submit.to.unwrap_or_default();
         let seq = self.next_seq;
         self.next_seq += 1;
-        let keyed = submit.assign.is_some()
-            || submit.sticky_key.is_some()
-            || submit.order_key.is_some()
-            || submit.fair_key.is_some()
-            || submit.dedup_id.is_some();
-        let keys = keyed.then(|| {
-            Box::new(Keys {
-                assign: submit.assign,
-                sticky: submit.sticky_key,
-                order: submit.order_key,
-                fair: submit.fair_key,
-                dedup: submit.dedup_id,
-            })
-        });
-        let ms = |value: u64| u32::try_from(value).expect("the protocol allows a day, which fits");
-        let terms = Terms {
-            queue: submit.queue,
-            ttl_us: submit.ttl_ms.map(|ttl| ttl.get()).or(defaults.ttl_ms).map(|ms| ms.saturating_mul(1000)),
-            priority: submit.priority.map(|p| p.get() as u8).or(defaults.priority).unwrap_or(PRIORITY),
-            max_attempts: submit
-                .max_attempts
-                .map(|n| n.get() as u16)
-                .or(defaults.max_attempts)
-                .unwrap_or(MAX_ATTEMPTS),
-            ack_timeout_ms: submit
-                .ack_timeout_ms
-                .map(|t| ms(t.get()))
-                .or(defaults.ack_timeout_ms)
-                .unwrap_or(ACK_TIMEOUT_MS),
-            run_limit_ms: submit.timeout_ms.map(|t| ms(t.get())).or(defaults.timeout_ms),
-            retry: submit.backoff.as_ref().map(RetryPolicy::from).or(defaults.backoff).unwrap_or_default(),
-            complete: submit.complete.unwrap_or_default(),
-            recipients: self.recipients(queue, &target),
-            target,
-            headers: submit.headers,
-            account: admitted.account,
-            keys,
+        let bare = says_nothing(&submit);
+        let mut dedup = None;
+        let terms = match found.alike.bare(bare, admitted.account.as_ref()) {
+            Some(terms) => terms,
+            None => {
+                dedup = submit.dedup_id.clone();
+                let keyed = submit.assign.is_some()
+                    || submit.sticky_key.is_some()
+                    || submit.order_key.is_some()
+                    || submit.fair_key.is_some()
+                    || submit.dedup_id.is_some();
+                let keys = Keys {
+                    assign: submit.assign,
+                    sticky: submit.sticky_key,
+                    order: submit.order_key,
+                    fair: submit.fair_key,
+                    dedup: submit.dedup_id,
+                };
+                let target = submit.to.unwrap_or_default();
+                let ms = |value: u64| u32::try_from(value).expect("the protocol allows a day, which fits");
+                let ttl_ms = submit.ttl_ms.map(|ttl| ttl.get()).or(defaults.ttl_ms);
+                let terms = Terms {
+                    queue: submit.queue,
+                    ttl_us: ttl_ms.map(|ms| ms.saturating_mul(1000)),
+                    priority: submit
+                        .priority
+                        .map(|p| p.get() as u8)
+                        .or(defaults.priority)
+                        .unwrap_or(PRIORITY),
+                    max_attempts: submit
+                        .max_attempts
+                        .map(|n| n.get() as u16)
+                        .or(defaults.max_attempts)
+                        .unwrap_or(MAX_ATTEMPTS),
+                    ack_timeout_ms: submit
+                        .ack_timeout_ms
+                        .map(|t| ms(t.get()))
+                        .or(defaults.ack_timeout_ms)
+                        .unwrap_or(ACK_TIMEOUT_MS),
+                    run_limit_ms: submit.timeout_ms.map(|t| ms(t.get())).or(defaults.timeout_ms),
+                    retry: submit
+                        .backoff
+                        .as_ref()
+                        .map(RetryPolicy::from)
+                        .or(defaults.backoff)
+                        .unwrap_or_default(),
+                    complete: submit.complete.unwrap_or_default(),
+                    recipients: self.recipients(queue, &target),
+                    target,
+                    headers: submit.headers,
+                    account: admitted.account,
+                    keys: keyed.then(|| Box::new(keys)),
+                };
+                self.queues[queue as usize].alike.shared(terms, bare)
+            }
         };
-        let dedup = terms.keys.as_ref().and_then(|keys| keys.dedup.clone());
-        let terms = self.queues[queue as usize].alike.shared(terms);
         let spec = TaskSpec::new(id, seq, now, terms);
         let accepted = Acceptance { spec, due, payload: submit.payload };
         let key = self.insert(accepted.clone(), queue);
@@ -370,20 +404,28 @@ impl Shard {
             fanout
         });
         let task = Task::new(spec, payload, queue, first, fanout);
-        self.queues[queue as usize].bytes += task.bytes();
+        let counted = &mut self.queues[queue as usize];
+        counted.bytes += task.bytes();
+        counted.counts[task.state() as usize] += 1;
         self.load(task.spec.terms.account.as_ref(), task.bytes());
-        let state = task.state();
+        self.weigh_in(&task);
+        let id = task.spec.id();
         let key = self.tasks.insert(task);
-        self.list(key);
-        self.weigh_in(key);
-        self.state_counts(queue)[state as usize] += 1;
+        self.list(id, key);
         key
     }
 
     /// A task is durable: from here on it may be handed out.
     pub(super) fn activate(&mut self, key: u32, fx: &mut Effects) {
-        let task = &self.tasks[key];
+        let task = &mut self.tasks[key];
         let (seq, expires, to_all) = (task.spec.seq, task.spec.expires(), task.fanout().is_some());
+        if let ShareState::Queued { since } = &mut task.first.state
+            && !(to_all || expires.is_some() || task.decided)
+        {
+            // As nearly all are: it waits for a worker from here on.
+            *since = self.now;
+            return self.queued_up(key, 0, fx);
+        }
         let recipients = task.recipients();
         if to_all && task.spec.recipients.is_empty() {
             let fate = Fate::of_nobody(task.spec.complete);
@@ -406,14 +448,14 @@ impl Shard {
             match task.share(recipient).map(|share| &share.state) {
                 Some(ShareState::Scheduled { due }) => {
                     self.timers.set(*due, Timer::Due { task: key, recipient, seq });
-                    self.event(key, recipient, Payload::NULL, fx);
+                    self.event(key, recipient, None, fx);
                 }
                 // One that is over is none: others of its key may be under way.
                 Some(ShareState::Retrying { due }) if *due <= self.now => self.queue_up(key, recipient, fx),
                 Some(ShareState::Retrying { due }) => {
                     self.timers.set(*due, Timer::Due { task: key, recipient, seq });
                     self.claim_key(key);
-                    self.event(key, recipient, Payload::NULL, fx);
+                    self.event(key, recipient, None, fx);
                 }
                 Some(ShareState::Queued { .. }) => {
                     self.queue_up(key, recipient, fx);

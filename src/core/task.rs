@@ -55,6 +55,15 @@ pub(super) enum Held {
     Back,
 }
 
+/// What a task takes in memory: its payload is `held` somewhere, and has so many bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Weighed {
+    pub(super) queue: u32,
+    pub(super) held: Held,
+    pub(super) bytes: u64,
+    pub(super) weight: u64,
+}
+
 /// Who wants to hear about a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Watcher {
@@ -302,6 +311,7 @@ impl ShareState {
 
 impl Task {
     /// A task that nobody is offered yet.
+    #[inline]
     pub(super) fn new(
         spec: TaskSpec,
         payload: Payload,
@@ -349,9 +359,11 @@ impl Task {
         u64::from(self.events) + if self.restored { base } else { 0 }
     }
 
-    /// Counts an event. Beyond four billion the number stands still.
-    pub(super) fn count_event(&mut self) {
+    /// Counts an event; whether it is to be told and remembered. Beyond four billion the number stands still.
+    #[inline]
+    pub(super) fn count_event(&mut self) -> bool {
         self.events = self.events.saturating_add(1);
+        self.told().is_some()
     }
 
     /// What happened before was told to nobody who is still here: the numbers of events begin with the process.
@@ -451,6 +463,53 @@ impl Task {
         }
     }
 
+    /// Moves a share to another state, and its queue's counts with it; gives back the old state.
+    #[inline]
+    pub(super) fn shift(
+        &mut self,
+        recipient: u32,
+        state: ShareState,
+        counts: &mut [u64; TaskState::ALL.len()],
+    ) -> ShareState {
+        if recipient == 0 && self.fanout().is_none() {
+            // The task stands as its only share does.
+            let old = std::mem::replace(&mut self.first.state, state);
+            let (before, after) = (old.task_state(), self.first.state.task_state());
+            if before != after && !self.decided {
+                counts[before as usize] -= 1;
+                counts[after as usize] += 1;
+            }
+            return old;
+        }
+        self.shift_one_of_many(recipient, state, counts)
+    }
+
+    fn shift_one_of_many(
+        &mut self,
+        recipient: u32,
+        state: ShareState,
+        counts: &mut [u64; TaskState::ALL.len()],
+    ) -> ShareState {
+        let before = self.state();
+        let enters = state.standing();
+        let share = self.share_mut(recipient).expect("a share that is shifted exists");
+        let old = std::mem::replace(&mut share.state, state);
+        if let Some(fanout) = self.fanout_mut() {
+            if let Some(at) = old.standing() {
+                fanout.standing[at] -= 1;
+            }
+            if let Some(at) = enters {
+                fanout.standing[at] += 1;
+            }
+        }
+        let after = self.state();
+        if before != after && !self.decided {
+            counts[before as usize] -= 1;
+            counts[after as usize] += 1;
+        }
+        old
+    }
+
     /// Ends a share of a task that was decided without it.
     pub(super) fn lay(&mut self, recipient: u32) {
         let Some(share) = self.share_mut(recipient) else { return };
@@ -468,10 +527,19 @@ impl Task {
         }
     }
 
+    /// What it takes in memory, to be counted when it has ended.
+    pub(super) fn weighed(&self) -> Weighed {
+        Weighed { queue: self.queue, held: self.held, bytes: self.bytes(), weight: self.weight() }
+    }
+
     /// What a task weighs against the broker's memory, in bytes: its payload only while that is there.
+    #[inline]
     pub(super) fn weight(&self) -> u64 {
         let payload = if self.payload().is_some() { self.bytes() } else { 0 };
-        let headers: usize = self.spec.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let headers: usize = match self.spec.headers.is_empty() {
+            true => 0,
+            false => self.spec.headers.iter().map(|(name, value)| name.len() + value.len()).sum(),
+        };
         let keys = if self.spec.keys.is_some() { TERMS_BYTES } else { 0 };
         payload + 64 * self.spec.recipients.len() as u64 + headers as u64 + keys + TASK_OVERHEAD_BYTES
     }

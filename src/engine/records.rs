@@ -175,7 +175,7 @@ impl Decoder {
                 ACCEPT => {
                     StoreOp::Accept(parse::<AcceptRow<'_>>(row)?.into_acceptance(task, &mut self.latest)?)
                 }
-                FINISH => StoreOp::Finish(Arc::new(parse::<FinishRow>(row)?.into_record(task)?)),
+                FINISH => StoreOp::Finish(Arc::new(parse::<FinishRow<'_>>(row)?.into_record(task)?)),
                 QUEUE => StoreOp::Queue(Box::new(parse::<QueueRow>(row)?.into_record()?)),
                 DEDUP => StoreOp::Dedup(parse::<DedupRow>(row)?.into_record(task)?),
                 SCHEDULE => StoreOp::Schedule(Box::new(parse::<ScheduleRow>(row)?.into_record()?)),
@@ -390,14 +390,16 @@ impl OptionsRow {
     /// What a submit without options gives. Written down here, apart from the core's defaults: those
     /// may change, what is stored may not.
     fn is_plain(accepted: &Acceptance) -> bool {
+        // As a constant it would be made, and dropped, at each of these words.
+        static LEFT_OUT: OptionsRow = PLAIN;
         let spec = &accepted.spec;
         accepted.due.is_none()
             && spec.ttl_us.is_none()
-            && spec.priority == PLAIN.priority
-            && spec.max_attempts == PLAIN.max_attempts
-            && spec.ack_timeout_ms == PLAIN.ack_timeout_ms
+            && spec.priority == LEFT_OUT.priority
+            && spec.max_attempts == LEFT_OUT.max_attempts
+            && spec.ack_timeout_ms == LEFT_OUT.ack_timeout_ms
             && spec.run_limit_ms.is_none()
-            && (spec.retry.initial_ms, spec.retry.max_ms, spec.retry.factor) == PLAIN.retry
+            && (spec.retry.initial_ms, spec.retry.max_ms, spec.retry.factor) == LEFT_OUT.retry
             && spec.target == Target::Any
             && spec.complete == Complete::All
             && spec.headers.is_empty()
@@ -554,9 +556,10 @@ struct LeasedRow {
 #[derive(Serialize, Deserialize)]
 struct EmptyRow();
 
+/// The row of a task that ended; its words are borrowed, as those of [`AcceptRow`]: each task that is done writes one.
 #[derive(Serialize, Deserialize)]
-struct FinishRow {
-    queue: String,
+struct FinishRow<'a> {
+    queue: &'a str,
     state: u8,
     accepted: u64,
     finished: u64,
@@ -564,13 +567,14 @@ struct FinishRow {
     max_attempts: u16,
     event_seq: u64,
     totals: Totals,
-    worker: Option<String>,
-    result: Option<PayloadRow>,
-    error: Option<String>,
+    worker: Option<&'a str>,
+    #[serde(borrow)]
+    result: Option<PayloadRef<'a>>,
+    error: Option<&'a str>,
     history: Vec<AttemptRow>,
     fanout: Option<Box<FanoutRow>>,
     #[serde(default)]
-    dedup: Option<String>,
+    dedup: Option<&'a str>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -594,10 +598,10 @@ fn state(number: u8) -> Result<TaskState, String> {
     TaskState::ALL.get(usize::from(number)).copied().ok_or_else(|| "no such state".into())
 }
 
-impl FinishRow {
-    fn of(record: &FinishRecord) -> FinishRow {
+impl<'a> FinishRow<'a> {
+    fn of(record: &'a FinishRecord) -> Self {
         FinishRow {
-            queue: record.queue.to_string(),
+            queue: record.queue.as_str(),
             state: record.state as u8,
             accepted: record.accepted.0,
             finished: record.finished.0,
@@ -605,11 +609,11 @@ impl FinishRow {
             max_attempts: record.max_attempts,
             event_seq: record.event_seq,
             totals: record.totals,
-            worker: record.worker.as_ref().map(ToString::to_string),
-            result: (!record.result.is_null()).then(|| PayloadRow::of(&record.result)),
-            error: record.error.as_ref().map(|error| error.as_str().to_owned()),
+            worker: record.worker.as_ref().map(WorkerName::as_str),
+            result: (!record.result.is_null()).then(|| PayloadRef::of(&record.result)),
+            error: record.error.as_ref().map(ErrorText::as_str),
             history: record.history.iter().map(AttemptRow::of).collect(),
-            dedup: record.dedup.as_ref().map(|key| key.as_str().to_owned()),
+            dedup: record.dedup.as_ref().map(|key| key.as_str()),
             fanout: record.fanout.as_ref().map(|fanout| {
                 Box::new(FanoutRow {
                     delivered: fanout.delivered,
@@ -651,19 +655,19 @@ impl FinishRow {
         };
         Ok(FinishRecord {
             task,
-            queue: name(&self.queue, QueueName::parse)?,
+            queue: name(self.queue, QueueName::parse)?,
             state: state(self.state)?,
             accepted: Time(self.accepted),
             finished: Time(self.finished),
             attempts: self.attempts,
             max_attempts: self.max_attempts,
-            worker: self.worker.map(|text| name(&text, WorkerName::parse)).transpose()?,
-            result: self.result.map(PayloadRow::into_payload).transpose()?.unwrap_or_default(),
-            error: self.error.map(|text| ErrorText::new(&text)),
+            worker: self.worker.map(|text| name(text, WorkerName::parse)).transpose()?,
+            result: self.result.map(|row| row.to_payload()).transpose()?.unwrap_or_default(),
+            error: self.error.map(ErrorText::new),
             history: self.history.into_iter().map(AttemptRow::into_attempt).collect::<Result<_, _>>()?,
             event_seq: self.event_seq,
             totals: self.totals,
-            dedup: self.dedup.map(|text| parsed_key(&text)).transpose()?,
+            dedup: self.dedup.map(parsed_key).transpose()?,
             fanout: self.fanout.map(|row| fanout(*row)).transpose()?,
         })
     }
