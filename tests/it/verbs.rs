@@ -200,6 +200,24 @@ fn the_same_dedup_id_is_the_same_task_whatever_became_of_it() {
     assert_eq!(broker.count("q", "done"), 1);
 }
 
+/// Nobody waits for such an ack; whoever was answered later knows that it is stored too.
+#[test]
+fn an_ack_without_an_id_is_stored_with_what_is_answered_after_it() {
+    let mut broker = Broker::start();
+    for done in 1..=3 {
+        let mut worker = broker.worker("w");
+        worker.subscribe("q", 1);
+        worker.submit(json!({"queue": "q", "payload": done}));
+        let task = worker.task();
+        assert_eq!((&task["payload"], &task["redelivered"]), (&json!(done), &json!(false)));
+        worker.say(json!({"type": "ack", "lease": task["lease"]}));
+        worker.submit(json!({"queue": "other"}));
+        broker.kill();
+        broker.start_again();
+        assert_eq!(broker.count("q", "done"), done);
+    }
+}
+
 #[test]
 fn whoever_comes_back_with_the_last_seq_has_lost_no_event() {
     let broker = Broker::in_memory();
