@@ -587,9 +587,11 @@ mod tests {
             ["\"\"", "\"seven77\"", "\"eight888\"", "\"a\\nb\"", "1", "-1.5e3", "null", "[1,{}]", "{}"];
         for value in values {
             for key in ["k", "", "seven77", "eight888", "k\\u0065y", "a key of more than a word"] {
-                for (space, end) in [("", ""), (" ", "\n"), ("", " "), ("\t \r\n", "")] {
-                    let last = format!("{space}\"last\":{value}{space}");
-                    let text = format!("{{{space}\"{key}\"{space}:{space}{value}{space},{last}}}{end}");
+                // As JavaScript writes it, as Python does, and as nobody does.
+                let spaces = [("", "", ""), ("", " ", ""), (" ", "", ""), ("", "", " "), (" ", " ", "\n")];
+                for (space, behind, end) in spaces.into_iter().chain([("\t \r\n", "\n", "")]) {
+                    let last = format!("{space}\"last\":{behind}{value}{space}");
+                    let text = format!("{{{space}\"{key}\"{space}:{behind}{value}{space},{last}}}{end}");
                     let length = text.len() - end.len();
                     let mut entries = Entries::default();
                     assert_eq!(object(&text, 0, &mut entries), Ok(length), "{text}");

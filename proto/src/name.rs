@@ -269,6 +269,11 @@ mod tests {
         let (seconds, nanos) = uuid.get_timestamp().expect("version 7 has a time").to_unix();
         assert_eq!((seconds, nanos), (1_790_000_000, 123_000_000));
         assert_eq!(TaskId::parse(&id.to_string()), Some(id));
+        // Behind the version: parts of the millisecond, 4096 of them.
+        for (us, part) in [(0, 0), (250, 1024), (500, 2048), (999, 4091)] {
+            let id = TaskId::of_time(at - 456 + us, 0);
+            assert_eq!((id.0 >> 64) as u16 & 0xfff, part, "{us}");
+        }
         // Whatever is drawn, the later is the greater, from one microsecond to the next.
         for us in [at - 457, at - 456, at - 1, at, at + 543, at + 544, at + 1_000_000] {
             assert!(TaskId::of_time(us, u128::MAX) < TaskId::of_time(us + 1, 0), "{us}");

@@ -354,3 +354,26 @@ fn write_scalar(value: Value<'_>, out: &mut impl Write) {
         _ => out.null(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_payload_is_put_together_as_it_was_taken_apart() {
+        let payloads = [
+            Payload::NULL,
+            Payload::binary([]),
+            Payload::binary([0, 255]),
+            Payload::json(&[1, 2]).unwrap(),
+            Payload::message_pack("hi").unwrap(),
+        ];
+        for payload in payloads {
+            let again = Payload::from_parts(payload.kind(), payload.bytes());
+            assert_eq!(again, payload);
+            assert_eq!(again.is_null(), payload.kind() == PayloadKind::Null, "{payload:?}");
+            assert_eq!(again.to_bytes(), payload.bytes());
+        }
+        assert_eq!(size_of::<Payload>(), size_of::<usize>(), "the row of a waiting task has room for that");
+    }
+}

@@ -495,8 +495,9 @@ impl<S: Storage, O: LogObserver> Runner<S, O> {
         };
         let mut inbox = self.shared.inbox();
         loop {
+            let now = Instant::now();
             let commit_at = inbox.since.map(|since| since + UNAWAITED_DELAY);
-            let due = inbox.awaited || inbox.stopping || commit_at.is_some_and(|at| at <= Instant::now());
+            let due = inbox.awaited || inbox.stopping || commit_at.is_some_and(|at| at <= now);
             if due && !inbox.sent.is_empty() {
                 std::mem::swap(&mut inbox.sent, taken);
                 (inbox.awaited, inbox.since) = (false, None);
@@ -508,7 +509,6 @@ impl<S: Storage, O: LogObserver> Runner<S, O> {
             if std::mem::take(&mut inbox.asked) {
                 return Wake::Asked;
             }
-            let now = Instant::now();
             if matches!(patience, Patience::None) || until.is_some_and(|until| until <= now) {
                 return Wake::TimePassed;
             }
