@@ -14,6 +14,7 @@ pub mod dispatcher;
 pub mod engine;
 pub mod hops;
 pub mod http;
+pub mod ids;
 pub mod live;
 pub mod log;
 pub mod metrics;

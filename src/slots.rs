@@ -1,12 +1,10 @@
 //! Tables for millions of rows that grow and shrink in steps.
 //!
 //! A table that doubles copies all of its rows at once: with ten million of them that takes as much memory again,
-//! and everybody waits for it. These grow by a chunk, or one small part of them doubles.
+//! and everybody waits for it. These grow by a chunk.
 
 use std::collections::BTreeSet;
 use std::ops::{Index, IndexMut};
-
-use hashbrown::HashTable;
 
 /// Rows in a chunk: a few hundred KiB of what is kept of tasks.
 const CHUNK: usize = 4096;
@@ -217,53 +215,6 @@ impl<T> IndexMut<u32> for Slots<T> {
     }
 }
 
-/// How many parts a [`SlotIndex`] has: of ten million numbers one part has 40,000, and doubles in a millisecond.
-const PARTS: usize = 256;
-
-/// Finds rows of [`Slots`] by their key, which only the row holds: what is kept here is its number.
-#[derive(Debug, Default)]
-pub struct SlotIndex {
-    /// Empty until the first number comes.
-    parts: Vec<HashTable<u32>>,
-}
-
-impl SlotIndex {
-    /// The number with this hash for which `is` holds.
-    pub fn find(&self, hash: u64, mut is: impl FnMut(u32) -> bool) -> Option<u32> {
-        self.parts.get(part(hash))?.find(hash, |number| is(*number)).copied()
-    }
-
-    /// Adds a number that is not there yet; `hash_of` gives the hash of any that is.
-    pub fn insert(&mut self, hash: u64, number: u32, hash_of: impl Fn(u32) -> u64) {
-        if self.parts.is_empty() {
-            self.parts.resize_with(PARTS, HashTable::new);
-        }
-        self.parts[part(hash)].insert_unique(hash, number, |number| hash_of(*number));
-    }
-
-    /// Takes out the number with this hash for which `is` holds.
-    pub fn remove(
-        &mut self,
-        hash: u64,
-        mut is: impl FnMut(u32) -> bool,
-        hash_of: impl Fn(u32) -> u64,
-    ) -> Option<u32> {
-        let part = self.parts.get_mut(part(hash))?;
-        let found = part.find_entry(hash, |number| is(*number)).ok()?;
-        let (number, _) = found.remove();
-        // What was full once gives its memory back, in steps that are worth it.
-        if part.capacity() > 64 && part.len() < part.capacity() / 8 {
-            part.shrink_to(part.len() * 2, |number| hash_of(*number));
-        }
-        Some(number)
-    }
-}
-
-/// The table takes a hash's highest and lowest bits.
-fn part(hash: u64) -> usize {
-    (hash >> 40) as usize % PARTS
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -304,27 +255,5 @@ mod tests {
     #[test]
     fn a_free_row_costs_no_room_of_its_own() {
         assert_eq!(size_of::<Row<(Box<u8>, u64)>>(), 16);
-    }
-
-    #[test]
-    fn an_index_finds_what_it_was_given_and_shrinks() {
-        let keys: Vec<u64> = (0..100_000).map(|n: u64| n.wrapping_mul(0x9E37_79B9_7F4A_7C15)).collect();
-        let hash = |number: u32| keys[number as usize];
-        let mut index = SlotIndex::default();
-        assert_eq!(index.find(1, |_| true), None);
-        for number in 0..keys.len() as u32 {
-            index.insert(hash(number), number, hash);
-        }
-        for number in 0..keys.len() as u32 {
-            assert_eq!(index.find(hash(number), |n| n == number), Some(number));
-        }
-        let full: usize = index.parts.iter().map(HashTable::capacity).sum();
-        for number in 10..keys.len() as u32 {
-            assert_eq!(index.remove(hash(number), |n| n == number, hash), Some(number));
-            assert_eq!(index.remove(hash(number), |n| n == number, hash), None);
-        }
-        assert_eq!(index.find(hash(3), |n| n == 3), Some(3));
-        let left: usize = index.parts.iter().map(HashTable::capacity).sum();
-        assert!(left * 4 < full, "{left} of {full}");
     }
 }

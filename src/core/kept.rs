@@ -39,6 +39,21 @@ struct More {
     events: Option<Box<History>>,
 }
 
+/// Where the row of a task that ended is.
+#[derive(Debug)]
+pub(super) struct KeptAt {
+    task: TaskId,
+    pub(super) queue: u32,
+    /// Among those of its queue, in order of their ends.
+    pub(super) serial: u64,
+}
+
+impl KeptAt {
+    fn id(&self) -> u128 {
+        self.task.0
+    }
+}
+
 impl Kept {
     #[inline]
     pub(super) fn new(record: &FinishRecord, events: Option<Box<History>>) -> Kept {
@@ -141,7 +156,7 @@ impl Shard {
             found.kept_timer = Some(until);
             self.timers.set(until, Timer::Kept { queue });
         }
-        self.kept_ids.insert(task, (queue, serial));
+        self.kept_ids.insert_new(task.0, KeptAt { task, queue, serial }, KeptAt::id);
         while self.queues[queue as usize].kept.len() > self.config.keep_count
             || (self.kept_bytes > self.config.keep_bytes && !self.queues[queue as usize].kept.is_empty())
         {
@@ -160,7 +175,7 @@ impl Shard {
         }
         self.kept_bytes -= kept.weight();
         let (task, accepted) = (kept.task, kept.accepted);
-        self.kept_ids.remove(&task);
+        self.kept_ids.remove(task.0, |at| at.task == task, KeptAt::id);
         let dedup = kept.more.and_then(|more| more.dedup).map(|key| (key, accepted));
         self.forget_but_dedup(queue, task, dedup, StoreOp::Forget(task), fx);
     }
@@ -184,10 +199,14 @@ impl Shard {
         self.queues[queue as usize].kept_timer = None;
     }
 
+    pub(super) fn kept_at(&self, task: TaskId) -> Option<&KeptAt> {
+        self.kept_ids.find(task.0, KeptAt::id)
+    }
+
     pub(super) fn kept(&self, task: TaskId) -> Option<&Kept> {
-        let (queue, serial) = self.kept_ids.get(&task)?;
-        let queue = &self.queues[*queue as usize];
-        queue.kept.get((serial - queue.kept_first) as usize)
+        let at = self.kept_at(task)?;
+        let queue = &self.queues[at.queue as usize];
+        queue.kept.get((at.serial - queue.kept_first) as usize)
     }
 
     /// Puts the kept tasks of a replayed store in order. Those that are too old go with the first

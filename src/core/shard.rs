@@ -5,9 +5,7 @@
 //! returns, and may rely on it when it begins.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::hash::BuildHasher as _;
 
-use foldhash::fast::FixedState;
 use slab::Slab;
 use smol_str::SmolStr;
 use taskyard_proto::{
@@ -18,6 +16,7 @@ use super::access::{Access, Load, Refusals};
 use super::command::{CallId, Command, Origin, SessionId};
 use super::due::timer_matters;
 use super::effect::{Effects, Hop, Output};
+use super::kept::KeptAt;
 use super::manage::Report;
 use super::operate::Job;
 use super::queue::{LaneKey, Queue};
@@ -30,7 +29,8 @@ use super::sessions::Drawn;
 use super::task::{Held, Lease, ShareState, Task, Watcher};
 use super::time::Time;
 use super::timers::{Timer, Timers};
-use crate::slots::{SlotIndex, Slots};
+use crate::ids::IdTable;
+use crate::slots::Slots;
 
 /// A hash map without randomness. It is never iterated: order would leak into effects.
 pub(super) type HashMap<K, V> = hashbrown::HashMap<K, V, foldhash::fast::FixedState>;
@@ -137,9 +137,9 @@ pub struct Shard {
     latest_queue: u32,
     pub(super) tasks: Slots<Task>,
     /// Tasks that have not ended, or are dead, by their ids.
-    ids: SlotIndex,
+    ids: IdTable<u32>,
     /// Tasks that ended and can be looked up: their queue, and their serial number in it.
-    pub(super) kept_ids: HashMap<TaskId, (u32, u64)>,
+    pub(super) kept_ids: IdTable<KeptAt>,
     pub(super) sessions: HashMap<SessionId, Session>,
     /// Sessions by account and worker name: nobody's name is taken by another account.
     pub(super) workers: HashMap<(Option<SmolStr>, WorkerName), SessionId>,
@@ -204,10 +204,6 @@ pub struct Shard {
     pub(super) storage_full: bool,
 }
 
-fn hash_of(id: TaskId) -> u64 {
-    FixedState::default().hash_one(id.0)
-}
-
 impl Shard {
     /// A shard that knows nothing yet.
     pub fn new(config: Config) -> Shard {
@@ -218,8 +214,8 @@ impl Shard {
             queue_names: HashMap::default(),
             latest_queue: 0,
             tasks: Slots::default(),
-            ids: SlotIndex::default(),
-            kept_ids: HashMap::default(),
+            ids: IdTable::default(),
+            kept_ids: IdTable::default(),
             sessions: HashMap::default(),
             workers: HashMap::default(),
             accounts: HashMap::default(),
@@ -546,25 +542,24 @@ impl Shard {
         if let Some(key) = self.live(id) {
             return Some(Place::Live(key));
         }
-        self.kept_ids.get(&id).map(|(queue, serial)| Place::Kept { queue: *queue, serial: *serial })
+        self.kept_at(id).map(|at| Place::Kept { queue: at.queue, serial: at.serial })
     }
 
     /// The row of a task that has not ended, or is dead.
     pub(super) fn live(&self, id: TaskId) -> Option<u32> {
-        let is = |key| self.tasks.get(key).is_some_and(|task| task.spec.id() == id);
-        self.ids.find(hash_of(id), is)
+        self.ids.find(id.0, |key| self.tasks[*key].spec.id().0).copied()
     }
 
     /// From here on a task is found by its id.
     pub(super) fn list(&mut self, id: TaskId, key: u32) {
         let tasks = &self.tasks;
-        self.ids.insert(hash_of(id), key, |key| hash_of(tasks[key].spec.id()));
+        self.ids.insert_new(id.0, key, |key| tasks[*key].spec.id().0);
     }
 
     /// From here on it is not. It may have left its row.
     pub(super) fn unlist(&mut self, id: TaskId, key: u32) {
         let tasks = &self.tasks;
-        self.ids.remove(hash_of(id), |other| other == key, |key| hash_of(tasks[key].spec.id()));
+        self.ids.remove(id.0, |other| *other == key, |key| tasks[*key].spec.id().0);
     }
 
     pub(super) fn queue_or_new(&mut self, name: &QueueName) -> u32 {

@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 
 use super::record::{Key, RecordKind};
 use super::segment::Sequence;
-use crate::slots::{SlotIndex, Slots};
+use crate::ids::IdTable;
 
 /// Where a record stands: its header's first byte, and its bytes with the header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,10 +58,9 @@ impl Entry {
 /// All living records and the segments that hold them.
 #[derive(Default)]
 pub(super) struct Index {
-    entries: Slots<Entry>,
-    by_key: SlotIndex,
+    entries: IdTable<Entry>,
     /// The amendments, in order, of the few entries that have any.
-    amends: HashMap<u32, Vec<Location>>,
+    amends: HashMap<Key, Vec<Location>>,
     /// Without gaps: a segment is found by its distance from the front.
     segments: VecDeque<Segment>,
     live_bytes: u64,
@@ -110,52 +109,33 @@ impl Index {
 
     /// Ends a key; whether it lived.
     pub(super) fn forget(&mut self, key: Key) -> bool {
-        let entries = &self.entries;
-        let found =
-            self.by_key.remove(hash(key), |at| entries[at].key() == key, |at| hash(entries[at].key()));
-        let Some(at) = found else { return false };
-        self.bury(at);
-        self.entries.remove(at);
+        let Some(entry) = self.entries.remove(key, |entry| entry.key() == key, Entry::key) else {
+            return false;
+        };
+        self.bury(entry);
         true
     }
 
     /// Where the living records of a key stand: its `Put`, then its `Amend`s in order. Empty if it has none.
     pub(super) fn locations(&self, key: Key) -> impl Iterator<Item = Location> {
-        self.find(key).into_iter().flat_map(|at| self.locations_of(at))
-    }
-
-    fn find(&self, key: Key) -> Option<u32> {
-        self.by_key.find(hash(key), |at| self.entries[at].key() == key)
-    }
-
-    fn locations_of(&self, at: u32) -> impl Iterator<Item = Location> {
-        let entry = &self.entries[at];
-        let amends = entry.is_amended().then(|| &self.amends[&at]);
-        std::iter::once(entry.put()).chain(amends.into_iter().flatten().copied())
+        self.entries.find(key, Entry::key).into_iter().flat_map(|entry| {
+            let amends = entry.is_amended().then(|| &self.amends[&entry.key()]);
+            std::iter::once(entry.put()).chain(amends.into_iter().flatten().copied())
+        })
     }
 
     fn put(&mut self, key: Key, location: Location) -> bool {
-        let entry = Entry::new(key, location);
-        match self.find(key) {
-            Some(at) => {
-                self.bury(at);
-                self.entries[at] = entry;
-            }
-            None => {
-                let at = self.entries.insert(entry);
-                let entries = &self.entries;
-                self.by_key.insert(hash(key), at, |at| hash(entries[at].key()));
-            }
+        if let Some(before) = self.entries.insert(key, Entry::new(key, location), Entry::key) {
+            self.bury(before);
         }
         self.count(location);
         true
     }
 
     fn amend(&mut self, key: Key, location: Location) -> bool {
-        let Some(at) = self.find(key) else { return false };
-        let entry = &mut self.entries[at];
+        let Some(entry) = self.entries.find_mut(key, Entry::key) else { return false };
         entry.bytes |= 1;
-        self.amends.entry(at).or_default().push(location);
+        self.amends.entry(key).or_default().push(location);
         self.count(location);
         true
     }
@@ -169,10 +149,10 @@ impl Index {
     }
 
     /// Its records live no longer.
-    fn bury(&mut self, at: u32) {
-        self.bury_one(self.entries[at].put());
-        if self.entries[at].is_amended() {
-            for location in self.amends.remove(&at).into_iter().flatten() {
+    fn bury(&mut self, entry: Entry) {
+        self.bury_one(entry.put());
+        if entry.is_amended() {
+            for location in self.amends.remove(&entry.key()).into_iter().flatten() {
                 self.bury_one(location);
             }
         }
@@ -196,18 +176,6 @@ fn parts(key: Key) -> [u32; 4] {
     [key as u32, (key >> 32) as u32, (key >> 64) as u32, (key >> 96) as u32]
 }
 
-/// UUIDv7 keys share their upper bits for as long as a millisecond lasts, and any other key may be a small
-/// number: both halves are mixed into all bits by one wide multiplication. Keys are made by the broker, so
-/// nobody chooses them to collide.
-fn hash(key: Key) -> u64 {
-    let (low, high) = (key as u64, (key >> 64) as u64);
-    let wide = u128::from(low ^ 0x9E37_79B9_7F4A_7C15)
-        .wrapping_mul(u128::from(high ^ 0xD6E8_FEB8_6659_FD93) | 1)
-        .wrapping_add(u128::from(low.rotate_left(32)).wrapping_mul(0xA076_1D64_78BD_642F));
-    let folded = (wide as u64) ^ ((wide >> 64) as u64);
-    folded.wrapping_mul(0xE703_7ED1_A0B4_28DB) ^ (folded >> 32)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -219,18 +187,5 @@ mod tests {
         let put = Location { segment: 3, offset: 64, bytes: 17 << 20 };
         let entry = Entry::new(key, put);
         assert_eq!((entry.key(), entry.put(), entry.is_amended()), (key, put, false));
-    }
-
-    #[test]
-    fn keys_that_differ_little_hash_apart() {
-        let mut seen = std::collections::HashSet::new();
-        for bit in 0..128 {
-            for base in [0, 1, u128::MAX, 0x0190_0000_0000_7000_8000_0000_0000_0000] {
-                seen.insert(hash(base ^ (1 << bit)));
-            }
-        }
-        assert!(seen.len() >= 4 * 128 - 2, "{}", seen.len());
-        let tags: std::collections::HashSet<u64> = (0..1000u128).map(|key| hash(key) & 0xFFFF).collect();
-        assert!(tags.len() > 950, "{}", tags.len());
     }
 }
