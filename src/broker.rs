@@ -184,7 +184,7 @@ impl Call {
     pub async fn answer(&mut self) -> Result<ServerMessage, Gone> {
         match self.answers.recv().await.ok_or(Gone)? {
             Reply::Message(message) => Ok(message),
-            Reply::Report(Report::Refused(error)) => Ok(error.into()),
+            Reply::Report(Report::Refused(error)) => Ok(ServerMessage::Error(error)),
             Reply::Report(report) => {
                 tracing::error!(?report, "an answer that does not answer the request");
                 let text = "the broker gave an answer that does not fit: report this";
@@ -201,7 +201,7 @@ impl Call {
             Reply::Message(message) => {
                 tracing::error!(kind = message.type_text(), "an answer that does not answer the request");
                 let text = "the broker gave an answer that does not fit: report this";
-                Ok(Report::Refused(Error::new(ErrorCode::Internal, text)))
+                Ok(Report::Refused(Box::new(Error::new(ErrorCode::Internal, text))))
             }
         }
     }
@@ -346,7 +346,10 @@ impl Broker {
             Manage::PutSchedule { submit, .. } => submit.payload.bytes().len(),
             _ => 0,
         };
-        self.command(bytes, |call| Command::Manage { call, access, manage }).await?.report().await
+        self.command(bytes, |call| Command::Manage { call, access, manage: Box::new(manage) })
+            .await?
+            .report()
+            .await
     }
 
     /// Says something in a room. What a room hears is not stored: the answer comes at once.
@@ -409,7 +412,7 @@ impl Broker {
         call.pulling = None;
         Ok(match report {
             Report::Pulled(tasks) => Ok(tasks),
-            Report::Refused(error) => Err(error),
+            Report::Refused(error) => Err(*error),
             _ => Err(Error::new(
                 ErrorCode::Internal,
                 "the broker gave an answer that does not fit: report this",

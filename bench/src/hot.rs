@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use clap::ValueEnum;
 use fastwebsockets::OpCode;
-use taskyard::core::{Command, Config, Effects, Origin, Output, SessionId, Shard, StoreOp, Time};
+use taskyard::core::{Command, Config, Effects, Open, Origin, Output, SessionId, Shard, StoreOp, Time};
 use taskyard::engine::records;
 use taskyard::log::RecordBatch;
 use taskyard::ws::frames::{self, Assembly, Broken, Incoming};
@@ -163,7 +163,7 @@ impl Stage {
     }
 
     fn open(&mut self, session: u64) -> Result<(), Failed> {
-        self.apply(Command::Open {
+        self.apply(Command::Open(Box::new(Open {
             session: SessionId(session),
             access: None,
             hello: Box::new(Hello::empty()),
@@ -172,7 +172,7 @@ impl Stage {
             resume_key: 0,
             subscribe: None,
             join: None,
-        });
+        })));
         Ok(())
     }
 

@@ -412,10 +412,12 @@ conversation! {
 
 conversation! {
     /// All that the broker answers, or sends on its own.
+    ///
+    /// The large ones are boxed: what holds a message is moved many times.
     ServerMessage, lean: false;
 
     /// Answers `hello`, said or implied.
-    Welcome (Welcome) = "welcome" {
+    Welcome (Box<Welcome>) = "welcome" {
         /// The session's name, for logs.
         session: Text<64>,
         /// The worker's name, given or made up.
@@ -504,7 +506,7 @@ conversation! {
         duplicate: bool,
     }
     /// Tells a watcher what happens to a task.
-    Event (Event) = "event" {
+    Event (Box<Event>) = "event" {
         /// The task.
         task: TaskId,
         /// Counts a task's events, from 1.
@@ -525,7 +527,7 @@ conversation! {
         error: Option<ErrorText>,
     }
     /// The last word on a task.
-    Finished (Finished) = "finished" {
+    Finished (Box<Finished>) = "finished" {
         /// The task.
         task: TaskId,
         /// Counts on from the task's events.
@@ -575,7 +577,7 @@ conversation! {
         ack_timeout_ms: Applies<u64>,
     }
     /// Refuses a message.
-    Error (Error) = "error" {
+    Error (Box<Error>) = "error" {
         /// Which kind of refusal.
         code: ErrorCode,
         /// What happened, what was expected, what to do.

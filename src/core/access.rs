@@ -165,7 +165,9 @@ mod tests {
     };
 
     use super::*;
-    use crate::core::{CallId, Command, Config, Effects, Origin, Output, Replay, SessionId, StoreOp, Time};
+    use crate::core::{
+        CallId, Command, Config, Effects, Open, Origin, Output, Replay, SessionId, StoreOp, Time,
+    };
 
     struct Stage {
         shard: Shard,
@@ -199,7 +201,7 @@ mod tests {
 
         fn open(&mut self, session: u64, access: &Arc<Access>, worker: &str) -> Vec<Output> {
             let hello = Hello { worker: Some(WorkerName::parse(worker).unwrap()), ..Hello::empty() };
-            self.apply(Command::Open {
+            self.apply(Command::Open(Box::new(Open {
                 session: SessionId(session),
                 access: Some(access.clone()),
                 hello: Box::new(hello),
@@ -208,7 +210,7 @@ mod tests {
                 resume_key: 0,
                 subscribe: None,
                 join: None,
-            })
+            })))
         }
 
         fn say(&mut self, session: u64, message: impl Into<ClientMessage>) -> Vec<Output> {

@@ -219,7 +219,9 @@ mod tests {
     };
 
     use super::*;
-    use crate::core::{CallId, Command, Config, Origin, Output, Pull, Report, SessionId, StoreOp, Time};
+    use crate::core::{
+        CallId, Command, Config, Open, Origin, Output, Pull, Report, SessionId, StoreOp, Time,
+    };
 
     /// A shard whose store is a map, and reads when it is told to.
     struct Stage {
@@ -295,7 +297,7 @@ mod tests {
 
         fn worker(&mut self, queue: &str, credit: u64) -> SessionId {
             let session = SessionId(self.number());
-            self.apply(Command::Open {
+            self.apply(Command::Open(Box::new(Open {
                 session,
                 access: None,
                 hello: Box::new(Hello::empty()),
@@ -309,7 +311,7 @@ mod tests {
                     explicit_start: false,
                 }),
                 join: None,
-            });
+            })));
             session
         }
 

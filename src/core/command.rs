@@ -30,6 +30,27 @@ pub enum Origin {
     Call(CallId),
 }
 
+/// How a client introduced itself.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Open {
+    /// The new session.
+    pub session: SessionId,
+    /// Whose it is; none: authentication is off.
+    pub access: Option<Arc<Access>>,
+    /// What it said of itself.
+    pub hello: Box<Hello>,
+    /// The `id` of the hello, if one was sent.
+    pub reference: Option<RequestId>,
+    /// The name it gets if it gave none.
+    pub made_up_name: WorkerName,
+    /// What a new resume token says, drawn at the door.
+    pub resume_key: u128,
+    /// The subscription that its URL asks for.
+    pub subscribe: Option<Subscribe>,
+    /// The room that its URL asks for.
+    pub join: Option<RoomName>,
+}
+
 /// An HTTP request's wish for tasks.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pull {
@@ -59,27 +80,12 @@ pub struct Fetched {
 }
 
 /// One input. Identifiers and times that need a clock or randomness were made at the door.
+///
+/// What is large and rare is boxed: an input is moved many times, and from core to core.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Command {
     /// A client introduced itself, in words or by its first message.
-    Open {
-        /// The new session.
-        session: SessionId,
-        /// Whose it is; none: authentication is off.
-        access: Option<Arc<Access>>,
-        /// What it said of itself.
-        hello: Box<Hello>,
-        /// The `id` of the hello, if one was sent.
-        reference: Option<RequestId>,
-        /// The name it gets if it gave none.
-        made_up_name: WorkerName,
-        /// What a new resume token says, drawn at the door.
-        resume_key: u128,
-        /// The subscription that its URL asks for.
-        subscribe: Option<Subscribe>,
-        /// The room that its URL asks for.
-        join: Option<RoomName>,
-    },
+    Open(Box<Open>),
     /// A session's socket ended, and no `bye` came.
     End {
         /// The session.
@@ -131,7 +137,7 @@ pub enum Command {
         /// Whose permissions count; none: authentication is off.
         access: Option<Arc<Access>>,
         /// What.
-        manage: Manage,
+        manage: Box<Manage>,
     },
     /// An HTTP request asks for tasks to work on; it hears one [`super::manage::Report::Pulled`].
     Pull(Box<Pull>),

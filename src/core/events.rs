@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use taskyard_proto::{Done, Error, ErrorCode, Event, Payload, ServerMessage, TaskId, Watch};
+use taskyard_proto::{Done, Error, ErrorCode, Event, Payload, TaskId, Watch};
 
 use super::access::Access;
 use super::command::{CallId, Origin};
@@ -214,7 +214,7 @@ impl Watcher {
 
 fn tell(watcher: Watcher, event: Event, fx: &mut Effects) {
     match watcher {
-        Watcher::Session(session) => fx.send(session, ServerMessage::Event(event)),
+        Watcher::Session(session) => fx.send(session, event),
         Watcher::Follower(call) => fx.outputs.push(Output::Answer { call, message: event.into() }),
         Watcher::Call(_) => {}
     }

@@ -137,7 +137,7 @@ mod tests {
 
     use super::*;
     use crate::core::shard::AVOID_MS;
-    use crate::core::{CallId, Command, Config, Effects, Origin, Output, SessionId};
+    use crate::core::{CallId, Command, Config, Effects, Open, Origin, Output, SessionId};
 
     /// Between the end of a release's 100 ms and its timer nothing was said of why the task waits.
     #[test]
@@ -147,7 +147,7 @@ mod tests {
         let queue = QueueName::parse("q").unwrap();
         let say =
             |message: ClientMessage| Command::Message { origin: Origin::Session(session, None), message };
-        let open = Command::Open {
+        let open = Command::Open(Box::new(Open {
             session,
             access: None,
             hello: Box::new(Hello::empty()),
@@ -161,7 +161,7 @@ mod tests {
                 explicit_start: false,
             }),
             join: None,
-        };
+        }));
         let (task, origin) = (TaskId(7), Origin::Call(CallId(1)));
         let submit = Box::new(Submit::new(queue, Payload::NULL));
         for command in [open, Command::Submit { origin, access: None, task, run_at: None, submit }] {

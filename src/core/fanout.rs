@@ -321,7 +321,7 @@ mod tests {
     use taskyard_proto::{ClientMessage, QueueName, ServerMessage, Target};
 
     use super::*;
-    use crate::core::{Command, Config, Origin, Output, SessionId, Time};
+    use crate::core::{Command, Config, Open, Origin, Output, SessionId, Time};
 
     const WORKERS: u64 = 20;
 
@@ -342,7 +342,7 @@ mod tests {
             message,
         };
         for session in 1..=WORKERS {
-            let open = Command::Open {
+            let open = Command::Open(Box::new(Open {
                 access: None,
                 resume_key: 0,
                 join: None,
@@ -351,7 +351,7 @@ mod tests {
                 reference: None,
                 made_up_name: WorkerName::parse(&format!("w{session}")).unwrap(),
                 subscribe: None,
-            };
+            }));
             apply(&mut shard, &mut fx, open);
             let subscribe =
                 Subscribe { queue: queue.clone(), credit: Credit::new(1), mode: None, explicit_start: false };

@@ -138,7 +138,7 @@ pub enum Report {
     /// What a pull brought.
     Pulled(Vec<Task>),
     /// It was refused.
-    Refused(Error),
+    Refused(Box<Error>),
 }
 
 impl TaskFilter {

@@ -55,7 +55,7 @@ mod timers;
 pub mod view;
 
 pub use access::{Access, Load, Refusals};
-pub use command::{CallId, Command, Fetched, Origin, Pull, SessionId};
+pub use command::{CallId, Command, Fetched, Open, Origin, Pull, SessionId};
 pub use effect::{Effects, Hop, Measured, Output};
 pub use grants::{Action, Grants, Rule, RuleError};
 pub use manage::{Manage, Report, TaskFilter, Which};

@@ -65,7 +65,7 @@ impl Shard {
             // Its answer comes later.
             Ok(None) => {}
             Ok(Some(report)) => self.report_when_durable(call, report, fx),
-            Err(error) => fx.outputs.push(Output::Report { call, report: Report::Refused(error) }),
+            Err(error) => fx.outputs.push(Output::Report { call, report: Report::Refused(Box::new(error)) }),
         }
     }
 

@@ -28,7 +28,7 @@ pub(super) const BYTES_MAX: usize = 16 << 20;
 impl Shard {
     pub(super) fn pull(&mut self, pull: Pull, fx: &mut Effects) {
         let refused = |error, fx: &mut Effects| {
-            fx.outputs.push(Output::Report { call: pull.call, report: Report::Refused(error) });
+            fx.outputs.push(Output::Report { call: pull.call, report: Report::Refused(Box::new(error)) });
         };
         if self.draining
             && let Some(error) = self.closed_to_submits()

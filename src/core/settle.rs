@@ -393,7 +393,7 @@ mod tests {
     use taskyard_proto::{ClientMessage, QueueName, RequestId, ServerMessage, TaskId, WorkerName};
 
     use super::*;
-    use crate::core::{Command, Config, Output, Time};
+    use crate::core::{Command, Config, Open, Output, Time};
 
     /// Who asks for an answer waits for the store, and who does not need not be waited for.
     #[test]
@@ -402,7 +402,7 @@ mod tests {
         let mut fx = Effects::default();
         let session = SessionId(1);
         let queue = QueueName::parse("q").unwrap();
-        let open = Command::Open {
+        let open = Command::Open(Box::new(Open {
             access: None,
             resume_key: 0,
             join: None,
@@ -411,7 +411,7 @@ mod tests {
             reference: None,
             made_up_name: WorkerName::parse("w").unwrap(),
             subscribe: None,
-        };
+        }));
         shard.apply(Time(1), open, &mut fx);
         let say = |shard: &mut Shard, fx: &mut Effects, id, message: ClientMessage| {
             let origin = Origin::Session(session, id);

@@ -13,7 +13,7 @@ use taskyard_proto::{
 };
 
 use super::access::{Access, Load, Refusals};
-use super::command::{CallId, Command, Origin, SessionId};
+use super::command::{CallId, Command, Open, Origin, SessionId};
 use super::due::timer_matters;
 use super::effect::{Effects, Hop, Output};
 use super::kept::KeptAt;
@@ -263,16 +263,9 @@ impl Shard {
     pub fn apply(&mut self, now: Time, command: Command, fx: &mut Effects) {
         self.now = self.now.max(now);
         match command {
-            Command::Open {
-                session,
-                access,
-                hello,
-                reference,
-                made_up_name,
-                resume_key,
-                subscribe,
-                join,
-            } => {
+            Command::Open(open) => {
+                let Open { session, access, hello, reference, made_up_name, resume_key, subscribe, join } =
+                    *open;
                 let drawn = Drawn { worker: made_up_name, resume_key };
                 self.open(session, access, *hello, reference, drawn, fx);
                 if let Some(subscribe) = subscribe {
@@ -294,7 +287,7 @@ impl Shard {
                 self.unwatch(task, Watcher::Follower(call));
             }
             Command::Publish { call, from, publish } => self.publish(Origin::Call(call), *publish, from, fx),
-            Command::Manage { call, access, manage } => self.manage(call, access, manage, fx),
+            Command::Manage { call, access, manage } => self.manage(call, access, *manage, fx),
             Command::Pull(pull) => self.pull(*pull, fx),
             Command::PullOver { call, gone } => self.pull_over(call, gone, fx),
             Command::Follow { call, task, from_seq } => self.follow(call, task, from_seq, fx),

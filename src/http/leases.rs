@@ -108,7 +108,7 @@ async fn say(
         Err((status, error)) => return body::refused_as(status, encoding, error),
     };
     match app.broker.settle(message, identity.access()).await {
-        Ok(ServerMessage::Error(error)) => body::refused(encoding, error),
+        Ok(ServerMessage::Error(error)) => body::refused(encoding, *error),
         Ok(said @ (ServerMessage::Settled(_) | ServerMessage::Done(_))) => {
             body::message(StatusCode::OK, encoding, &said)
         }

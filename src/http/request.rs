@@ -163,7 +163,7 @@ pub(super) fn internal(encoding: Encoding, message: &ServerMessage) -> Response 
 /// Has something done that an operator asks for.
 pub(super) async fn manage(app: &App, identity: &Identity, manage: Manage) -> Result<Report, Error> {
     match app.broker.manage(manage, identity.access()).await {
-        Ok(Report::Refused(error)) => Err(error),
+        Ok(Report::Refused(error)) => Err(*error),
         Ok(report) => Ok(report),
         Err(gone) => Err(gone.error()),
     }

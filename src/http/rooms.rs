@@ -56,7 +56,7 @@ pub(super) async fn publish(
     };
     match app.broker.publish(publish, speaker(&identity)).await {
         Ok(ServerMessage::Done(_)) => body::document(StatusCode::OK, encoding, "{}"),
-        Ok(ServerMessage::Error(error)) => body::refused(encoding, error),
+        Ok(ServerMessage::Error(error)) => body::refused(encoding, *error),
         Ok(other) => internal(encoding, &other),
         Err(gone) => body::refused(encoding, gone.error()),
     }

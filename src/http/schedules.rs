@@ -141,7 +141,7 @@ pub(super) async fn put(
     let manage = Manage::PutSchedule { name: name.clone(), rhythm, missed, submit };
     let status = match app.broker.manage(manage, access.clone()).await {
         Ok(Report::Created) => StatusCode::CREATED,
-        Ok(Report::Refused(error)) => return body::refused(encoding, error),
+        Ok(Report::Refused(error)) => return body::refused(encoding, *error),
         Ok(_) => StatusCode::OK,
         Err(gone) => return body::refused(encoding, gone.error()),
     };
@@ -174,7 +174,7 @@ pub(super) async fn delete(
         Err(error) => return body::refused(encoding, error),
     };
     match app.broker.manage(Manage::DeleteSchedule { name }, identity.access()).await {
-        Ok(Report::Refused(error)) => body::refused(encoding, error),
+        Ok(Report::Refused(error)) => body::refused(encoding, *error),
         Ok(_) => body::document(StatusCode::OK, encoding, "{}"),
         Err(gone) => body::refused(encoding, gone.error()),
     }

@@ -86,7 +86,7 @@ pub(super) async fn submit(
     };
     let accepted = match call.answer().await {
         Ok(ServerMessage::Accepted(accepted)) => accepted,
-        Ok(ServerMessage::Error(error)) => return body::refused(encoding, error),
+        Ok(ServerMessage::Error(error)) => return body::refused(encoding, *error),
         Ok(other) => return internal(encoding, &other),
         Err(gone) => return body::refused(encoding, gone.error()),
     };
@@ -165,7 +165,7 @@ fn read_submit(
 async fn await_end(app: &App, call: Call, task: TaskId, limit: Duration, encoding: Encoding) -> Response {
     match call.end_within(&app.broker, task, limit).await {
         Ok(Some(message @ ServerMessage::Finished(_))) => body::message(StatusCode::OK, encoding, &message),
-        Ok(Some(ServerMessage::Error(error))) => body::refused(encoding, error),
+        Ok(Some(ServerMessage::Error(error))) => body::refused(encoding, *error),
         Ok(Some(other)) => internal(encoding, &other),
         Err(gone) => body::refused(encoding, gone.error()),
         Ok(None) => match state_of(app, task).await {

@@ -73,7 +73,7 @@ pub(super) async fn task(
             Err(gone) => return body::refused(encoding, gone.error()),
         };
         match call.end_within(&app.broker, task, limit).await {
-            Ok(Some(ServerMessage::Error(error))) => return body::refused(encoding, error),
+            Ok(Some(ServerMessage::Error(error))) => return body::refused(encoding, *error),
             Ok(Some(_)) => {}
             Ok(None) => status = StatusCode::ACCEPTED,
             Err(gone) => return body::refused(encoding, gone.error()),
@@ -176,7 +176,7 @@ pub(super) async fn cancel(
     };
     let state = match said {
         ServerMessage::Done(done) if done.state.0.is_some() => done.state.0,
-        ServerMessage::Error(error) => return body::refused(encoding, error),
+        ServerMessage::Error(error) => return body::refused(encoding, *error),
         other => return internal(encoding, &other),
     };
     let over = state.is_some_and(|state| state.is_final());

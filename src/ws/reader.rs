@@ -27,7 +27,7 @@ use super::raw::{Said, Target};
 use super::text;
 use crate::auth::Denied;
 use crate::broker::{Gone, Item, made_up_name, submit_command};
-use crate::core::{Action, Command, Origin, SessionId};
+use crate::core::{Action, Command, Open, Origin, SessionId};
 use crate::metrics::Refused;
 use crate::outbox::{Closing, Outbox};
 
@@ -525,7 +525,7 @@ impl Reader {
             self.outbox.take_arrays();
         }
         let access = self.caller.access();
-        let open = Command::Open {
+        let open = Command::Open(Box::new(Open {
             session: self.session,
             access,
             hello,
@@ -534,7 +534,7 @@ impl Reader {
             resume_key: rand::random(),
             subscribe,
             join,
-        };
+        }));
         self.items.push(Item::Command(open));
     }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use taskyard::core::schedule::{Missed, Rhythm, ScheduleName, ScheduleView};
 use taskyard::core::shard::Config;
-use taskyard::core::{CallId, Command, Manage, Output, Report, SessionId};
+use taskyard::core::{CallId, Command, Manage, Open, Output, Report, SessionId};
 use taskyard_proto::{
     Hello, Payload, QueueName, ServerMessage, Submit, Subscribe, TaskId, TaskState, WorkerName,
 };
@@ -77,7 +77,8 @@ impl Stage {
     }
 
     fn manage(&mut self, manage: Manage) {
-        self.broker.arrive(self.now, Command::Manage { call: CallId(1), access: None, manage });
+        self.broker
+            .arrive(self.now, Command::Manage { call: CallId(1), access: None, manage: Box::new(manage) });
     }
 
     fn put(&mut self, ms: u64, missed: Missed) {
@@ -233,7 +234,7 @@ fn a_schedule_s_task_is_handed_out_once_it_is_durable() {
     let worker = WorkerName::parse("w").unwrap();
     stage.broker.arrive(
         stage.now,
-        Command::Open {
+        Command::Open(Box::new(Open {
             session: SessionId(1),
             access: None,
             hello: Box::new(Hello::empty()),
@@ -242,7 +243,7 @@ fn a_schedule_s_task_is_handed_out_once_it_is_durable() {
             resume_key: 0,
             subscribe: Some(Subscribe { queue: queue(), credit: None, mode: None, explicit_start: false }),
             join: None,
-        },
+        })),
     );
     stage.settle();
     stage.told.clear();

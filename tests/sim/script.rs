@@ -27,7 +27,7 @@ use std::collections::BTreeMap;
 use taskyard::core::manage::{Manage, Report, TaskFilter, Which};
 use taskyard::core::settings::{Changes, Deliver, Order};
 use taskyard::core::shard::Config;
-use taskyard::core::{CallId, Command, Origin, Output, Pull, SessionId, Time};
+use taskyard::core::{CallId, Command, Open, Origin, Output, Pull, SessionId, Time};
 use taskyard_proto::message::{Credit, DelayMs, Flag, Int, TimeoutMs};
 use taskyard_proto::{
     Ack, Assign, Backoff, Bye, Cancel, Cancelled, ClientMessage, Complete, Confirm, Drain, ErrorText, Extend,
@@ -396,7 +396,7 @@ impl Stage {
             in_flight: std::mem::take(&mut self.in_flight),
             ..Hello::empty()
         };
-        self.arrive(Command::Open {
+        self.arrive(Command::Open(Box::new(Open {
             resume_key: u128::from(self.next) << 64 | 7,
             join: None,
             access: None,
@@ -405,7 +405,7 @@ impl Stage {
             reference: None,
             made_up_name: name,
             subscribe: None,
-        });
+        })));
         session
     }
 
@@ -613,7 +613,7 @@ impl Stage {
             other => panic!("no operator can {other}"),
         };
         let call = self.call();
-        self.arrive(Command::Manage { call, access: None, manage });
+        self.arrive(Command::Manage { call, access: None, manage: Box::new(manage) });
     }
 
     fn submit(&mut self, who: &str, rest: &[&str]) {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use taskyard::core::manage::{Manage, Report as Told};
 use taskyard::core::shard::Config;
-use taskyard::core::{CallId, Command, Origin, Output, Pull, SessionId};
+use taskyard::core::{CallId, Command, Open, Origin, Output, Pull, SessionId};
 use taskyard_proto::{
     Ack, ClientMessage, Hello, LeaseList, Payload, QueueName, RequestId, ServerMessage, Subscribe, TaskId,
     WorkerName,
@@ -713,7 +713,7 @@ impl World {
         let made_up_name = WorkerName::parse(&format!("anonymous-{id}")).expect("a name");
         let resume_key = u128::from(self.dice.roll()) << 64 | u128::from(id);
         let command = match frame {
-            Up::Hello(hello, reference) => Command::Open {
+            Up::Hello(hello, reference) => Command::Open(Box::new(Open {
                 session,
                 access: None,
                 hello,
@@ -722,8 +722,8 @@ impl World {
                 resume_key,
                 subscribe: None,
                 join: None,
-            },
-            Up::Url(hello, subscribe) => Command::Open {
+            })),
+            Up::Url(hello, subscribe) => Command::Open(Box::new(Open {
                 resume_key,
                 join: None,
                 session,
@@ -732,10 +732,10 @@ impl World {
                 reference: None,
                 made_up_name,
                 subscribe: Some(subscribe),
-            },
+            })),
             Up::Oldest { ack } => Command::SettleOldest { session, ack },
             Up::Message(message, reference) => door(Origin::Session(session, reference), *message),
-            Up::Manage(call, manage) => Command::Manage { call: CallId(call), access: None, manage: *manage },
+            Up::Manage(call, manage) => Command::Manage { call: CallId(call), access: None, manage },
             Up::Pull { call, queue, worker, credit } => Command::Pull(Box::new(Pull {
                 call: CallId(call),
                 // Numbers that no connection gets.
@@ -768,7 +768,10 @@ impl World {
     /// An operator asks for something, without a network between.
     pub(crate) fn manage(&mut self, call: u64, manage: Manage) {
         if let Some(broker) = &mut self.broker {
-            broker.arrive(self.now, Command::Manage { call: CallId(call), access: None, manage });
+            broker.arrive(
+                self.now,
+                Command::Manage { call: CallId(call), access: None, manage: Box::new(manage) },
+            );
             self.plan_turn(0);
         }
     }

@@ -114,9 +114,10 @@ async fn greet(options: &ClientOptions) -> Result<Opened, ConnectError> {
                     Some(ServerMessage::Welcome(welcome)) => {
                         let bytes_max = usize::try_from(welcome.limits.message_bytes).unwrap_or(usize::MAX);
                         sender.limit_message_bytes(bytes_max);
+                        let welcome = *welcome;
                         return Ok(Opened { sender, receiver, welcome, early: messages.collect() });
                     }
-                    Some(ServerMessage::Error(error)) => return Err(ConnectError::Rejected(Box::new(error))),
+                    Some(ServerMessage::Error(error)) => return Err(ConnectError::Rejected(error)),
                     Some(other) => {
                         return Err(ConnectError::Handshake(format!(
                             "the broker answered `hello` with `{}` instead of `welcome`: is it a Taskyard broker?",
@@ -460,17 +461,17 @@ impl Driver {
                 let _ = waiter.reply.send(Ok(accepted));
             }
             (Waiter::Submit(waiter), message) => {
-                let _ = waiter.reply.send(Err(SubmitError::Refused(Box::new(refusal(message)))));
+                let _ = waiter.reply.send(Err(SubmitError::Refused(refusal(message))));
             }
             (Waiter::Request { reply, .. }, ServerMessage::Error(error)) => {
-                let _ = reply.send(Err(RequestError::Refused(Box::new(error))));
+                let _ = reply.send(Err(RequestError::Refused(error)));
             }
             (Waiter::Request { reply, .. }, message) => {
                 let _ = reply.send(Ok(message));
             }
             (Waiter::Watch(task), ServerMessage::Error(error)) => {
                 for finish in self.finishes.remove(&task).unwrap_or_default() {
-                    let _ = finish.send(Err(SubmitError::Forgotten { task, error: Box::new(error.clone()) }));
+                    let _ = finish.send(Err(SubmitError::Forgotten { task, error: error.clone() }));
                 }
             }
             (Waiter::Watch(_) | Waiter::Tell { .. }, _) => {}
@@ -481,7 +482,7 @@ impl Driver {
         match &message {
             ServerMessage::Finished(finished) => {
                 for finish in self.finishes.remove(&finished.task).unwrap_or_default() {
-                    let _ = finish.send(Ok(finished.clone()));
+                    let _ = finish.send(Ok((**finished).clone()));
                 }
             }
             ServerMessage::GoingAway(away) if away.reason == AwayReason::Restart => {
@@ -659,13 +660,13 @@ impl Waiter {
 }
 
 /// The error that answers a submit; anything else in its place is a fault of the broker.
-fn refusal(message: ServerMessage) -> Error {
+fn refusal(message: ServerMessage) -> Box<Error> {
     match message {
         ServerMessage::Error(error) => error,
-        other => Error::new(
+        other => Box::new(Error::new(
             ErrorCode::Internal,
             format!("the broker answered a submit with `{}` instead of `accepted`", other.type_text()),
-        ),
+        )),
     }
 }
 

@@ -145,7 +145,9 @@ impl Shard {
         fx: &mut Effects,
     ) {
         let report = match self.admit_schedule(access.as_deref(), &name, &rhythm, &submit) {
-            Err(error) => return fx.outputs.push(Output::Report { call, report: Report::Refused(error) }),
+            Err(error) => {
+                return fx.outputs.push(Output::Report { call, report: Report::Refused(Box::new(error)) });
+            }
             Ok(beat) => self.keep_schedule(access.as_deref(), name, (rhythm, beat), missed, submit, fx),
         };
         self.report_when_durable(call, report, fx);
@@ -246,7 +248,7 @@ impl Shard {
         fx: &mut Effects,
     ) {
         if let Err(error) = self.may_delete(access.as_deref(), name) {
-            return fx.outputs.push(Output::Report { call, report: Report::Refused(error) });
+            return fx.outputs.push(Output::Report { call, report: Report::Refused(Box::new(error)) });
         }
         self.schedules.remove(name);
         self.store(StoreOp::Unschedule(name.clone()), fx);

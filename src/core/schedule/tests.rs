@@ -73,7 +73,7 @@ impl Stage {
     }
 
     fn manage(&mut self, access: Option<Arc<Access>>, manage: Manage) -> Report {
-        self.apply(Command::Manage { call: CallId(1), access, manage });
+        self.apply(Command::Manage { call: CallId(1), access, manage: Box::new(manage) });
         assert_eq!(self.reports.len(), 1, "one answer: {:?}", self.reports);
         self.reports.pop().unwrap()
     }
@@ -158,7 +158,7 @@ impl Stage {
 
 fn refused(report: Report) -> Error {
     match report {
-        Report::Refused(error) => error,
+        Report::Refused(error) => *error,
         other => panic!("{other:?}"),
     }
 }

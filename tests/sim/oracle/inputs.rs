@@ -32,9 +32,17 @@ impl Oracle {
 
     pub(super) fn take_in(&mut self, arrived: u64, command: &Command, shard: &Shard) -> Judged {
         match command {
-            Command::Open {
-                session, hello, reference, made_up_name, resume_key, subscribe, join, ..
-            } => {
+            Command::Open(open) => {
+                let taskyard::core::Open {
+                    session,
+                    hello,
+                    reference,
+                    made_up_name,
+                    resume_key,
+                    subscribe,
+                    join,
+                    ..
+                } = &**open;
                 self.opened(*session, hello, reference.as_ref(), made_up_name, *resume_key);
                 if let Some(subscribe) = subscribe {
                     self.subscribed(*session, subscribe);
