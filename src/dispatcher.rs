@@ -16,8 +16,12 @@ use crate::hops::{self, Hops};
 use crate::outbox::{Outbound, Shared};
 
 /// So many commands are taken in a turn: enough to share a sync and a wake-up among them, few enough
-/// that the first of them does not wait long for its answer.
-const TURN_COMMANDS: usize = 1024;
+/// that the first of them does not wait long for its answer, and that sockets have something to do meanwhile.
+const TURN_COMMANDS: usize = 256;
+
+/// So many messages are not kept for what else has arrived: others can write them meanwhile. With fewer it costs more to
+/// wake them than they save.
+const FLUSH_OUTPUTS: usize = 32;
 
 /// A wake-up this late means that the process stood still. What reached our sockets meanwhile has not
 /// been read yet.
@@ -166,6 +170,9 @@ impl<E: Engine> Dispatcher<E> {
                     while self.looked.front().is_some_and(|(operation, _)| *operation <= through) {
                         let (_, deliver) = self.looked.pop_front().expect("there is a front");
                         deliver();
+                    }
+                    if self.fx.outputs.len() >= FLUSH_OUTPUTS {
+                        self.flush();
                     }
                     // What was stored is going out; what has arrived meanwhile joins it.
                     self.take_more(now, 0, None);
