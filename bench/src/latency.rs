@@ -1,11 +1,13 @@
 //! Open loop: submits at a fixed rate, timed from the moment each was meant to be sent.
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
+use rustix::thread::set_current_timer_slack;
 use taskyard_client::connection::Connection;
 use taskyard_client::endpoint::Endpoint;
 use taskyard_client::receiver::Incoming;
@@ -141,13 +143,19 @@ async fn pace(
 }
 
 /// Sleeps without the runtime, whose timer counts milliseconds; and without spinning, which would take
-/// a core away from what is measured. The kernel wakes a sleeper about 50 µs late: that counts, for
-/// the broker as for the bare server.
+/// a core away from what is measured. Left to itself the kernel may wake a sleeper 50 µs late (prctl(2),
+/// PR_SET_TIMERSLACK), which would be half of what is measured: here it is asked to be on time.
 #[expect(clippy::disallowed_methods, reason = "the thing itself is the time")]
 fn wait_until(at: Instant) {
     let left = at.saturating_duration_since(Instant::now());
     if !left.is_zero() {
-        tokio::task::block_in_place(|| std::thread::sleep(left));
+        tokio::task::block_in_place(|| {
+            // Where the system does not know it, sleepers are as late as ever; and a server that this thread starts
+            // must not inherit it.
+            let _ = set_current_timer_slack(NonZeroU64::new(1));
+            std::thread::sleep(left);
+            let _ = set_current_timer_slack(None);
+        });
     }
 }
 
