@@ -1,6 +1,5 @@
 //! How a task ends: for its one recipient, or for all of them together.
 
-use std::sync::Arc;
 
 use taskyard_proto::{
     Complete, ErrorText, Finished, Payload, RecipientList, RecipientOutcome, TaskState, WorkerName,
@@ -99,7 +98,7 @@ impl Shard {
             task.spec
         };
         self.unload(spec.account.as_ref(), bytes);
-        let record = Arc::new(FinishRecord {
+        let record = Box::new(FinishRecord {
             task: id,
             queue: spec.queue.clone(),
             state: fate.state,

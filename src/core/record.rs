@@ -21,7 +21,7 @@ pub enum StoreOp {
     /// Something happened to a task.
     Amend(TaskId, Amendment),
     /// A task ended, and is kept to be looked up. Replaces what is known of its id.
-    Finish(Arc<FinishRecord>),
+    Finish(Box<FinishRecord>),
     /// Nothing needs to be known of a finished task any longer.
     Forget(TaskId),
     /// A task that has not finished is taken away: a dead letter that nobody wants.

@@ -1,7 +1,6 @@
 //! A start: the store's operations are replayed, then everything goes on as if nothing had been.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use super::command::SessionId;
 use super::effect::Effects;
@@ -19,7 +18,7 @@ use taskyard_proto::{TaskId, TaskState};
 pub struct Replay {
     shard: Shard,
     /// The ends of tasks, which are put in order of their time at the end.
-    finished: super::shard::HashMap<TaskId, Arc<FinishRecord>>,
+    finished: super::shard::HashMap<TaskId, Box<FinishRecord>>,
     order: Vec<TaskId>,
     /// Leases of sessions that may be taken up again, by task.
     leases: super::shard::HashMap<TaskId, Vec<(u32, GivenBefore)>>,

@@ -175,7 +175,7 @@ impl Decoder {
                 ACCEPT => {
                     StoreOp::Accept(parse::<AcceptRow<'_>>(row)?.into_acceptance(task, &mut self.latest)?)
                 }
-                FINISH => StoreOp::Finish(Arc::new(parse::<FinishRow<'_>>(row)?.into_record(task)?)),
+                FINISH => StoreOp::Finish(Box::new(parse::<FinishRow<'_>>(row)?.into_record(task)?)),
                 QUEUE => StoreOp::Queue(Box::new(parse::<QueueRow>(row)?.into_record()?)),
                 DEDUP => StoreOp::Dedup(parse::<DedupRow>(row)?.into_record(task)?),
                 SCHEDULE => StoreOp::Schedule(Box::new(parse::<ScheduleRow>(row)?.into_record()?)),

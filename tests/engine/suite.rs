@@ -64,7 +64,7 @@ fn fail(number: u64, attempt: u16) -> StoreOp {
 }
 
 fn finish(number: u64) -> StoreOp {
-    StoreOp::Finish(Arc::new(FinishRecord {
+    StoreOp::Finish(Box::new(FinishRecord {
         task: id(number),
         queue: queue(),
         state: TaskState::Done,

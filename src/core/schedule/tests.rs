@@ -152,7 +152,7 @@ impl Stage {
             dedup: None,
             fanout: None,
         };
-        self.stored.extend([StoreOp::Finish(Arc::new(finish)), StoreOp::Forget(task)]);
+        self.stored.extend([StoreOp::Finish(Box::new(finish)), StoreOp::Forget(task)]);
     }
 }
 
