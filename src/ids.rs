@@ -363,6 +363,20 @@ mod tests {
     }
 
     #[test]
+    fn ids_without_a_time_are_in_nobodys_way() {
+        let mut table = IdTable::default();
+        // As a queue's key in the log: a hash, later than any time that comes.
+        let hashed = 0xffff_ffff_ffff_8fff_8000_0000_0000_0001;
+        table.put(hashed, 0);
+        for n in 0..10 * PAGE as u64 {
+            table.put(v7(n + 1, n), n);
+        }
+        assert_eq!((table.pages.len(), table.pages[0].table.len()), (11, PAGE));
+        assert!(table.find(hashed, own).is_some());
+        table.check();
+    }
+
+    #[test]
     fn ids_of_one_time_share_a_page() {
         let mut table = IdTable::default();
         for n in 0..10 * PAGE as u64 {

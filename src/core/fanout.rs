@@ -1,6 +1,5 @@
 //! How a task ends: for its one recipient, or for all of them together.
 
-
 use taskyard_proto::{
     Complete, ErrorText, Finished, Payload, RecipientList, RecipientOutcome, TaskState, WorkerName,
 };

@@ -1,6 +1,5 @@
 //! Tasks that ended and can still be looked up.
 
-
 use taskyard_proto::{ErrorText, Finished, Key, Payload, TaskId, TaskState, WorkerName};
 
 use super::effect::Effects;
