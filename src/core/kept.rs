@@ -209,7 +209,7 @@ impl Shard {
 
     /// Puts the kept tasks of a replayed store in order. Those that are too old go with the first
     /// timer, as they always do.
-    pub(super) fn restore_kept(&mut self, mut records: Vec<Box<FinishRecord>>, fx: &mut Effects) {
+    pub(super) fn restore_kept(&mut self, mut records: Vec<FinishRecord>, fx: &mut Effects) {
         records.sort_by_key(|record| (record.finished, record.task));
         for record in records {
             let queue = self.queue_or_new(&record.queue);

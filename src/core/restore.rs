@@ -294,7 +294,7 @@ impl Replay {
         self.shard.begin_leases(start);
         self.shard.event_base = u64::from(start) << EVENT_SEQ_BITS;
         let mut finished = std::mem::take(&mut self.finished);
-        let records = self.order.iter().filter_map(|id| finished.remove(id)).collect();
+        let records = self.order.iter().filter_map(|id| finished.remove(id).map(|record| *record)).collect();
         self.shard.restore_kept(records, fx);
         for id in std::mem::take(&mut self.surplus) {
             // It may have been read again since, moved by cleaning.
