@@ -207,10 +207,13 @@ impl Shard {
         queue.kept.get((at.serial - queue.kept_first) as usize)
     }
 
-    /// Puts the kept tasks of a replayed store in order. Those that are too old go with the first
-    /// timer, as they always do.
-    pub(super) fn restore_kept(&mut self, mut records: Vec<FinishRecord>, fx: &mut Effects) {
-        records.sort_by_key(|record| (record.finished, record.task));
+    /// Keeps the ended tasks of a replayed store, which come in order of their ends. Those that are too old go with the
+    /// first timer, as they always do.
+    pub(super) fn restore_kept(
+        &mut self,
+        records: impl Iterator<Item = Box<FinishRecord>>,
+        fx: &mut Effects,
+    ) {
         for record in records {
             let queue = self.queue_or_new(&record.queue);
             self.queues[queue as usize].raise_totals(record.totals);

@@ -294,8 +294,11 @@ impl Replay {
         self.shard.begin_leases(start);
         self.shard.event_base = u64::from(start) << EVENT_SEQ_BITS;
         let mut finished = std::mem::take(&mut self.finished);
-        let records = self.order.iter().filter_map(|id| finished.remove(id).map(|record| *record)).collect();
-        self.shard.restore_kept(records, fx);
+        let mut order = std::mem::take(&mut self.order);
+        order.retain(|id| finished.contains_key(id));
+        order.sort_unstable_by_key(|id| (finished[id].finished, *id));
+        // One that was read twice is gone by then.
+        self.shard.restore_kept(order.iter().filter_map(|id| finished.remove(id)), fx);
         for id in std::mem::take(&mut self.surplus) {
             // It may have been read again since, moved by cleaning.
             if self.shard.place(id).is_none() {
