@@ -19,8 +19,8 @@ use crate::outbox::{Outbound, Shared};
 /// that the first of them does not wait long for its answer, and that sockets have something to do meanwhile.
 const TURN_COMMANDS: usize = 256;
 
-/// So many messages are not kept for what else has arrived: others can write them meanwhile. With fewer it costs more to
-/// wake them than they save.
+/// So many messages are not kept for what else has arrived: others can write them meanwhile. Fewer wait for it, so that at
+/// a modest rate a socket is woken once for both.
 const FLUSH_OUTPUTS: usize = 32;
 
 /// A wake-up this late means that the process stood still. What reached our sockets meanwhile has not

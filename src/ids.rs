@@ -32,7 +32,6 @@ pub struct IdTable<T> {
     newest: u64,
     /// Entries that the last page took.
     taken: usize,
-    len: usize,
 }
 
 #[derive(Debug)]
@@ -43,21 +42,11 @@ struct Page<T> {
 
 impl<T> Default for IdTable<T> {
     fn default() -> Self {
-        IdTable { pages: VecDeque::new(), newest: 0, taken: 0, len: 0 }
+        IdTable { pages: VecDeque::new(), newest: 0, taken: 0 }
     }
 }
 
 impl<T> IdTable<T> {
-    /// How many entries there are.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
     /// The entry with this id.
     #[inline]
     pub fn find(&self, id: u128, id_of: impl Fn(&T) -> u128) -> Option<&T> {
@@ -97,7 +86,6 @@ impl<T> IdTable<T> {
     fn add(&mut self, at: usize, time: u64, hash: u64, entry: T, id_of: impl Fn(&T) -> u128) {
         let at = self.make_room(at, time, &id_of);
         self.newest = self.newest.max(time);
-        self.len += 1;
         self.pages[at].table.insert_unique(hash, entry, |entry| self::hash(id_of(entry)));
     }
 
@@ -107,7 +95,6 @@ impl<T> IdTable<T> {
         let at = self.page_of(time_of(id));
         let table = &mut self.pages.get_mut(at)?.table;
         let (entry, _) = table.find_entry(hash(id), is).ok()?.remove();
-        self.len -= 1;
         let is_last = at + 1 == self.pages.len();
         if !is_last && at > 0 && self.pages[at].table.is_empty() {
             self.pages.remove(at);
@@ -185,12 +172,11 @@ impl<T> IdTable<T> {
         let table = &mut self.pages[at].table;
         let mut times: Vec<u64> = table.iter().map(|entry| time_of(id_of(entry))).collect();
         let half = times.len() / 2;
-        let (_, &mut median, later) = times.select_nth_unstable(half);
-        let earliest = table.iter().map(|entry| time_of(id_of(entry))).min();
+        let (earlier, &mut median, later) = times.select_nth_unstable(half);
         // The later half begins at the median, or behind it if nothing is before.
-        let first = match earliest {
-            Some(earliest) if earliest < median => Some(median),
-            _ => later.iter().copied().filter(|time| *time > median).min(),
+        let first = match earlier.iter().any(|time| *time < median) {
+            true => Some(median),
+            false => later.iter().copied().filter(|time| *time > median).min(),
         };
         let Some(first) = first else { return };
         let count = times.iter().filter(|time| **time >= first).count();
@@ -253,11 +239,14 @@ mod tests {
             self.remove(id, |entry| entry.0 == id, own)
         }
 
+        fn len(&self) -> usize {
+            self.pages.iter().map(|page| page.table.len()).sum()
+        }
+
         fn check(&self) {
             let firsts: Vec<u64> = self.pages.iter().map(|page| page.first).collect();
             assert!(firsts.is_sorted_by(|a, b| a < b), "{firsts:?}");
             assert!(firsts.first().is_none_or(|first| *first == 0));
-            assert_eq!(self.pages.iter().map(|page| page.table.len()).sum::<usize>(), self.len);
             for (nth, page) in self.pages.iter().enumerate() {
                 let end = firsts.get(nth + 1).copied().unwrap_or(u64::MAX);
                 assert!(page.table.iter().all(|e| (page.first..end).contains(&time_of(e.0))));
@@ -315,7 +304,7 @@ mod tests {
                 table.find_mut(id, own).expect("it is there").1 += 1;
                 assert_eq!(table.take(id), Some((id, value + 1)));
             }
-            assert!(table.is_empty());
+            assert_eq!(table.len(), 0);
             table.check();
         }
     }

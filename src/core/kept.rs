@@ -224,7 +224,41 @@ impl Shard {
 
 #[cfg(test)]
 mod tests {
+    use taskyard_proto::QueueName;
+
     use super::*;
+    use crate::core::{Config, Replay};
+
+    /// Cleaning moves records to the end of the log, so they do not come in order of what they tell.
+    #[test]
+    fn a_restart_keeps_those_that_ended_last_in_whatever_order_they_are_read() {
+        let mut replay = Replay::new(Shard::new(Config { keep_count: 2, ..Config::default() }));
+        for (id, finished) in [(1, 30), (2, 10), (3, 40), (2, 10), (4, 20)] {
+            let record = FinishRecord {
+                task: TaskId(id),
+                queue: QueueName::parse("q").unwrap(),
+                state: TaskState::Done,
+                accepted: Time(1),
+                finished: Time(finished),
+                attempts: 1,
+                max_attempts: 5,
+                worker: None,
+                result: Payload::NULL,
+                error: None,
+                history: Vec::new(),
+                event_seq: 1,
+                totals: [1, 0, 0],
+                dedup: None,
+                fanout: None,
+            };
+            replay.operation(StoreOp::Finish(Box::new(record)));
+        }
+        let mut fx = Effects::default();
+        let shard = replay.begin(Time(50), true, 1, &mut fx);
+        let kept: Vec<u128> = (1..=4).filter(|id| shard.kept(TaskId(*id)).is_some()).collect();
+        assert_eq!(kept, [1, 3]);
+        assert_eq!(fx.store, [StoreOp::Forget(TaskId(2)), StoreOp::Forget(TaskId(4))]);
+    }
 
     #[test]
     fn a_row_stays_small() {

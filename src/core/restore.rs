@@ -142,11 +142,9 @@ impl Replay {
         if self.order.len() < self.trim_at {
             return;
         }
-        // An end may have been taken back, or read twice.
-        let mut order: Vec<TaskId> = std::mem::take(&mut self.order);
-        order.retain(|id| self.finished.contains_key(id));
-        order.sort_by_key(|id| std::cmp::Reverse((self.finished[id].finished, *id)));
-        order.dedup();
+        // The youngest are kept.
+        let mut order = self.ends_in_order();
+        order.reverse();
         let mut kept: BTreeMap<taskyard_proto::QueueName, usize> = BTreeMap::new();
         // The last record of a queue also knows its counts.
         let most = self.shard.config.keep_count.max(1);
@@ -165,6 +163,16 @@ impl Replay {
         });
         self.order = order;
         self.trim_at = 2 * self.order.len() + TRIM_STEP;
+    }
+
+    /// Takes out the tasks that ended, in order of their ends.
+    fn ends_in_order(&mut self) -> Vec<TaskId> {
+        let mut order = std::mem::take(&mut self.order);
+        // An end may have been taken back, or read twice.
+        order.retain(|id| self.finished.contains_key(id));
+        order.sort_unstable_by_key(|id| (self.finished[id].finished, *id));
+        order.dedup();
+        order
     }
 
     fn drop_task(&mut self, id: TaskId) {
@@ -293,11 +301,8 @@ impl Replay {
         self.shard.now = self.shard.now.max(now);
         self.shard.begin_leases(start);
         self.shard.event_base = u64::from(start) << EVENT_SEQ_BITS;
-        let mut finished = std::mem::take(&mut self.finished);
-        let mut order = std::mem::take(&mut self.order);
-        order.retain(|id| finished.contains_key(id));
-        order.sort_unstable_by_key(|id| (finished[id].finished, *id));
-        // One that was read twice is gone by then.
+        let order = self.ends_in_order();
+        let finished = &mut self.finished;
         self.shard.restore_kept(order.iter().filter_map(|id| finished.remove(id)), fx);
         for id in std::mem::take(&mut self.surplus) {
             // It may have been read again since, moved by cleaning.
