@@ -319,7 +319,7 @@ impl<E: Engine> Dispatcher<E> {
                 Item::Relay(session, response) => {
                     // It keeps its place behind what the core has said so far.
                     self.sort_outputs();
-                    self.mail.add(session, response.into());
+                    self.mail.add(session, (*response).into());
                 }
                 Item::Payload(task, seeker) => {
                     let seekers = self.sought.entry(task).or_default();

@@ -195,10 +195,10 @@ fn core(args: &Args, operations: &mut impl FnMut(&mut Vec<StoreOp>)) -> Result<f
     let mut submit = |stage: &mut Stage, queue: &QueueName| {
         next += 1;
         let origin = Origin::Session(SessionId(1), Some(RequestId::Integer(next as i64)));
-        let submit = Box::new(Submit::new(queue.clone(), payload.clone()));
+        let submit = Submit::new(queue.clone(), payload.clone()).into();
         // A task a microsecond, as at a million a second.
         let task = TaskId::of_time(1_800_000_000_000_000 + next as u64, next);
-        stage.apply(Command::Submit { origin, access: None, task, run_at: None, submit });
+        stage.apply(Command::Submit { origin, access: None, task, submit });
     };
     for queue in &queues {
         for nth in 0..args.waiting {

@@ -238,8 +238,7 @@ mod tests {
                 origin: Origin::Call(CallId(1)),
                 access: Some(access.clone()),
                 task: TaskId(task),
-                run_at: None,
-                submit: Box::new(submit),
+                submit: submit.into(),
             }))
         }
     }

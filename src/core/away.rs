@@ -290,8 +290,7 @@ mod tests {
                 origin: Origin::Call(CallId(number)),
                 access: None,
                 task: TaskId(u128::from(number)),
-                run_at: None,
-                submit: Box::new(submit),
+                submit: submit.into(),
             });
         }
 

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use taskyard_proto::{
-    ClientMessage, GroupName, Hello, Payload, Publish, QueueName, RequestId, RoomName, Submit, Subscribe,
-    TaskId, WorkerName,
+    ClientMessage, GroupName, Hello, Payload, Publish, QueueName, RequestId, RoomName, Subscribe, TaskId,
+    WorkerName,
 };
 
 use super::access::Access;
 use super::manage::Manage;
-use super::time::Time;
+use super::submission::Submission;
 
 /// A logical connection: a number that is never used twice by one process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -104,10 +104,8 @@ pub enum Command {
         access: Option<Arc<Access>>,
         /// The task's new id.
         task: TaskId,
-        /// `run_at`, as a time.
-        run_at: Option<Time>,
         /// The submit.
-        submit: Box<Submit>,
+        submit: Submission,
     },
     /// Any other message.
     Message {

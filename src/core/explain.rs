@@ -163,8 +163,8 @@ mod tests {
             join: None,
         }));
         let (task, origin) = (TaskId(7), Origin::Call(CallId(1)));
-        let submit = Box::new(Submit::new(queue, Payload::NULL));
-        for command in [open, Command::Submit { origin, access: None, task, run_at: None, submit }] {
+        let submit = Submit::new(queue, Payload::NULL).into();
+        for command in [open, Command::Submit { origin, access: None, task, submit }] {
             shard.apply(began, command, &mut fx);
         }
         shard.apply(began, Command::Stored { through: shard.operations() }, &mut fx);

@@ -360,11 +360,7 @@ mod tests {
         submit.watch = true;
         let origin = Origin::Session(SessionId(1), None);
         let task = taskyard_proto::TaskId(7);
-        apply(
-            &mut shard,
-            &mut fx,
-            Command::Submit { origin, access: None, task, run_at: None, submit: Box::new(submit) },
-        );
+        apply(&mut shard, &mut fx, Command::Submit { origin, access: None, task, submit: submit.into() });
         let leases: Vec<_> = fx
             .outputs
             .iter()

@@ -425,8 +425,7 @@ mod tests {
                 origin: Origin::Session(session, Some(RequestId::Integer(1))),
                 access: None,
                 task: TaskId(task),
-                run_at: None,
-                submit: Box::new(Submit::new(queue.clone(), Payload::NULL)),
+                submit: Submit::new(queue.clone(), Payload::NULL).into(),
             };
             shard.apply(Time(1), submit, &mut fx);
             assert_eq!(shard.operations_awaited(), shard.operations(), "it is confirmed and delivered then");

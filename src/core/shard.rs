@@ -277,8 +277,8 @@ impl Shard {
             }
             Command::End { session } => self.socket_ended(session, fx),
             Command::Heard { session } => self.heard(session, fx),
-            Command::Submit { origin, access, task, run_at, submit } => {
-                self.submit(origin, access.as_deref(), task, run_at, submit, fx)
+            Command::Submit { origin, access, task, submit } => {
+                self.submit(origin, access.as_deref(), task, submit, fx)
             }
             Command::Message { origin, message } => self.message(origin, message, fx),
             Command::SettleOldest { session, ack } => self.settle_oldest(session, ack, fx),

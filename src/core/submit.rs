@@ -13,6 +13,7 @@ use super::record::{Acceptance, Keys, StoreOp, TaskSpec, Terms};
 use super::retry::RetryPolicy;
 use super::settings::Deliver;
 use super::shard::{ACK_TIMEOUT_MS, Shard, Told};
+use super::submission::Submission;
 use super::task::{Fanout, Held, Share, ShareState, Task, Watcher};
 use super::time::Time;
 use super::timers::Timer;
@@ -36,32 +37,15 @@ pub(super) struct Admitted {
     pub(super) account: Option<SmolStr>,
 }
 
-/// Whose worker is chosen by a key must have one.
-fn check_sticky(submit: &Submit, assign: Option<Assign>) -> Result<(), Error> {
-    let chosen = matches!(submit.to, None | Some(Target::Any | Target::Group(_)));
-    if chosen && assign == Some(Assign::Sticky) && submit.sticky_key.is_none() {
+/// Whose worker is chosen by a key must have one; `full` is what the submit says of that, if anything.
+fn check_sticky(full: Option<&Submit>, assign: Option<Assign>) -> Result<(), Error> {
+    let chosen = full.is_none_or(|full| matches!(full.to, None | Some(Target::Any | Target::Group(_))));
+    let keyed = full.is_some_and(|full| full.sticky_key.is_some());
+    if chosen && assign == Some(Assign::Sticky) && !keyed {
         let text = "`submit`, field `sticky_key`: missing, and the worker is chosen by it (assign \"sticky\"): give one";
         return Err(Error::new(ErrorCode::BadRequest, text).field("sticky_key"));
     }
     Ok(())
-}
-
-/// Whether a submit leaves everything to the queue: it has a payload, and may be for later.
-fn says_nothing(submit: &Submit) -> bool {
-    submit.to.is_none()
-        && submit.assign.is_none()
-        && submit.sticky_key.is_none()
-        && submit.order_key.is_none()
-        && submit.fair_key.is_none()
-        && submit.dedup_id.is_none()
-        && submit.priority.is_none()
-        && submit.ttl_ms.is_none()
-        && submit.ack_timeout_ms.is_none()
-        && submit.timeout_ms.is_none()
-        && submit.max_attempts.is_none()
-        && submit.backoff.is_none()
-        && submit.complete.is_none()
-        && submit.headers.is_empty()
 }
 
 impl Shard {
@@ -70,8 +54,7 @@ impl Shard {
         origin: Origin,
         access: Option<&Access>,
         id: TaskId,
-        run_at: Option<Time>,
-        submit: Box<Submit>,
+        submit: Submission,
         fx: &mut Effects,
     ) {
         let unconfirmed = match &origin {
@@ -81,10 +64,10 @@ impl Shard {
             },
             Origin::Implied(_) | Origin::Call(_) => 0,
         };
-        match self.admit(unconfirmed, access, &submit, run_at) {
+        match self.admit(unconfirmed, access, &submit) {
             Ok(Admission::Again(first)) => self.accept_again(origin, first, &submit, fx),
             Ok(Admission::New(admitted)) => {
-                self.accept(origin, admitted, id, run_at, submit, fx);
+                self.accept(origin, admitted, id, submit, fx);
             }
             Err(error) => {
                 // What may not be asked is no submit of that queue's.
@@ -96,8 +79,8 @@ impl Shard {
         }
     }
 
-    fn tally_refused(&mut self, submit: &Submit) {
-        if let Some(queue) = self.queue_names.get(&submit.queue) {
+    fn tally_refused(&mut self, submit: &Submission) {
+        if let Some(queue) = self.queue_names.get(submit.queue()) {
             self.queues[*queue as usize].tally(Tally::Refused);
         }
     }
@@ -107,15 +90,15 @@ impl Shard {
         &mut self,
         access: Option<&Access>,
         id: TaskId,
-        submit: Box<Submit>,
+        submit: Submission,
         fx: &mut Effects,
     ) -> Result<(), Error> {
         let admitted = match self.closed_to_submits() {
             Some(error) => Err(error),
-            None => self.make_room(access, &submit, None),
+            None => self.make_room(access, &submit),
         };
         let admitted = admitted.inspect_err(|_| self.tally_refused(&submit))?;
-        let (key, early) = self.take_in(admitted, id, None, submit, fx);
+        let (key, early) = self.take_in(admitted, id, submit, fx);
         self.accept_when_durable(key, id, None, Told { confirm: false, watch: false }, fx);
         self.activate_early(key, early, fx);
         Ok(())
@@ -126,11 +109,10 @@ impl Shard {
         &mut self,
         unconfirmed: u32,
         access: Option<&Access>,
-        submit: &Submit,
-        run_at: Option<Time>,
+        submit: &Submission,
     ) -> Result<Admission, Error> {
-        self.check_grant(access, Action::Submit, &submit.queue)?;
-        if let Some(first) = self.duplicate_of(submit) {
+        self.check_grant(access, Action::Submit, submit.queue())?;
+        if let Some(first) = submit.full().and_then(|full| self.duplicate_of(full)) {
             return Ok(Admission::Again(first));
         }
         if let Some(error) = self.closed_to_submits() {
@@ -144,14 +126,14 @@ impl Shard {
                 ),
             ));
         }
-        self.make_room(access, submit, run_at).map(Admission::New)
+        self.make_room(access, submit).map(Admission::New)
     }
 
     /// Refuses what a submit cannot say, whoever says it and whatever there is.
     pub(super) fn check_terms(submit: &Submit, run_at: Option<Time>) -> Result<(), Error> {
         let refuse =
             |field: &str, message: &str| Err(Error::new(ErrorCode::BadRequest, message).field(field));
-        check_sticky(submit, submit.assign)?;
+        check_sticky(Some(submit), submit.assign)?;
         let to_all = matches!(submit.to, Some(Target::All(_)));
         if submit.complete.is_some() && !to_all {
             return refuse(
@@ -166,14 +148,12 @@ impl Shard {
     }
 
     /// The queue, if the broker and the account have room for the task.
-    fn make_room(
-        &mut self,
-        access: Option<&Access>,
-        submit: &Submit,
-        run_at: Option<Time>,
-    ) -> Result<Admitted, Error> {
-        Self::check_terms(submit, run_at)?;
-        let weight = submit.payload.bytes().len() as u64;
+    fn make_room(&mut self, access: Option<&Access>, submit: &Submission) -> Result<Admitted, Error> {
+        let full = submit.full();
+        if let Some(full) = full {
+            Self::check_terms(full, submit.run_at())?;
+        }
+        let weight = submit.payload().bytes().len() as u64;
         if self.weight + weight > self.config.weight_max {
             return Err(Error::new(
                 ErrorCode::QueueFull,
@@ -186,22 +166,23 @@ impl Shard {
         if let Some(access) = access {
             self.check_load(access, weight)?;
         }
-        let queue = self.use_queue(access, &submit.queue)?;
-        if submit.assign.is_none() {
-            check_sticky(submit, self.queues[queue as usize].settings.assign)?;
+        let queue = self.use_queue(access, submit.queue())?;
+        if full.is_none_or(|full| full.assign.is_none()) {
+            check_sticky(full, self.queues[queue as usize].settings.assign)?;
         }
         self.check_depth(queue, weight)?;
-        if submit.dedup_id.is_some() {
-            self.check_dedup_room(queue, &submit.queue)?;
+        if full.is_some_and(|full| full.dedup_id.is_some()) {
+            self.check_dedup_room(queue, submit.queue())?;
         }
-        if let Some(Target::Worker { worker, if_absent: IfAbsent::Fail }) = &submit.to
+        if let Some(Target::Worker { worker, if_absent: IfAbsent::Fail }) =
+            full.and_then(|full| full.to.as_ref())
             && self.queues[queue as usize].worker_subscription(worker).is_none()
         {
             return Err(Error::new(
                 ErrorCode::NotFound,
                 format!(
                     "no worker named {worker} is subscribed to queue {}, and `if_absent` is \"fail\"",
-                    submit.queue
+                    submit.queue()
                 ),
             )
             .field("to"));
@@ -234,13 +215,13 @@ impl Shard {
     }
 
     /// A submit was sent again: the first task's id is the answer, and its end is what is waited for.
-    fn accept_again(&mut self, origin: Origin, first: TaskId, submit: &Submit, fx: &mut Effects) {
-        if let Some(queue) = self.queue_names.get(&submit.queue) {
+    fn accept_again(&mut self, origin: Origin, first: TaskId, submit: &Submission, fx: &mut Effects) {
+        if let Some(queue) = self.queue_names.get(submit.queue()) {
             self.queues[*queue as usize].tally(Tally::Duplicate);
         }
-        let silent = submit.confirm == Some(Confirm::None) && !matches!(origin, Origin::Call(_));
+        let silent = submit.confirm() == Some(Confirm::None) && !matches!(origin, Origin::Call(_));
         // The first may not be durable yet, and then this must not be said.
-        self.accept_again_when_durable(first, origin, Told { confirm: !silent, watch: submit.watch }, fx);
+        self.accept_again_when_durable(first, origin, Told { confirm: !silent, watch: submit.watch() }, fx);
     }
 
     pub(super) fn accept(
@@ -248,12 +229,11 @@ impl Shard {
         origin: Origin,
         admitted: Admitted,
         id: TaskId,
-        run_at: Option<Time>,
-        submit: Box<Submit>,
+        submit: Submission,
         fx: &mut Effects,
     ) {
-        let (watch, confirm) = (submit.watch, submit.confirm.unwrap_or(Confirm::Durable));
-        let (key, early) = self.take_in(admitted, id, run_at, submit, fx);
+        let (watch, confirm) = (submit.watch(), submit.confirm().unwrap_or(Confirm::Durable));
+        let (key, early) = self.take_in(admitted, id, submit, fx);
         // `accepted` comes before the first event, also where events come before the disk.
         let watch_later = watch && early && !matches!(origin, Origin::Call(_));
         if watch_later {
@@ -292,22 +272,23 @@ impl Shard {
         &mut self,
         admitted: Admitted,
         id: TaskId,
-        run_at: Option<Time>,
-        submit: Box<Submit>,
+        submit: Submission,
         fx: &mut Effects,
     ) -> (u32, bool) {
         let (now, queue) = (self.now, admitted.queue);
         let found = &self.queues[queue as usize];
         let defaults = &found.settings.defaults;
-        let delayed = submit.delay_ms.filter(|delay| delay.get() > 0).map(|delay| now.plus_ms(delay.get()));
-        let due = run_at.or(delayed).filter(|due| *due > now);
+        let delay_ms = submit.full().and_then(|full| full.delay_ms).filter(|delay| delay.get() > 0);
+        let delayed = delay_ms.map(|delay| now.plus_ms(delay.get()));
+        let due = submit.run_at().or(delayed).filter(|due| *due > now);
         let seq = self.next_seq;
         self.next_seq += 1;
-        let bare = says_nothing(&submit);
+        let alike = submit.is_on_queue_terms();
         let mut dedup = None;
-        let terms = match found.alike.bare(bare, admitted.account.as_ref()) {
-            Some(terms) => terms,
+        let (terms, payload) = match found.alike.bare(alike, admitted.account.as_ref()) {
+            Some(terms) => (terms, submit.into_payload()),
             None => {
+                let submit = *Box::<Submit>::from(submit);
                 dedup = submit.dedup_id.clone();
                 let keyed = submit.assign.is_some()
                     || submit.sticky_key.is_some()
@@ -356,11 +337,11 @@ impl Shard {
                     account: admitted.account,
                     keys: keyed.then(|| Box::new(keys)),
                 };
-                self.queues[queue as usize].alike.shared(terms, bare)
+                (self.queues[queue as usize].alike.shared(terms, alike), submit.payload)
             }
         };
         let spec = TaskSpec::new(id, seq, now, terms);
-        let accepted = Acceptance { spec, due, payload: submit.payload };
+        let accepted = Acceptance { spec, due, payload };
         let key = self.insert(accepted.clone(), queue);
         if let Some(dedup) = dedup {
             self.remember_dedup(queue, dedup, id, now);

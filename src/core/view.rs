@@ -375,7 +375,7 @@ mod tests {
     use taskyard_proto::{Payload, Submit};
 
     use super::*;
-    use crate::core::{CallId, Command, Config, Effects, Origin};
+    use crate::core::{CallId, Command, Config, Effects, Origin, Submission};
 
     /// A task with a delay of two hours was two hours old in the moment it was due.
     #[test]
@@ -386,8 +386,8 @@ mod tests {
         for (number, due_ms) in [(1, 10_000), (2, 4_000), (3, 6_000)] {
             let submit = Box::new(Submit::new(queue.clone(), Payload::NULL));
             let (origin, task) = (Origin::Call(CallId(number)), TaskId(u128::from(number)));
-            let run_at = Some(began.plus_ms(due_ms));
-            shard.apply(began, Command::Submit { origin, access: None, task, run_at, submit }, &mut fx);
+            let submit = Submission::new(submit, Some(began.plus_ms(due_ms)));
+            shard.apply(began, Command::Submit { origin, access: None, task, submit }, &mut fx);
         }
         shard.apply(began, Command::Stored { through: shard.operations() }, &mut fx);
         for (ms, oldest_ms) in [(3_000, None), (4_000, Some(0)), (5_000, Some(1_000)), (12_000, Some(8_000))]

@@ -496,7 +496,7 @@ impl Reader {
     fn relay(&mut self, reference: Option<RequestId>, message: impl Into<ServerMessage>) {
         let response = Response { reference, message: message.into() };
         if self.introduced {
-            self.items.push(Item::Relay(self.session, response));
+            self.items.push(Item::Relay(self.session, Box::new(response)));
         } else {
             // Nothing is behind it in the dispatcher, and who is not known has no business there.
             self.outbox.push_one(response);

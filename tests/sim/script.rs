@@ -668,7 +668,7 @@ impl Stage {
             "call" => Origin::Call(CallId(self.next)),
             _ => Origin::Session(self.session(who), Some(RequestId::Integer(self.next as i64))),
         };
-        self.arrive(Command::Submit { origin, access: None, task, run_at: None, submit: Box::new(submit) });
+        self.arrive(Command::Submit { origin, access: None, task, submit: submit.into() });
     }
 }
 

@@ -706,7 +706,7 @@ impl World {
         };
         let door = |origin: Origin, message: ClientMessage| match message {
             ClientMessage::Submit(submit) => {
-                Command::Submit { origin, access: None, task: task(), run_at: None, submit }
+                Command::Submit { origin, access: None, task: task(), submit: (*submit).into() }
             }
             message => Command::Message { origin, message },
         };

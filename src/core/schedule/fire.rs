@@ -95,6 +95,6 @@ impl Shard {
             queued_tasks: record.queued_tasks,
             queued_bytes: record.queued_bytes,
         });
-        self.submit_scheduled(access.as_ref(), task, Box::new((*record.submit).clone()), fx)
+        self.submit_scheduled(access.as_ref(), task, (*record.submit).clone().into(), fx)
     }
 }

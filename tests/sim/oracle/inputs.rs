@@ -62,8 +62,9 @@ impl Oracle {
                     session.silent = false;
                 }
             }
-            Command::Submit { origin, access: _, task, run_at, submit } => {
-                self.submitted(origin, *task, run_at.map(|t| t.0), submit, shard)
+            Command::Submit { origin, access: _, task, submit } => {
+                let run_at = submit.run_at().map(|t| t.0);
+                self.submitted(origin, *task, run_at, &Box::from(submit.clone()), shard)
             }
             Command::Message { origin, message } => return self.said(origin, message, arrived, shard),
             Command::HangUp { call, .. } => {
