@@ -307,7 +307,8 @@ fuzz_target!(|input: Input<'_>| {
             repaired(base, &disk, is_forged);
         }
         // A store can be damaged in one file and newer in another: each tells what it meets first, and refuses.
-        (Err(LogError::Newer { .. } | LogError::Corrupt { .. }), Err(LogError::Newer { .. })) if is_forged => {}
+        (Err(LogError::Newer { .. } | LogError::Corrupt { .. }), Err(LogError::Newer { .. }))
+            if is_forged => {}
         (Err(LogError::Newer { .. }), Ok(report)) if is_forged => {
             assert!(!report.problems.is_empty(), "it does not open, and check finds nothing");
         }

@@ -24,7 +24,7 @@ use disk::SimDisk;
 use libfuzzer_sys::fuzz_target;
 use sim::{broker, oracle};
 use taskyard::core::shard::Config;
-use taskyard::core::{Access, CallId, Command, Grants, Load, Origin, Output, SessionId, Time};
+use taskyard::core::{Access, CallId, Command, Grants, Load, Open, Origin, Output, SessionId, Time};
 use taskyard_proto::message::{Credit, DelayMs, Flag, Int, TimeoutMs};
 use taskyard_proto::{
     Ack, Backoff, Bye, ClientMessage, Complete, Confirm, Drain, ErrorText, Extend, GivenLease, GroupName,
@@ -373,7 +373,7 @@ impl Stage {
         let slot = usize::from(who) % 3;
         let groups = (0..2).filter(|nth| groups >> nth & 1 == 1).map(group).collect();
         let hello = Hello { worker: Some(worker(who)), groups, ..Hello::empty() };
-        self.arrive(Command::Open {
+        self.arrive(Command::Open(Box::new(Open {
             session,
             access: self.access(0),
             hello: Box::new(hello),
@@ -382,7 +382,7 @@ impl Stage {
             resume_key: u128::from(self.next),
             subscribe,
             join: None,
-        });
+        })));
         self.sessions[slot] = Some(session);
         self.deaf[slot] = false;
         session
@@ -524,7 +524,7 @@ impl Stage {
             self.owners.insert(task, (ACCOUNTS[account], weight));
         }
         let access = self.access(account);
-        self.arrive(Command::Submit { origin, access, task, run_at: None, submit: Box::new(submit) });
+        self.arrive(Command::Submit { origin, access, task, submit: submit.into() });
     }
 
     fn deadline(&self) -> Option<u64> {
