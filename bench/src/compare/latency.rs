@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::Failed;
 use crate::broker::usage;
+use crate::compare::cores;
 use crate::compare::systems::System;
 use crate::compare::{Plan, thousands, values};
 use crate::drivers::Place;
@@ -40,6 +41,7 @@ async fn measure(plan: &Plan, system: &System, round: u32, records: &mut Records
         let running = system.start(&plan.found, &place).await?;
         let seconds = (plan.seconds.ceil() as u64).max(1);
         let asked = latency::Plan { rate: *rate, seconds, payload_bytes: plan.load.payload_bytes };
+        let core_to_core = cores::round_trip_ns();
         let (before, own) = (running.server.usage().cpu_s, usage(std::process::id())?.cpu_s);
         let outcome = latency::of_peer(&running, asked).await?;
         let used = running.server.usage();
@@ -48,6 +50,7 @@ async fn measure(plan: &Plan, system: &System, round: u32, records: &mut Records
             ("server_peak_mib", used.peak_mib),
             ("generator_cpu_s", usage(std::process::id())?.cpu_s - own),
         ]);
+        figures.extend(core_to_core.map(|ns| (cores::FIGURE.to_owned(), ns)));
         match outcome {
             Outcome::Behind { achieved_per_s } => {
                 texts.push(format!("cannot keep {rate}/s ({} achieved)", thousands(achieved_per_s)));

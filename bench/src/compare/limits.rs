@@ -12,7 +12,7 @@ use bytes::BytesMut;
 use hdrhistogram::Histogram;
 
 use crate::Failed;
-use crate::compare::{Plan, thousands, values};
+use crate::compare::{Plan, cores, thousands, values};
 use crate::drivers::frames;
 use crate::record::{Promise, Record, Records};
 
@@ -41,6 +41,7 @@ fn measure(plan: &Plan, round: u32, records: &mut Records) -> Result<String, Fai
     let (sync, mb_per_s) = disk?;
     let ping = ping_pong(plan.load.payload_bytes)?;
     let echo = echo(plan.load.payload_bytes)?;
+    let core_to_core = cores::round_trip_ns();
     let mut add = |setting: &str, figures| {
         records.add(Record {
             scenario: "limits".to_owned(),
@@ -60,8 +61,12 @@ fn measure(plan: &Plan, round: u32, records: &mut Records) -> Result<String, Fai
     add("sequential write, synced every 64 MiB", values([("mb_per_s", mb_per_s)]))?;
     add("ping-pong over TCP loopback", both(&ping))?;
     add("echo over a bare WebSocket", both(&echo))?;
+    if let Some(ns) = core_to_core {
+        add("a cache line from core to core and back", values([("ns", ns)]))?;
+    }
+    let cores = core_to_core.map_or("one core".to_owned(), |ns| format!("core to core and back {ns:.0} ns"));
     Ok(format!(
-        "fdatasync p50 {:.0} p99 {:.0} µs, write {} MB/s, ping-pong {:.0} µs, echo {:.0} µs",
+        "fdatasync p50 {:.0} p99 {:.0} µs, write {} MB/s, ping-pong {:.0} µs, echo {:.0} µs, {cores}",
         at(&sync, 0.5),
         at(&sync, 0.99),
         thousands(mb_per_s),

@@ -2,6 +2,7 @@
 //! records, and what is made of them.
 
 mod backlog;
+mod cores;
 mod latency;
 mod limits;
 mod machine;

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use crate::Failed;
 use crate::broker::usage;
+use crate::compare::cores;
 use crate::compare::systems::System;
 use crate::compare::{Plan, thousands, values};
 use crate::drivers::load::Load;
@@ -48,11 +49,12 @@ async fn measure(plan: &Plan, system: &System) -> Result<BTreeMap<String, f64>, 
         tasks = ((tasks as f64 * plan.seconds * PART * 1.2 / seconds) as u64).clamp(tasks * 2, tasks * 10);
     };
     let tasks = ((rate * plan.seconds) as u64).max(FIRST);
+    let core_to_core = cores::round_trip_ns();
     let (server, own) = (running.server.usage(), usage(std::process::id())?);
     let seconds = running.round(Load { tasks, ..plan.load }).await?;
     let (server_after, own_after) = (running.server.usage(), usage(std::process::id())?);
     let per = 100_000.0 / tasks as f64;
-    Ok(values([
+    let mut figures = values([
         ("tasks", tasks as f64),
         ("seconds", seconds),
         ("tasks_per_s", tasks as f64 / seconds),
@@ -60,5 +62,7 @@ async fn measure(plan: &Plan, system: &System) -> Result<BTreeMap<String, f64>, 
         ("server_cpu_s_per_100k", (server_after.cpu_s - server.cpu_s) * per),
         ("server_peak_mib", server_after.peak_mib),
         ("generator_cpu_s_per_100k", (own_after.cpu_s - own.cpu_s) * per),
-    ]))
+    ]);
+    figures.extend(core_to_core.map(|ns| (cores::FIGURE.to_owned(), ns)));
+    Ok(figures)
 }
