@@ -8,7 +8,7 @@ use clap::Subcommand;
 use super::{Failed, print};
 use crate::auth::{Authority, Fetch};
 use crate::config::print::{effective, template};
-use crate::config::{Config, ConfigError, Problem, Sources};
+use crate::config::{Config, ConfigError, Problem, Sources, unknown_variables};
 use crate::transport::Tls;
 
 #[derive(Debug, clap::Args)]
@@ -58,7 +58,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failed> {
             let config = sources.values().and_then(|values| values.resolve()).map_err(Failed::usage)?;
             all_problems(&config).map_err(Failed::usage)?;
             let mut text = String::new();
-            for warning in config.warnings() {
+            for warning in config.warnings().into_iter().chain(unknown_variables()) {
                 text += &format!("warning: {warning}\n");
             }
             text += &match &sources.file {

@@ -317,4 +317,18 @@ mod tests {
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
     }
+
+    /// Else `serve` would say that nothing reads it.
+    #[test]
+    fn the_variables_of_all_commands_are_known() {
+        fn walk(command: &clap::Command, variables: &mut Vec<String>) {
+            let own = command.get_arguments().filter_map(|argument| argument.get_env());
+            variables.extend(own.map(|name| name.to_str().unwrap().to_owned()));
+            command.get_subcommands().for_each(|command| walk(command, variables));
+        }
+        let mut variables = Vec::new();
+        walk(&Cli::command(), &mut variables);
+        assert!(variables.iter().any(|name| name == "TASKYARD_URL"), "{variables:?}");
+        assert_eq!(crate::config::environment::unknown(variables), [""; 0]);
+    }
 }

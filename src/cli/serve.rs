@@ -8,7 +8,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::config::has_tokens;
 use super::{DEFAULT_URL, Failed, start_logging};
-use crate::config::{Config, ConfigError, EngineKind, Reloaded, Sources};
+use crate::config::{Config, ConfigError, EngineKind, Reloaded, Sources, unknown_variables};
 use crate::server::{ServeError, Server};
 
 #[derive(Debug, clap::Args)]
@@ -26,7 +26,7 @@ impl From<ServeError> for Failed {
 pub(super) fn run(args: Args) -> Result<ExitCode, Failed> {
     let config = read(&args.sources).map_err(Failed::usage)?;
     start_logging();
-    for warning in config.warnings() {
+    for warning in config.warnings().into_iter().chain(unknown_variables()) {
         tracing::warn!("{warning}");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()

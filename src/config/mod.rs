@@ -9,6 +9,7 @@
 //! reload replaces.
 
 pub mod check;
+pub mod environment;
 pub mod keys;
 pub mod options;
 pub mod print;
@@ -19,6 +20,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use check::Reloaded;
+pub use environment::unknown_variables;
 pub use options::{ADMIN_TOKEN, Flags, Source, Sources, Value, Values};
 pub use taskyard_proto::Secret;
 

@@ -360,11 +360,7 @@ fn unknown(section: &str, word: &str) -> String {
     let here = if section.is_empty() { String::new() } else { format!(" in [{section}]") };
     let what = format!("unknown key \"{word}\"{here}");
     let plain = word.to_ascii_lowercase().replace('-', "_");
-    // One change in three letters is a slip, more another word.
-    let near = |name: &&str| {
-        let distance = strsim::damerau_levenshtein(name, &plain);
-        (distance <= (name.len() / 3).max(1)).then_some(distance)
-    };
+    let near = |name: &&str| is_near(name, &plain);
     let nearest = |names: &mut dyn Iterator<Item = &'static str>| {
         names.filter_map(|name| Some((near(&name)?, name))).min().map(|(_, name)| name)
     };
@@ -389,6 +385,12 @@ fn unknown(section: &str, word: &str) -> String {
         return format!("{what}: `taskyard config print --defaults` shows all there are");
     }
     format!("{what}: known are {}", known.join(", "))
+}
+
+/// How far a word is from a name, if it may be a slip for it: one change in three letters is, more is another word.
+pub(super) fn is_near(name: &str, word: &str) -> Option<usize> {
+    let distance = strsim::damerau_levenshtein(name, word);
+    (distance <= (name.len() / 3).max(1)).then_some(distance)
 }
 
 impl clap::Args for Flags {

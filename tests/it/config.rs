@@ -200,3 +200,17 @@ fn every_origin_is_allowed_only_with_a_warning_and_by_itself() {
     let checked = config(&["check", "--allow-origins", "*,https://a.example"], &[]);
     assert_eq!(checked.code, Some(2), "{checked:?}");
 }
+
+/// A variable with a slip in its name went unnoticed, and the broker ran with the default.
+#[test]
+fn a_variable_that_nothing_reads_is_told() {
+    let broker = Broker::with_environment(&[("TASKYARD_DATADIR", "/elsewhere")], &[]);
+    assert!(broker.logged("did you mean TASKYARD_DATA_DIR?").contains("WARN"));
+
+    let checked =
+        config(&["check"], &[("TASKYARD_DATADIR", "/elsewhere"), ("TASKYARD_URL", "http://localhost:1")]);
+    assert_eq!(checked.code, Some(0), "{checked:?}");
+    let told = "warning: TASKYARD_DATADIR is set, and nothing reads it: did you mean TASKYARD_DATA_DIR?\n\
+                flags and environment are good; no file was named\n";
+    assert_eq!(checked.out, told);
+}
