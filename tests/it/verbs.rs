@@ -169,6 +169,21 @@ fn the_least_loaded_takes_it_and_a_sticky_key_stays() {
     assert!(homes.iter().any(|home| home[0] != homes[0][0]), "keys spread: {homes:?}");
 }
 
+/// Also of a submit that says nothing else; one to a worker of its own needs no key.
+#[test]
+fn where_the_queue_is_sticky_a_submit_needs_a_key() {
+    let broker = Broker::in_memory();
+    assert_eq!(broker.send("PUT", "/v1/queues/s", &json!({"assign": "sticky"})).status, 201);
+    for body in [json!({"payload": 1}), json!({"payload": 1, "priority": 9}), json!({"delay_ms": 60_000})] {
+        let error = broker.post("/v1/queues/s/tasks", &body).is_error(400, "bad_request");
+        assert_eq!(error["field"], "sticky_key", "{body}");
+    }
+    let more = [json!({"sticky_key": "k"}), json!({"to": {"worker": "w"}}), json!({"assign": "round_robin"})];
+    for body in more {
+        assert_eq!(broker.post("/v1/queues/s/tasks", &body).status, 201, "{body}");
+    }
+}
+
 #[test]
 fn the_same_dedup_id_is_the_same_task_whatever_became_of_it() {
     let mut broker = Broker::start();
