@@ -209,6 +209,7 @@ impl<E: Engine> Dispatcher<E> {
                         hops: &self.hops,
                     };
                     let deliver = look(seen);
+                    self.shard.cool();
                     if durable && self.shard.operations_durable() < self.shard.operations() {
                         self.looked.push_back((self.shard.operations(), deliver));
                     } else {

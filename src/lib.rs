@@ -7,6 +7,7 @@ pub mod auth;
 pub mod broker;
 pub mod cli;
 pub mod clock;
+pub mod columns;
 pub mod config;
 pub mod connections;
 pub mod core;

@@ -86,6 +86,7 @@ impl Shard {
             self.away_bytes += task.bytes();
             self.payload_bytes -= task.bytes();
             self.weight -= task.bytes();
+            self.tasks.settled(key);
         }
     }
 

@@ -170,15 +170,15 @@ impl Shard {
 
 /// Whether a timer may still do something.
 pub(super) fn timer_matters(tasks: &Slots<Task>, queues: &Slab<Queue>, at: Time, timer: &Timer) -> bool {
-    let task = |key: u32| tasks.get(key);
+    let task = |key: u32| tasks.peek(key);
     let queue = |key: u32| queues.get(key as usize);
     match *timer {
         Timer::Lease { task: key, recipient, number }
         | Timer::RunLimit { task: key, recipient, number }
-        | Timer::Stop { task: key, recipient, number } => {
-            let lease = task(key).and_then(|t| t.share(recipient)).and_then(Share::lease);
+        | Timer::Stop { task: key, recipient, number } => task(key).is_some_and(|task| {
+            let lease = task.share(recipient).and_then(Share::lease);
             lease.is_some_and(|lease| lease.number == number)
-        }
+        }),
         Timer::Due { task: key, seq, .. }
         | Timer::Expires { task: key, seq }
         | Timer::Offer { task: key, seq, .. } => task(key).is_some_and(|t| t.spec.seq == seq),

@@ -32,6 +32,7 @@ mod kept;
 pub mod manage;
 mod operate;
 mod order;
+mod packed;
 mod pull;
 pub mod queue;
 mod ready;

@@ -332,11 +332,11 @@ impl Shard {
         let end = slot.saturating_add(SLICE_SLOTS).min(self.tasks.end());
         let mut found: Vec<(u64, u32)> = Vec::new();
         while *slot < end && found.len() < SLICE_TASKS {
-            if let Some(task) = self.tasks.get(*slot)
+            if let Some(task) = self.tasks.peek(*slot)
                 && task.queue == job.queue
                 && task.spec.seq < *before
                 && !task.state().is_final()
-                && filter.lets_through(task, self.now)
+                && filter.lets_through(&task, self.now)
                 && self.live(task.spec.id()) == Some(*slot)
             {
                 found.push((task.spec.seq, *slot));

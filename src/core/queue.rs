@@ -306,13 +306,13 @@ impl Queue {
             .map(|lane| &lane.ready)
             .chain(self.workers.iter().map(|(_, lane)| &lane.ready));
         let waits = |entry: Entry| {
-            let task = tasks.get(entry.task).filter(|task| task.spec.seq == entry.seq && !task.decided)?;
+            let task = tasks.peek(entry.task).filter(|task| task.spec.seq == entry.seq && !task.decided)?;
             match task.share(entry.recipient)?.state {
                 ShareState::Queued { since } => Some(since),
                 _ => None,
             }
         };
-        let blocked = self.blocked.values().find_map(|task| match tasks.get(*task)?.first.state {
+        let blocked = self.blocked.values().find_map(|task| match tasks.peek(*task)?.first.state {
             ShareState::Queued { since } => Some(since),
             _ => None,
         });

@@ -80,6 +80,7 @@ impl Replay {
                 let key = self.shard.insert(accepted, queue);
                 self.shard.tasks[key].held = Held::Here;
                 self.shard.put_away(key);
+                self.shard.cool();
             }
             StoreOp::Amend(id, amendment) => self.amend(id, amendment),
             StoreOp::Finish(record) => {
@@ -342,6 +343,7 @@ impl Replay {
             }
             self.shard.activate(key, fx);
             self.shard.lay_down_leases(key, fx);
+            self.shard.cool();
         }
         for (queue, until) in self.shard.pauses() {
             self.shard.timers.set(until, super::timers::Timer::Unpause { queue });
@@ -485,21 +487,24 @@ impl Shard {
         // Of what is handed out later, when the last sync ends, the store would not know.
         self.stop_deliveries();
         let mut unknown = Vec::new();
-        for (_, task) in self.tasks.iter_mut() {
+        for key in 0..self.tasks.end() {
+            let Some(task) = self.tasks.peek(key) else { continue };
             let id = task.spec.id();
             let to_nobody = task.fanout().is_some() && task.spec.recipients.is_empty();
-            for recipient in 0..task.recipients() {
-                let Some(share) = task.share_mut(recipient).filter(|_| !to_nobody) else { continue };
+            for recipient in 0..if to_nobody { 0 } else { task.recipients() } {
+                let Some(share) = task.share(recipient) else { continue };
                 // An ack or a failed attempt is itself a word that the task was handed out.
                 let acked = matches!(share.state, ShareState::Over(TaskState::Done));
                 let told = share.delivered_stored || share.charged > 0 || acked;
                 if share.past != Past::Never && !told {
-                    share.delivered_stored = true;
-                    unknown.push((id, recipient));
+                    unknown.push((key, id, recipient));
                 }
             }
         }
-        for (id, recipient) in unknown {
+        for (key, id, recipient) in unknown {
+            if let Some(share) = self.tasks[key].share_mut(recipient) {
+                share.delivered_stored = true;
+            }
             self.store(StoreOp::Amend(id, Amendment::Delivered { recipient }), fx);
         }
     }

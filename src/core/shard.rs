@@ -121,6 +121,9 @@ pub(super) struct Told {
 pub(super) const ABSENT_MS: u64 = 30_000;
 /// How long a released task is not offered to its releaser.
 pub(super) const AVOID_MS: u64 = 100;
+/// A task that has settled is packed when so many settled later: one for each KiB that payloads may take, so that what
+/// is not packed though it might be takes a tenth of that.
+const BYTES_FOR_A_WARM_ROW: u64 = 1024;
 /// The ack timeout of a task that asks for none.
 pub(super) const ACK_TIMEOUT_MS: u32 = 30_000;
 /// Reconnects after a drain are spread over this window.
@@ -207,13 +210,15 @@ pub struct Shard {
 impl Shard {
     /// A shard that knows nothing yet.
     pub fn new(config: Config) -> Shard {
+        let warm_rows = config.payload_memory_bytes.map_or(0, |bytes| bytes / BYTES_FOR_A_WARM_ROW);
+        let warm_rows = usize::try_from(warm_rows).unwrap_or(usize::MAX);
         Shard {
             config,
             now: Time(0),
             queues: Slab::new(),
             queue_names: HashMap::default(),
             latest_queue: 0,
-            tasks: Slots::default(),
+            tasks: Slots::new(warm_rows),
             ids: IdTable::default(),
             kept_ids: IdTable::default(),
             sessions: HashMap::default(),
@@ -302,6 +307,13 @@ impl Shard {
         if !(self.to_pump.is_empty() && self.to_answer.is_empty()) {
             self.go_on(fx);
         }
+        self.cool();
+    }
+
+    /// Packs some of the tasks that wait for long, and of those that are packed what a look at the shard has unpacked.
+    #[inline]
+    pub fn cool(&mut self) {
+        self.tasks.cool();
     }
 
     /// What a command has made possible, and is done once it is over.
@@ -352,6 +364,7 @@ impl Shard {
                 Timer::Schedule { schedule, serial } => self.schedule_due(now, schedule, serial, fx),
             }
             self.go_on(fx);
+            self.cool();
         }
     }
 
@@ -540,19 +553,19 @@ impl Shard {
 
     /// The row of a task that has not ended, or is dead.
     pub(super) fn live(&self, id: TaskId) -> Option<u32> {
-        self.ids.find(id.0, |key| self.tasks[*key].spec.id().0).copied()
+        self.ids.find(id.0, |key| id_at(&self.tasks, *key)).copied()
     }
 
     /// From here on a task is found by its id.
     pub(super) fn list(&mut self, id: TaskId, key: u32) {
         let tasks = &self.tasks;
-        self.ids.insert_new(id.0, key, |key| tasks[*key].spec.id().0);
+        self.ids.insert_new(id.0, key, |key| id_at(tasks, *key));
     }
 
     /// From here on it is not. It may have left its row.
     pub(super) fn unlist(&mut self, id: TaskId, key: u32) {
         let tasks = &self.tasks;
-        self.ids.remove(id.0, |other| *other == key, |key| tasks[*key].spec.id().0);
+        self.ids.remove(id.0, |other| *other == key, |key| id_at(tasks, *key));
     }
 
     pub(super) fn queue_or_new(&mut self, name: &QueueName) -> u32 {
@@ -644,4 +657,10 @@ impl Shard {
     pub(super) fn state_counts(&mut self, queue: u32) -> &mut [u64; TaskState::ALL.len()] {
         &mut self.queues[queue as usize].counts
     }
+}
+
+/// The id of the task in a row.
+#[inline]
+fn id_at(tasks: &Slots<Task>, key: u32) -> u128 {
+    tasks.id(key).expect("what is found by its id is there")
 }

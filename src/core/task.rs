@@ -23,7 +23,7 @@ pub(super) struct Task {
     pub(super) payload_bytes: u32,
     pub(super) queue: u32,
     /// How many events there were, counted from [`Task::event_seq`]'s base.
-    events: u32,
+    pub(super) events: u32,
     /// Whether the store holds it, and where its payload is.
     pub(super) held: Held,
     /// It has ended, and its end was told; leases that are still out may be settled to no effect.
@@ -31,7 +31,7 @@ pub(super) struct Task {
     /// Somebody cancelled it while it was with a worker: an ack finishes it, everything else cancels it.
     pub(super) cancelling: bool,
     /// An earlier process accepted it: its events are counted from the start's number on.
-    restored: bool,
+    pub(super) restored: bool,
     /// The share of the only recipient, or of the first.
     pub(super) first: Share,
 }
@@ -119,7 +119,11 @@ pub(super) enum Again {
 }
 
 impl Again {
-    /// The words for them, in their order.
+    /// All of them, in their order.
+    pub(super) const ALL: [Again; 6] =
+        [Again::Released, Again::Nacked, Again::TimedOut, Again::WorkerLost, Again::Restart, Again::Redriven];
+
+    /// The words for them, in the same order.
     pub(super) const WORDS: [&str; 6] =
         ["released", "nacked", "timed_out", "worker_lost", "restart", "redriven"];
 }

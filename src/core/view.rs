@@ -193,9 +193,9 @@ impl Shard {
         let slots = from.live..from.live.saturating_add(SCAN_SLOTS).min(end);
         for slot in slots.clone() {
             if let Some(task) =
-                self.tasks.get(slot).filter(|task| task.queue == key && wanted(task.spec.id()))
+                self.tasks.peek(slot).filter(|task| task.queue == key && wanted(task.spec.id()))
                 && self.live(task.spec.id()) == Some(slot)
-                && filter.lets_through(task, now)
+                && filter.lets_through(&task, now)
             {
                 ids.push(task.spec.id());
             }
@@ -249,7 +249,7 @@ impl Shard {
                 history: record.history().to_vec(),
             });
         };
-        let task = self.tasks.get(key)?;
+        let task = self.tasks.peek(key)?;
         let holder = |share: &Share| {
             let lease = share.lease()?;
             self.sessions.get(&lease.session).map(|session| session.worker.clone())
@@ -275,7 +275,7 @@ impl Shard {
 
     /// What a task carries that has not ended, or is a dead letter. Of others it is forgotten, as is none's here.
     pub fn carried(&self, id: TaskId) -> Option<Carried> {
-        let task = self.tasks.get(self.live(id)?)?;
+        let task = self.tasks.peek(self.live(id)?)?;
         Some(Carried { headers: task.spec.headers.clone(), payload: task.payload().cloned() })
     }
 
