@@ -44,6 +44,11 @@ impl<const N: usize> Columns<N> {
         Columns { least, widths, stride, bytes: bytes.into() }
     }
 
+    /// The bytes of the rows.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// The row with this number, counted from 0.
     ///
     /// # Panics

@@ -8,6 +8,7 @@
 
 use std::collections::VecDeque;
 use std::hash::BuildHasher as _;
+use std::ops::Range;
 
 use foldhash::fast::FixedState;
 use hashbrown::HashTable;
@@ -32,17 +33,21 @@ pub struct IdTable<T> {
     newest: u64,
     /// Entries that the last page took.
     taken: usize,
+    /// The page that [`IdTable::take_cold`] looks at next.
+    hand: usize,
 }
 
 #[derive(Debug)]
 struct Page<T> {
     first: u64,
     table: HashTable<T>,
+    /// Whether anything was changed since [`IdTable::take_cold`] looked at it last.
+    touched: bool,
 }
 
 impl<T> Default for IdTable<T> {
     fn default() -> Self {
-        IdTable { pages: VecDeque::new(), newest: 0, taken: 0 }
+        IdTable { pages: VecDeque::new(), newest: 0, taken: 0, hand: 0 }
     }
 }
 
@@ -58,7 +63,9 @@ impl<T> IdTable<T> {
     #[inline]
     pub fn find_mut(&mut self, id: u128, id_of: impl Fn(&T) -> u128) -> Option<&mut T> {
         let at = self.page_of(time_of(id));
-        self.pages.get_mut(at)?.table.find_mut(hash(id), |entry| id_of(entry) == id)
+        let page = self.pages.get_mut(at)?;
+        page.touched = true;
+        page.table.find_mut(hash(id), |entry| id_of(entry) == id)
     }
 
     /// Adds an entry; the return value is the one that had this id, if any.
@@ -69,6 +76,7 @@ impl<T> IdTable<T> {
         if let Some(page) = self.pages.get_mut(at)
             && let Some(found) = page.table.find_mut(hash, |entry| id_of(entry) == id)
         {
+            page.touched = true;
             return Some(std::mem::replace(found, entry));
         }
         self.add(at, time, hash, entry, id_of);
@@ -86,15 +94,18 @@ impl<T> IdTable<T> {
     fn add(&mut self, at: usize, time: u64, hash: u64, entry: T, id_of: impl Fn(&T) -> u128) {
         let at = self.make_room(at, time, &id_of);
         self.newest = self.newest.max(time);
-        self.pages[at].table.insert_unique(hash, entry, |entry| self::hash(id_of(entry)));
+        let page = &mut self.pages[at];
+        page.touched = true;
+        page.table.insert_unique(hash, entry, |entry| self::hash(id_of(entry)));
     }
 
     /// Takes out the entry with this id for which `is` holds.
     #[inline]
     pub fn remove(&mut self, id: u128, is: impl Fn(&T) -> bool, id_of: impl Fn(&T) -> u128) -> Option<T> {
         let at = self.page_of(time_of(id));
-        let table = &mut self.pages.get_mut(at)?.table;
-        let (entry, _) = table.find_entry(hash(id), is).ok()?.remove();
+        let page = self.pages.get_mut(at)?;
+        let (entry, _) = page.table.find_entry(hash(id), is).ok()?.remove();
+        page.touched = true;
         let is_last = at + 1 == self.pages.len();
         if !is_last && at > 0 && self.pages[at].table.is_empty() {
             self.pages.remove(at);
@@ -102,6 +113,29 @@ impl<T> IdTable<T> {
             self.pages[at].give_back(&id_of);
         }
         Some(entry)
+    }
+
+    /// Takes all entries of one page out, for who keeps in less memory what is not touched for long: one that is behind
+    /// the last `keep` pages, at least half full, was not touched since it was looked at last, and whose stretch of time
+    /// `is_wanted`. It looks at one page each time it is called. Ids without a time stay.
+    pub fn take_cold(&mut self, keep: usize, is_wanted: impl FnOnce(Range<u64>) -> bool) -> Option<Vec<T>> {
+        let end = self.pages.len().saturating_sub(keep.max(1));
+        if !(1..end).contains(&self.hand) {
+            // The first page has those without a time.
+            self.hand = 1;
+        }
+        let at = self.hand;
+        if at >= end {
+            return None;
+        }
+        let behind = self.pages[at + 1].first;
+        let page = &mut self.pages[at];
+        if std::mem::take(&mut page.touched) || page.table.len() < PAGE / 2 || !is_wanted(page.first..behind)
+        {
+            self.hand += 1;
+            return None;
+        }
+        Some(self.pages.remove(at)?.table.into_iter().collect())
     }
 
     /// The number of the page that has the ids of a time; the youngest and the oldest are what is asked for.
@@ -137,7 +171,7 @@ impl<T> IdTable<T> {
     #[cold]
     fn turn_page(&mut self, time: u64, id_of: &impl Fn(&T) -> u128) -> usize {
         let Some(last) = self.pages.back_mut() else {
-            self.pages.push_back(Page { first: 0, table: HashTable::new() });
+            self.pages.push_back(Page { first: 0, table: HashTable::new(), touched: true });
             return 0;
         };
         if last.table.is_empty() {
@@ -147,7 +181,7 @@ impl<T> IdTable<T> {
         } else if time > self.newest {
             last.give_back(id_of);
             // It will be full soon, as the one before was.
-            self.pages.push_back(Page { first: time, table: HashTable::with_capacity(PAGE) });
+            self.pages.push_back(Page { first: time, table: HashTable::with_capacity(PAGE), touched: true });
             self.taken = 1;
         } else {
             return self.spread(self.pages.len() - 1, time, id_of);
@@ -186,7 +220,7 @@ impl<T> IdTable<T> {
             behind.insert_unique(rehash(&entry), entry, rehash);
         }
         table.shrink_to_fit(rehash);
-        self.pages.insert(at + 1, Page { first, table: behind });
+        self.pages.insert(at + 1, Page { first, table: behind, touched: true });
     }
 }
 
@@ -383,6 +417,34 @@ mod tests {
         }
         assert_eq!((table.pages.len(), table.pages[0].table.len()), (11, TURN));
         assert!(table.find(hashed, own).is_some());
+        table.check();
+    }
+
+    #[test]
+    fn what_nobody_touches_is_taken_out_by_the_page() {
+        let mut table = IdTable::default();
+        let id = |nth: usize| v7(nth as u64 + 1, nth as u64);
+        (0..10 * TURN).for_each(|nth| _ = table.put(id(nth), nth as u64));
+        table.put(7, 0);
+        let cold = |table: &mut IdTable<_>| (0..10).find_map(|_| table.take_cold(5, |_| true));
+        assert_eq!(table.take_cold(9, |_| true), None);
+        let (third, fourth) = (id(2 * TURN), id(3 * TURN));
+        // Once all were looked at, whoever is touched has another round.
+        for nth in [1, 2, 3, 4] {
+            assert_eq!((table.hand.max(1), table.take_cold(5, |_| true)), (nth, None));
+        }
+        table.find_mut(third, own).expect("it is there").1 += 1;
+        assert_eq!(table.take_cold(5, |times| times.contains(&0)), None, "it is not wanted");
+        assert_eq!(table.take_cold(5, |_| true), None, "it was touched");
+        let taken = table.take_cold(5, |times| times.contains(&time_of(fourth))).expect("it is cold");
+        assert_eq!((taken.len(), taken.contains(&(fourth, 3 * TURN as u64))), (TURN, true));
+        assert!(table.find(fourth, own).is_none() && table.find(third, own).is_some());
+        while cold(&mut table).is_some() {}
+        assert_eq!(table.len(), 6 * TURN + 1, "the first and the last five stay");
+        table.check();
+        // What comes back finds its place.
+        (TURN..5 * TURN).for_each(|nth| assert_eq!(table.put(id(nth), 5), None));
+        assert_eq!(table.len(), 10 * TURN + 1);
         table.check();
     }
 

@@ -2,7 +2,9 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroU32;
+use std::ops::Range;
 
+use super::packed::PackedEntries;
 use super::record::{Key, RecordKind};
 use super::segment::Sequence;
 use crate::ids::IdTable;
@@ -26,8 +28,10 @@ pub(super) struct Segment {
     pub live_records: u64,
 }
 
-/// A key with a living `Put`. 28 bytes: ten million tasks must fit in memory beside their queues.
-struct Entry {
+/// A key with a living `Put`. 28 bytes, and half of that once it is packed: ten million tasks must fit in memory beside
+/// their queues.
+#[derive(Debug)]
+pub(super) struct Entry {
     /// In four parts: a `u128` would align the entry to 16 and cost 4 bytes.
     key: [u32; 4],
     segment: Sequence,
@@ -42,7 +46,7 @@ impl Entry {
         Entry { key: parts(key), segment: put.segment, offset: put.offset, bytes }
     }
 
-    fn key(&self) -> Key {
+    pub(super) fn key(&self) -> Key {
         self.key.iter().rev().fold(0, |key, part| key << 32 | Key::from(*part))
     }
 
@@ -53,12 +57,50 @@ impl Entry {
     fn is_amended(&self) -> bool {
         self.bytes.get() & 1 == 1
     }
+
+    /// How many numbers an entry is.
+    pub(super) const NUMBERS: usize = 5;
+
+    /// All there is of it, the key's halves first.
+    pub(super) fn numbers(&self) -> [u64; Entry::NUMBERS] {
+        let key = self.key();
+        let [segment, offset, bytes] = [self.segment, self.offset, self.bytes.get()].map(u64::from);
+        [(key >> 64) as u64, key as u64, segment, offset, bytes]
+    }
+
+    /// The key, by its halves.
+    pub(super) fn key_of([high, low]: [u64; 2]) -> Key {
+        Key::from(high) << 64 | Key::from(low)
+    }
+
+    /// The entry that consists of these numbers.
+    pub(super) fn from_numbers([high, low, segment, offset, bytes]: [u64; Entry::NUMBERS]) -> Entry {
+        Entry {
+            key: parts(Entry::key_of([high, low])),
+            segment: segment as Sequence,
+            offset: offset as u32,
+            bytes: NonZeroU32::new(bytes as u32).expect("a record has a header"),
+        }
+    }
 }
+
+/// So many pages of the table stay as they are: what is young changes, and the table is quicker. Some 25 MiB.
+const TABLE_PAGES: usize = 512;
+
+/// After so many records it is looked whether a page has been left alone: three times a page, at least.
+const LOOK_AFTER: u32 = 512;
+
+/// A page of the table is packed if no more packed pages than these must be made anew for it.
+const REMADE_MAX: usize = 4;
 
 /// All living records and the segments that hold them.
 #[derive(Default)]
 pub(super) struct Index {
     entries: IdTable<Entry>,
+    /// Those that were left alone for long; each entry is here or there.
+    packed: PackedEntries,
+    /// Records until it is looked again for such.
+    until_look: u32,
     /// The amendments, in order, of the few entries that have any.
     amends: HashMap<Key, Vec<Location>>,
     /// Without gaps: a segment is found by its distance from the front.
@@ -109,30 +151,53 @@ impl Index {
 
     /// Ends a key; whether it lived.
     pub(super) fn forget(&mut self, key: Key) -> bool {
-        let Some(entry) = self.entries.remove(key, |entry| entry.key() == key, Entry::key) else {
-            return false;
-        };
+        let entry = self.entries.remove(key, |entry| entry.key() == key, Entry::key);
+        let Some(entry) = entry.or_else(|| self.packed.take(key)) else { return false };
         self.bury(entry);
         true
     }
 
     /// Where the living records of a key stand: its `Put`, then its `Amend`s in order. Empty if it has none.
     pub(super) fn locations(&self, key: Key) -> impl Iterator<Item = Location> {
-        self.entries.find(key, Entry::key).into_iter().flat_map(|entry| {
-            let amends = entry.is_amended().then(|| &self.amends[&entry.key()]);
-            std::iter::once(entry.put()).chain(amends.into_iter().flatten().copied())
+        let known = |entry: &Entry| (entry.put(), entry.is_amended());
+        let found = self.entries.find(key, Entry::key).map(known);
+        let found = found.or_else(|| self.packed.find(key).as_ref().map(known));
+        found.into_iter().flat_map(move |(put, is_amended)| {
+            let amends = is_amended.then(|| &self.amends[&key]);
+            std::iter::once(put).chain(amends.into_iter().flatten().copied())
         })
     }
 
     fn put(&mut self, key: Key, location: Location) -> bool {
-        if let Some(before) = self.entries.insert(key, Entry::new(key, location), Entry::key) {
+        let before = self.entries.insert(key, Entry::new(key, location), Entry::key);
+        if let Some(before) = before.or_else(|| self.packed.take(key)) {
             self.bury(before);
         }
         self.count(location);
+        match self.until_look.checked_sub(1) {
+            Some(left) => self.until_look = left,
+            None => self.pack(TABLE_PAGES),
+        }
         true
     }
 
+    /// Packs a page of entries, if there is one that was left alone.
+    #[cold]
+    fn pack(&mut self, keep: usize) {
+        self.until_look = LOOK_AFTER;
+        let is_dense = |times: Range<u64>| {
+            let [first, end] = [times.start, times.end].map(|time| Entry::key_of([time, 0]));
+            self.packed.touched_by(first, end) <= REMADE_MAX
+        };
+        if let Some(cold) = self.entries.take_cold(keep, is_dense) {
+            self.packed.absorb(cold);
+        }
+    }
+
     fn amend(&mut self, key: Key, location: Location) -> bool {
+        if let Some(entry) = self.packed.take(key) {
+            self.entries.insert_new(key, entry, Entry::key);
+        }
         let Some(entry) = self.entries.find_mut(key, Entry::key) else { return false };
         entry.bytes |= 1;
         self.amends.entry(key).or_default().push(location);
@@ -179,6 +244,96 @@ fn parts(key: Key) -> [u32; 4] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn v7(time: u64, low: u64) -> Key {
+        let time = time >> 12 << 16 | 0x7000 | time & 0xfff;
+        Entry::key_of([time, 1 << 63 | low])
+    }
+
+    /// Whatever is packed, an index says what a map of all records says.
+    #[test]
+    fn packing_is_not_seen() {
+        for seed in 1..=6_u64 {
+            let mut state = seed << 33 | 0x51ed;
+            let mut random = move || {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                state
+            };
+            let mut index = Index::default();
+            (0..4).for_each(|sequence| index.begin_segment(sequence, 0, 0));
+            let (mut model, mut keys): (HashMap<Key, Vec<Location>>, Vec<Key>) = Default::default();
+            let (mut most_packed, mut offset) = (0, 0);
+            for step in 0..60_000_u64 {
+                let r = random();
+                offset += 64;
+                let location =
+                    Location { segment: (r >> 60 & 3) as u32, offset, bytes: 40 + (r >> 50 & 7) as u32 };
+                // Old ones as a rule one after the other, as they are worked off; some from anywhere.
+                let at = if r & 15 == 0 { r >> 8 } else { step / (2 + seed) };
+                let old = keys.get(at as usize % keys.len().max(1)).copied();
+                let (kind, key) = match (r >> 4 & 15, old) {
+                    (0, Some(key)) => (RecordKind::Amend, key),
+                    (1, Some(key)) => (RecordKind::Put, key),
+                    (2..=4, Some(key)) => (RecordKind::Remove, key),
+                    (5, _) => (RecordKind::Put, Key::from(r >> 40)),
+                    _ => (RecordKind::Put, v7(step, r >> 1)),
+                };
+                let lived = index.apply(kind, key, location);
+                match kind {
+                    RecordKind::Put => {
+                        keys.push(key);
+                        model.insert(key, vec![location]);
+                        assert!(lived);
+                    }
+                    RecordKind::Amend => {
+                        let known = model.get_mut(&key);
+                        assert_eq!(lived, known.is_some());
+                        known.into_iter().for_each(|all| all.push(location));
+                    }
+                    RecordKind::Remove => assert_eq!(lived, model.remove(&key).is_some()),
+                }
+                if step % 100 == 0 {
+                    index.pack(2);
+                    most_packed = most_packed.max(index.packed.len());
+                }
+                if step % 10_000 == 0 {
+                    for key in &keys {
+                        let found: Vec<Location> = index.locations(*key).collect();
+                        assert_eq!(found, model.get(key).cloned().unwrap_or_default());
+                    }
+                    let all = || model.values().flatten();
+                    assert_eq!(index.live_records(), all().count() as u64);
+                    assert_eq!(
+                        index.live_bytes(),
+                        all().map(|location| u64::from(location.bytes)).sum::<u64>()
+                    );
+                }
+            }
+            assert!(most_packed > 8_000, "{most_packed}");
+            for key in model.keys() {
+                assert!(index.forget(*key));
+            }
+            assert_eq!((index.packed.len(), index.live_records(), index.live_bytes()), (0, 0, 0));
+            assert!(index.segments().iter().all(|segment| segment.live_records == 0));
+        }
+    }
+
+    #[test]
+    fn what_is_packed_takes_less_than_half() {
+        let mut packed = PackedEntries::default();
+        let entry = |nth: u64| {
+            let random = nth.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 2;
+            Entry::new(
+                v7((1 << 48) | (nth * 2), random),
+                Location { segment: 9, offset: nth as u32 * 320, bytes: 320 },
+            )
+        };
+        packed.absorb((0..1600).map(entry).collect());
+        assert_eq!(packed.len(), 1600);
+        assert_eq!(packed.bytes(), 1600 * (2 + 8 + 3) + 8);
+    }
 
     #[test]
     fn an_entry_stays_small() {

@@ -11,6 +11,7 @@ mod clean;
 mod error;
 mod fetch;
 mod index;
+mod packed;
 mod record;
 mod recover;
 mod segment;
