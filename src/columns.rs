@@ -5,7 +5,7 @@
 //! all are alike. Any row is read by itself.
 
 /// Rows of `N` numbers each, which do not change.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Columns<const N: usize> {
     least: [u64; N],
     /// Bytes of a number in each column.
@@ -45,6 +45,7 @@ impl<const N: usize> Columns<N> {
     }
 
     /// The bytes of the rows.
+    #[cfg(test)]
     pub fn bytes(&self) -> usize {
         self.bytes.len()
     }
@@ -83,25 +84,21 @@ impl<const N: usize> Columns<N> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::tests::random;
 
     #[test]
     fn what_goes_in_comes_out() {
         let mut state = 88_172_645_463_325_252_u64;
-        let mut random = || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state
-        };
+        let mut draw = || random(&mut state);
         for case in 0..200 {
             // Columns of all widths, from no byte to eight, at either end of what a number can be.
             let rows: Vec<[u64; 4]> = (0..case % 50)
                 .map(|_| {
                     [
-                        random() >> (case % 64),
-                        u64::MAX - (random() >> (case * 7 % 64)),
+                        draw() >> (case % 64),
+                        u64::MAX - (draw() >> (case * 7 % 64)),
                         case,
-                        1 << 40 | random() & 0xff,
+                        1 << 40 | draw() & 0xff,
                     ]
                 })
                 .collect();

@@ -249,12 +249,12 @@ fn hash(id: u128) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::HashMap;
 
     use super::*;
 
-    fn v7(time: u64, low: u64) -> u128 {
+    pub(crate) fn v7(time: u64, low: u64) -> u128 {
         // The version stands in the four bits above the last twelve of the time.
         let time = (time >> 12) << 16 | 0x7000 | (time & 0xfff);
         u128::from(time) << 64 | 1 << 63 | u128::from(low)
@@ -290,7 +290,7 @@ mod tests {
     }
 
     /// A generator that needs no crate: xorshift64.
-    fn random(state: &mut u64) -> u64 {
+    pub(crate) fn random(state: &mut u64) -> u64 {
         *state ^= *state << 13;
         *state ^= *state >> 7;
         *state ^= *state << 17;

@@ -17,6 +17,12 @@ const CHUNK: usize = 128;
 /// asking for memory each time.
 const SPARE_CHUNKS: usize = 32;
 
+/// A chunk with fewer rows is not packed: it would take none in, and numbers would be used up for nothing.
+const PACKED_ROWS_MIN: usize = CHUNK / 8;
+
+/// So many chunks are tried to be packed at once: some hundred microseconds, at most.
+const TRIES_AT_ONCE: usize = 64;
+
 /// What rows must be able to do to be packed.
 pub trait Pack: Sized {
     /// Rows that are packed together.
@@ -61,8 +67,9 @@ struct Lists {
     lowest: Option<u32>,
     /// Chunks that have settled rows and are not packed: oldest first, each once.
     warm: VecDeque<u32>,
-    /// How many of them were added since the last [`Slots::cool`].
-    warmed: usize,
+    /// How many of them may still be tried: two for each that was added, so that those that cannot be packed now are
+    /// not tried again and again while nothing happens.
+    tries: usize,
 }
 
 #[derive(Debug)]
@@ -197,12 +204,12 @@ impl<T: Pack> Chunk<T> {
         }
     }
 
-    /// Packs it, if all of its rows may be. Otherwise whether most may.
+    /// Packs it, if all of its rows may be and there are enough of them. Otherwise whether most may.
     fn pack(&mut self) -> Result<(), bool> {
         let used = || self.rows.iter().filter_map(Row::used);
         let (settled, len) = (used().filter(|row| row.is_settled()).count(), self.len as usize);
-        if settled < len || len == 0 {
-            return Err(settled > 0 && settled * 4 >= len * 3);
+        if settled < len || len < PACKED_ROWS_MIN {
+            return Err(len >= PACKED_ROWS_MIN && settled * 4 >= len * 3);
         }
         let bits = self.rows.iter().enumerate().filter(|(_, row)| row.used().is_some());
         let there = bits.fold(0, |there, (at, _)| there | 1 << at);
@@ -226,7 +233,7 @@ impl Lists {
         if !chunk.warm {
             chunk.warm = true;
             self.warm.push_back(nth as u32);
-            self.warmed += 1;
+            self.tries += 2;
         }
     }
 
@@ -381,7 +388,8 @@ impl<T: Pack> Slots<T> {
     /// unpacked. To be called between one piece of work and the next.
     #[inline]
     pub fn cool(&mut self) {
-        if self.lists.warm.len() > self.warm_max || !self.looked.get_mut().is_empty() {
+        let due = self.lists.tries > 0 && self.lists.warm.len() > self.warm_max;
+        if due || !self.looked.get_mut().is_empty() {
             self.cool_down();
         }
     }
@@ -393,11 +401,12 @@ impl<T: Pack> Slots<T> {
                 packed.looked.take();
             }
         }
-        // As many as came, and some of those that could not be packed the last time.
-        for _ in 0..self.lists.warmed + 2 {
+        for _ in 0..TRIES_AT_ONCE.min(self.lists.tries) {
             if self.lists.warm.len() <= self.warm_max {
+                self.lists.tries = 0;
                 break;
             }
+            self.lists.tries -= 1;
             let Some(nth) = self.lists.warm.pop_front() else { break };
             let chunk = &mut self.chunks[nth as usize];
             chunk.warm = false;
@@ -413,7 +422,6 @@ impl<T: Pack> Slots<T> {
                 Err(false) => {}
             }
         }
-        self.lists.warmed = 0;
     }
 
     /// How many rows there are.
@@ -427,6 +435,7 @@ impl<T: Pack> Slots<T> {
     }
 
     /// How many rows are packed.
+    #[cfg(test)]
     pub fn packed(&self) -> usize {
         self.chunks.iter().filter(|chunk| chunk.packed.is_some()).map(|chunk| chunk.len as usize).sum()
     }
@@ -465,6 +474,7 @@ impl<T: Pack> IndexMut<u32> for Slots<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::tests::random;
 
     /// A row with an owner of its own, so that one that is forgotten or dropped twice is seen.
     #[derive(Debug, Clone, PartialEq)]
@@ -609,17 +619,12 @@ mod tests {
     fn packing_is_not_seen() {
         for seed in 1..=8_u64 {
             let mut state = seed << 40 | 0x7f4a_7c15;
-            let mut random = move || {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                state
-            };
+            let mut draw = move || random(&mut state);
             let mut yard = Yard::new(seed as usize % 3 * CHUNK);
             let mut model = std::collections::BTreeMap::new();
             let mut most_packed = 0;
             for step in 0..30_000_u64 {
-                let r = random();
+                let r = draw();
                 let any = model.range(r as u32 % yard.slots.end().max(1)..).next().map(|(number, _)| *number);
                 match r >> 32 & 15 {
                     0..=5 if model.len() < 2000 => _ = model.insert(yard.insert(step), step),

@@ -244,29 +244,20 @@ fn parts(key: Key) -> [u32; 4] {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn v7(time: u64, low: u64) -> Key {
-        let time = time >> 12 << 16 | 0x7000 | time & 0xfff;
-        Entry::key_of([time, 1 << 63 | low])
-    }
+    use crate::ids::tests::{random, v7};
 
     /// Whatever is packed, an index says what a map of all records says.
     #[test]
     fn packing_is_not_seen() {
         for seed in 1..=6_u64 {
             let mut state = seed << 33 | 0x51ed;
-            let mut random = move || {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                state
-            };
+            let mut draw = move || random(&mut state);
             let mut index = Index::default();
             (0..4).for_each(|sequence| index.begin_segment(sequence, 0, 0));
             let (mut model, mut keys): (HashMap<Key, Vec<Location>>, Vec<Key>) = Default::default();
             let (mut most_packed, mut offset) = (0, 0);
             for step in 0..60_000_u64 {
-                let r = random();
+                let r = draw();
                 offset += 64;
                 let location =
                     Location { segment: (r >> 60 & 3) as u32, offset, bytes: 40 + (r >> 50 & 7) as u32 };
