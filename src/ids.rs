@@ -21,6 +21,9 @@ const PAGE: usize = 1792;
 /// whose places were used once must be put in order again.
 const TURN: usize = PAGE - 192;
 
+/// So many ids are worth [`IdTable::touch`] at a time: as many as a core waits for side by side.
+pub const TOUCHED_TOGETHER: usize = 16;
+
 /// Entries found by their ids, which `id_of` reads from an entry or from wherever that says.
 ///
 /// An id that is not a UUIDv7 is found as well, in a table that all such ids share.
@@ -66,6 +69,15 @@ impl<T> IdTable<T> {
         let page = self.pages.get_mut(at)?;
         page.touched = true;
         page.table.find_mut(hash(id), |entry| id_of(entry) == id)
+    }
+
+    /// Looks for some ids and leaves it at that, so that the memory behind them is near when they are asked for. Lookups
+    /// in a row are fetched from far away side by side; one that is followed by work on what it found waits by itself.
+    #[inline]
+    pub fn touch(&self, ids: impl Iterator<Item = u128>, id_of: impl Fn(&T) -> u128) {
+        for id in ids {
+            std::hint::black_box(self.find(id, &id_of).is_some());
+        }
     }
 
     /// Adds an entry; the return value is the one that had this id, if any.
@@ -150,6 +162,9 @@ impl<T> IdTable<T> {
         }
         if last > 1 && time < self.pages[2].first {
             return 1;
+        }
+        if self.pages[last - 1].first <= time {
+            return last - 1;
         }
         self.pages.partition_point(|page| page.first <= time) - 1
     }

@@ -8,6 +8,7 @@ use super::record::{FailedAttempt, FanoutRecord, FinishRecord, StoreOp};
 use super::shard::Shard;
 use super::time::Time;
 use super::timers::Timer;
+use crate::ids::TOUCHED_TOGETHER;
 
 /// A task that ended. Most were done by one worker, and have no more to say: their rows stand side by side in a ring,
 /// without an allocation of their own, because each is written and dropped once, a hundred thousand tasks apart, and
@@ -164,6 +165,11 @@ impl Shard {
 
     fn forget_oldest(&mut self, queue: u32, fx: &mut Effects) {
         let found = &mut self.queues[queue as usize];
+        if found.kept_first.is_multiple_of(TOUCHED_TOGETHER as u64) {
+            // They ended a hundred thousand tasks ago, and go one by one from here on.
+            let next = found.kept.iter().take(TOUCHED_TOGETHER).map(|kept| kept.task.0);
+            self.kept_ids.touch(next, KeptAt::id);
+        }
         let Some(kept) = found.kept.pop_front() else { return };
         found.kept_first += 1;
         if found.kept.is_empty() {

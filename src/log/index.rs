@@ -149,6 +149,11 @@ impl Index {
         }
     }
 
+    /// The next keys that are asked for, [`TOUCHED_TOGETHER`] at a time: many of them were left alone for long.
+    pub(super) fn touch(&self, keys: impl Iterator<Item = Key>) {
+        self.entries.touch(keys, Entry::key);
+    }
+
     /// Ends a key; whether it lived.
     pub(super) fn forget(&mut self, key: Key) -> bool {
         let entry = self.entries.remove(key, |entry| entry.key() == key, Entry::key);

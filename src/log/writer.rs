@@ -13,6 +13,7 @@ use super::record::{
 use super::segment::{FIRST_BATCH_OFFSET, Salt, SegmentHeader, Sequence, segment_name};
 use super::storage::{Storage, StorageFile};
 use super::store::Store;
+use crate::ids::TOUCHED_TOGETHER;
 
 /// How a log is laid out. Segments that are there keep the size they have.
 #[derive(Clone, Debug)]
@@ -224,8 +225,11 @@ impl<S: Storage> Log<S> {
     }
 
     fn forget_all(&mut self, keys: &[Key]) {
-        for &key in keys {
-            self.index.forget(key);
+        for some in keys.chunks(TOUCHED_TOGETHER) {
+            self.index.touch(some.iter().copied());
+            for &key in some {
+                self.index.forget(key);
+            }
         }
     }
 
@@ -506,8 +510,12 @@ pub(super) fn note_records(
     mut see: impl FnMut(u64, RecordKind, Key, &[u8]),
 ) -> (u64, bool) {
     let mut records = Records::new(body);
+    let mut ahead = Records::new(body);
     let mut count = 0;
     loop {
+        if count % TOUCHED_TOGETHER as u64 == 0 {
+            index.touch(ahead.by_ref().take(TOUCHED_TOGETHER).map(|record| record.key));
+        }
         let offset = first_record + records.offset() as u64;
         let Some(record) = records.next() else {
             break;
