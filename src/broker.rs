@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use taskyard_proto::{
-    ClientMessage, Error, ErrorCode, GroupName, Payload, Publish, QueueName, Response, ServerMessage, Submit,
-    Task, TaskId, WorkerName,
+    AnySubmit, ClientMessage, Error, ErrorCode, GroupName, Payload, Publish, QueueName, Response,
+    ServerMessage, Submit, Task, TaskId, WorkerName,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
@@ -471,7 +471,7 @@ impl Broker {
     /// `finished` the second.
     pub async fn submit(&self, submit: Submit, access: Option<Arc<Access>>) -> Result<Call, SubmitRefused> {
         let mut calls = self
-            .submit_many(vec![Ok(Box::new(submit))], access)
+            .submit_many(vec![Ok(submit.into())], access)
             .await
             .map_err(|gone| SubmitRefused(gone.error()))?;
         calls.pop().expect("one submit makes one call")
@@ -480,7 +480,7 @@ impl Broker {
     /// Submits many at once, in order. Those that are refused already stay refused.
     pub async fn submit_many(
         &self,
-        submits: Vec<Result<Box<Submit>, Error>>,
+        submits: Vec<Result<AnySubmit, Error>>,
         access: Option<Arc<Access>>,
     ) -> Result<Vec<Result<Call, SubmitRefused>>, Gone> {
         let (mut items, mut waits, mut calls) = (Vec::new(), Vec::new(), Vec::new());
@@ -488,8 +488,8 @@ impl Broker {
         let (clock, now) = (self.clock(), self.clock().now());
         for submit in submits {
             let submit =
-                submit.map_err(SubmitRefused).inspect(|submit| bytes += submit.payload.bytes().len());
-            let watch = submit.as_ref().is_ok_and(|submit| submit.watch);
+                submit.map_err(SubmitRefused).inspect(|submit| bytes += submit.payload().bytes().len());
+            let watch = submit.as_ref().is_ok_and(AnySubmit::watch);
             calls.push(submit.and_then(|submit| submit_command(submit, access.clone(), clock, now)).map(
                 |(task, command)| {
                     let (wait, mut call) =
@@ -564,12 +564,12 @@ pub struct SubmitRefused(pub Error);
 
 /// Makes at the door what the core cannot make: the task's id, and a time out of `run_at`. It came in at `now`.
 pub fn submit_command(
-    submit: Box<Submit>,
+    submit: AnySubmit,
     access: Option<Arc<Access>>,
     clock: Clock,
     now: Time,
 ) -> Result<(TaskId, impl FnOnce(Origin) -> Command), SubmitRefused> {
-    let run_at = match &submit.run_at {
+    let run_at = match submit.full().and_then(|submit| submit.run_at.as_ref()) {
         None => None,
         Some(text) => match chrono::DateTime::parse_from_rfc3339(text.0.as_str()) {
             Ok(at) => Some(clock.at_wall(at.timestamp_micros())),

@@ -240,7 +240,7 @@ const WRITE_BYTES: usize = 1 << 20;
 fn push(sender: &mut Sender, requests: &mut Vec<Request>, batch: bool) -> Result<(), Failed> {
     if batch {
         let bytes = requests.first().map_or(0, |request| match &request.message {
-            ClientMessage::Submit(submit) => submit.payload.bytes().len(),
+            ClientMessage::Submit(submit) => submit.payload().bytes().len(),
             _ => 0,
         });
         for chunk in requests.chunks((WRITE_BYTES / 2 / bytes.max(1)).clamp(1, 256)) {

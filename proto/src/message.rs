@@ -139,7 +139,8 @@ macro_rules! fields {
         #[derive(Debug, Clone, PartialEq)]
         pub struct $name { $($(#[$field_doc])* pub $field: $type,)* }
 
-        impl $name {
+        impl TakeFields for $name {
+            #[inline]
             fn take_fields(entries: &mut Entries<'_>) -> Result<Self, FieldError> {
                 let _ = &entries;
                 Ok($name { $($field: match entries.is_empty() {
@@ -147,7 +148,9 @@ macro_rules! fields {
                     false => Field::take(entries, stringify!($field))?,
                 },)* })
             }
+        }
 
+        impl $name {
             fn count_fields(&self, lean: bool) -> usize {
                 let _ = lean;
                 0 $(+ usize::from(!self.$field.omit(lean)))*
@@ -161,6 +164,18 @@ macro_rules! fields {
             }
         }
     )*};
+}
+
+/// What is read out of a map's entries, field by field.
+trait TakeFields: Sized {
+    fn take_fields(entries: &mut Entries<'_>) -> Result<Self, FieldError>;
+}
+
+impl<M: TakeFields> TakeFields for Box<M> {
+    #[inline]
+    fn take_fields(entries: &mut Entries<'_>) -> Result<Self, FieldError> {
+        M::take_fields(entries).map(Box::new)
+    }
 }
 
 /// Declares one direction of the conversation: an enum with a struct for each message.
@@ -193,9 +208,9 @@ macro_rules! conversation {
             /// Reads the fields of a message whose `type` is `text`; `None` when there is no such message.
             pub(crate) fn take(text: &[u8], entries: &mut Entries<'_>) -> Option<Result<$enum, FieldError>> {
                 $(if text == $text.as_bytes() {
-                    // Not by way of `From` and `map`, which would move it once more.
-                    return Some(match $name::take_fields(entries) {
-                        Ok(message) => Ok($enum::$name(message.into())),
+                    // Not by way of `map`, which would move it once more.
+                    return Some(match <$held>::take_fields(entries) {
+                        Ok(message) => Ok($enum::$name(message)),
                         Err(error) => Err(error),
                     });
                 })*
@@ -319,7 +334,7 @@ conversation! {
     /// Leaves: all leases return free of charge.
     Bye (Bye) = "bye" {}
     /// Submits a task.
-    Submit (Box<Submit>) = "submit" {
+    Submit (AnySubmit) = "submit" {
         /// The queue, made if there is none.
         queue: QueueName,
         /// What the worker gets.
@@ -1017,7 +1032,162 @@ impl Scalar for Complete {
     }
 }
 
+fields! {
+    /// A submit that leaves all to its queue.
+    PlainSubmit {
+        /// The queue, made if there is none.
+        queue: QueueName,
+        /// What the worker gets.
+        payload: Payload,
+        /// When `accepted` is said; `durable` if absent.
+        confirm: Option<Confirm>,
+        /// Whether the producer hears `event` and `finished`.
+        watch: bool,
+    }
+}
+
+/// A submit as messages hold it.
+///
+/// Most leave all to their queue, and are a tenth of what a submit may say: the rest of it would be made, moved and
+/// looked through in vain, and be an allocation.
+#[derive(Debug, Clone, PartialEq)]
+pub enum AnySubmit {
+    /// One that says nothing else.
+    Plain(PlainSubmit),
+    /// One that does: what is made by `From` or read is never here if it could be plain.
+    Full(Box<Submit>),
+}
+
+impl AnySubmit {
+    /// What a plain one may say.
+    const PLAIN: [&str; 4] = ["queue", "payload", "confirm", "watch"];
+
+    /// The queue.
+    pub fn queue(&self) -> &QueueName {
+        match self {
+            AnySubmit::Plain(submit) => &submit.queue,
+            AnySubmit::Full(submit) => &submit.queue,
+        }
+    }
+
+    /// What the worker gets.
+    pub fn payload(&self) -> &Payload {
+        match self {
+            AnySubmit::Plain(submit) => &submit.payload,
+            AnySubmit::Full(submit) => &submit.payload,
+        }
+    }
+
+    /// The one that says more than a plain one.
+    pub fn full(&self) -> Option<&Submit> {
+        match self {
+            AnySubmit::Plain(_) => None,
+            AnySubmit::Full(submit) => Some(submit),
+        }
+    }
+
+    /// Whether the producer hears `event` and `finished`.
+    pub fn watch(&self) -> bool {
+        match self {
+            AnySubmit::Plain(submit) => submit.watch,
+            AnySubmit::Full(submit) => submit.watch,
+        }
+    }
+
+    /// Says whether the producer hears them.
+    pub fn set_watch(&mut self, watch: bool) {
+        match self {
+            AnySubmit::Plain(submit) => submit.watch = watch,
+            AnySubmit::Full(submit) => submit.watch = watch,
+        }
+    }
+
+    fn count_fields(&self, lean: bool) -> usize {
+        match self {
+            AnySubmit::Plain(submit) => submit.count_fields(lean),
+            AnySubmit::Full(submit) => submit.count_fields(lean),
+        }
+    }
+
+    fn put_fields(&self, lean: bool, writer: &mut impl Write) {
+        match self {
+            AnySubmit::Plain(submit) => submit.put_fields(lean, writer),
+            AnySubmit::Full(submit) => submit.put_fields(lean, writer),
+        }
+    }
+}
+
+impl TakeFields for AnySubmit {
+    fn take_fields(entries: &mut Entries<'_>) -> Result<Self, FieldError> {
+        if entries.are_among(&Self::PLAIN) {
+            return match PlainSubmit::take_fields(entries) {
+                Ok(submit) => Ok(AnySubmit::Plain(submit)),
+                Err(error) => Err(error),
+            };
+        }
+        Submit::take_fields(entries).map(AnySubmit::from)
+    }
+}
+
+impl From<Box<Submit>> for AnySubmit {
+    fn from(submit: Box<Submit>) -> AnySubmit {
+        let for_now = submit.delay_ms.is_none() && submit.run_at.is_none();
+        if !for_now || !submit.is_on_queue_terms() {
+            return AnySubmit::Full(submit);
+        }
+        let Submit { queue, payload, confirm, watch, .. } = *submit;
+        AnySubmit::Plain(PlainSubmit { queue, payload, confirm, watch })
+    }
+}
+
+impl From<Submit> for AnySubmit {
+    fn from(submit: Submit) -> AnySubmit {
+        Box::new(submit).into()
+    }
+}
+
+impl PlainSubmit {
+    /// One that says only what is to be done, and where.
+    pub fn new(queue: QueueName, payload: Payload) -> PlainSubmit {
+        PlainSubmit { queue, payload, confirm: None, watch: false }
+    }
+}
+
+impl From<PlainSubmit> for Submit {
+    fn from(PlainSubmit { queue, payload, confirm, watch }: PlainSubmit) -> Submit {
+        Submit { confirm, watch, ..Submit::new(queue, payload) }
+    }
+}
+
+impl From<AnySubmit> for Box<Submit> {
+    fn from(submit: AnySubmit) -> Box<Submit> {
+        match submit {
+            AnySubmit::Plain(submit) => Box::new(submit.into()),
+            AnySubmit::Full(submit) => submit,
+        }
+    }
+}
+
 impl Submit {
+    /// Whether it says nothing that makes terms of its own: at most when its task is due, how it is confirmed, and
+    /// whether the producer hears of it.
+    pub fn is_on_queue_terms(&self) -> bool {
+        self.to.is_none()
+            && self.assign.is_none()
+            && self.sticky_key.is_none()
+            && self.order_key.is_none()
+            && self.fair_key.is_none()
+            && self.dedup_id.is_none()
+            && self.priority.is_none()
+            && self.ttl_ms.is_none()
+            && self.ack_timeout_ms.is_none()
+            && self.timeout_ms.is_none()
+            && self.max_attempts.is_none()
+            && self.backoff.is_none()
+            && self.complete.is_none()
+            && self.headers.is_empty()
+    }
+
     /// A submit with every option at its default.
     pub fn new(queue: QueueName, payload: Payload) -> Submit {
         Submit {

@@ -213,6 +213,13 @@ impl<'a> Entries<'a> {
         self.taken == self.list.len()
     }
 
+    /// Whether what is left has only keys that are among these.
+    #[inline]
+    pub(crate) fn are_among(&self, keys: &[&str]) -> bool {
+        let mut left = self.list[self.next..].iter().filter(|entry| entry.value.is_some());
+        left.all(|entry| keys.iter().any(|key| *key.as_bytes() == *entry.key))
+    }
+
     /// Takes out the value of `key`.
     #[inline]
     pub(crate) fn take(&mut self, key: &str) -> Option<Raw<'a>> {

@@ -53,7 +53,7 @@ fn submit(payload: &[u8]) -> Vec<u8> {
 /// The payload of a MessagePack submit, as a JSON peer gets it.
 fn as_json(payload: &[u8]) -> String {
     match one(decode_client(Encoding::MessagePack, &submit(payload))) {
-        Ok(Request { message: ClientMessage::Submit(submit), .. }) => submit.payload.to_json(),
+        Ok(Request { message: ClientMessage::Submit(submit), .. }) => submit.payload().to_json(),
         other => panic!("expected a submit, got {other:?}"),
     }
 }

@@ -1,27 +1,17 @@
 //! A submit on its way from the door to the core.
 
-use taskyard_proto::{Confirm, Payload, QueueName, Submit};
+use taskyard_proto::{AnySubmit, Confirm, Payload, PlainSubmit, QueueName, Submit};
 
 use super::time::Time;
 
 /// What a producer asks for.
 ///
-/// Most leave everything to their queue, and are a twentieth of what a submit may say: that much goes along with the
-/// command. All of it would be six cache lines to fetch from the core of whoever read it, and an allocation to be given
-/// back there.
+/// Most leave everything to their queue: that much goes along with the command. All that a submit may say would be six
+/// cache lines to fetch from the core of whoever read it, and an allocation to be given back there.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Submission {
     /// A task for now, on its queue's terms.
-    Plain {
-        /// The queue.
-        queue: QueueName,
-        /// What the worker gets.
-        payload: Payload,
-        /// When `accepted` is said; none: once it is durable.
-        confirm: Option<Confirm>,
-        /// Whether the producer hears what becomes of it.
-        watch: bool,
-    },
+    Plain(PlainSubmit),
     /// Anything else.
     Full {
         /// The submit.
@@ -33,16 +23,14 @@ pub enum Submission {
 
 impl From<Submit> for Submission {
     fn from(submit: Submit) -> Submission {
-        Submission::new(Box::new(submit), None)
+        Submission::new(submit.into(), None)
     }
 }
 
 impl From<Submission> for Box<Submit> {
     fn from(submission: Submission) -> Box<Submit> {
         match submission {
-            Submission::Plain { queue, payload, confirm, watch } => {
-                Box::new(Submit { confirm, watch, ..Submit::new(queue, payload) })
-            }
+            Submission::Plain(submit) => AnySubmit::Plain(submit).into(),
             Submission::Full { submit, .. } => submit,
         }
     }
@@ -51,19 +39,17 @@ impl From<Submission> for Box<Submit> {
 impl Submission {
     /// A submit; its `run_at`, if it has one, as a time.
     #[inline]
-    pub fn new(submit: Box<Submit>, run_at: Option<Time>) -> Submission {
-        let for_now = submit.delay_ms.is_none() && submit.run_at.is_none() && run_at.is_none();
-        if !for_now || !leaves_all_to_the_queue(&submit) {
-            return Submission::Full { submit, run_at };
+    pub fn new(submit: AnySubmit, run_at: Option<Time>) -> Submission {
+        match (submit, run_at) {
+            (AnySubmit::Plain(submit), None) => Submission::Plain(submit),
+            (submit, run_at) => Submission::Full { submit: submit.into(), run_at },
         }
-        let Submit { queue, payload, confirm, watch, .. } = *submit;
-        Submission::Plain { queue, payload, confirm, watch }
     }
 
     /// The queue.
     pub fn queue(&self) -> &QueueName {
         match self {
-            Submission::Plain { queue, .. } => queue,
+            Submission::Plain(submit) => &submit.queue,
             Submission::Full { submit, .. } => &submit.queue,
         }
     }
@@ -71,7 +57,7 @@ impl Submission {
     /// What the worker gets.
     pub fn payload(&self) -> &Payload {
         match self {
-            Submission::Plain { payload, .. } => payload,
+            Submission::Plain(submit) => &submit.payload,
             Submission::Full { submit, .. } => &submit.payload,
         }
     }
@@ -79,21 +65,21 @@ impl Submission {
     /// The same, for whoever has read the rest.
     pub(super) fn into_payload(self) -> Payload {
         match self {
-            Submission::Plain { payload, .. } => payload,
+            Submission::Plain(submit) => submit.payload,
             Submission::Full { submit, .. } => submit.payload,
         }
     }
 
     pub(super) fn confirm(&self) -> Option<Confirm> {
         match self {
-            Submission::Plain { confirm, .. } => *confirm,
+            Submission::Plain(submit) => submit.confirm,
             Submission::Full { submit, .. } => submit.confirm,
         }
     }
 
     pub(super) fn watch(&self) -> bool {
         match self {
-            Submission::Plain { watch, .. } => *watch,
+            Submission::Plain(submit) => submit.watch,
             Submission::Full { submit, .. } => submit.watch,
         }
     }
@@ -101,7 +87,7 @@ impl Submission {
     /// What it says beyond that, if anything.
     pub(super) fn full(&self) -> Option<&Submit> {
         match self {
-            Submission::Plain { .. } => None,
+            Submission::Plain(_) => None,
             Submission::Full { submit, .. } => Some(submit),
         }
     }
@@ -109,33 +95,15 @@ impl Submission {
     /// Its `run_at`, as a time.
     pub fn run_at(&self) -> Option<Time> {
         match self {
-            Submission::Plain { .. } => None,
+            Submission::Plain(_) => None,
             Submission::Full { run_at, .. } => *run_at,
         }
     }
 
     /// Whether its task is on its queue's terms, now or later.
     pub(super) fn is_on_queue_terms(&self) -> bool {
-        self.full().is_none_or(leaves_all_to_the_queue)
+        self.full().is_none_or(Submit::is_on_queue_terms)
     }
-}
-
-/// Whether a submit says nothing that makes terms of its own.
-fn leaves_all_to_the_queue(submit: &Submit) -> bool {
-    submit.to.is_none()
-        && submit.assign.is_none()
-        && submit.sticky_key.is_none()
-        && submit.order_key.is_none()
-        && submit.fair_key.is_none()
-        && submit.dedup_id.is_none()
-        && submit.priority.is_none()
-        && submit.ttl_ms.is_none()
-        && submit.ack_timeout_ms.is_none()
-        && submit.timeout_ms.is_none()
-        && submit.max_attempts.is_none()
-        && submit.backoff.is_none()
-        && submit.complete.is_none()
-        && submit.headers.is_empty()
 }
 
 #[cfg(test)]
@@ -176,7 +144,7 @@ mod tests {
         ("watch", "true"),
     ];
 
-    fn submit(field: (&str, &str)) -> Box<Submit> {
+    fn submit(field: (&str, &str)) -> AnySubmit {
         let (name, value) = field;
         let said = if name == "queue" { String::new() } else { format!(",\"{name}\":{value}") };
         let text = format!("{{\"type\":\"submit\",\"queue\":\"q\"{said}}}");
@@ -197,13 +165,25 @@ mod tests {
         for field in FIELDS {
             let submit = submit(field);
             let submission = Submission::new(submit.clone(), None);
-            let is_plain = matches!(submission, Submission::Plain { .. });
+            let is_plain = matches!(submission, Submission::Plain(_));
             assert_eq!(is_plain, ["queue", "payload", "confirm", "watch"].contains(&field.0), "{field:?}");
+            let submit = Box::<Submit>::from(submit);
             assert_eq!((submission.queue(), submission.payload()), (&submit.queue, &submit.payload));
             assert_eq!((submission.confirm(), submission.watch()), (submit.confirm, submit.watch));
             let on_queue_terms = is_plain || ["delay_ms", "run_at"].contains(&field.0);
             assert_eq!(submission.is_on_queue_terms(), on_queue_terms, "{field:?}");
             assert_eq!(Box::<Submit>::from(submission), submit, "{field:?}");
         }
+    }
+
+    /// What says nothing, or nothing to this version, makes no submit of another kind.
+    #[test]
+    fn a_submit_is_plain_however_it_leaves_all_to_its_queue() {
+        let plain = AnySubmit::Plain(PlainSubmit::new(QueueName::parse("q").unwrap(), Payload::NULL));
+        for (name, value) in [("priority", "null"), ("headers", "{}"), ("run_at", "null"), ("later", "7")] {
+            assert_eq!(submit((name, value)), plain, "{name}");
+        }
+        let full = Submit { watch: true, ..Submit::new(QueueName::parse("q").unwrap(), Payload::NULL) };
+        assert_eq!(AnySubmit::from(full), submit(("watch", "true")));
     }
 }

@@ -384,9 +384,9 @@ mod tests {
         let queue = QueueName::parse("q").unwrap();
         // The first that was accepted is due last.
         for (number, due_ms) in [(1, 10_000), (2, 4_000), (3, 6_000)] {
-            let submit = Box::new(Submit::new(queue.clone(), Payload::NULL));
+            let submit = Submit::new(queue.clone(), Payload::NULL);
             let (origin, task) = (Origin::Call(CallId(number)), TaskId(u128::from(number)));
-            let submit = Submission::new(submit, Some(began.plus_ms(due_ms)));
+            let submit = Submission::new(submit.into(), Some(began.plus_ms(due_ms)));
             shard.apply(began, Command::Submit { origin, access: None, task, submit }, &mut fx);
         }
         shard.apply(began, Command::Stored { through: shard.operations() }, &mut fx);

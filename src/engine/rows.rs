@@ -183,7 +183,7 @@ impl ScheduleRow {
             _ => Encoding::Json,
         };
         let mut submit = Vec::new();
-        let message = ClientMessage::Submit(Box::new((*record.submit).clone()));
+        let message = (*record.submit).clone().into();
         codec::encode_client(encoding, &Request { id: None, message }, &mut submit);
         let (every_ms, cron) = match &record.rhythm {
             Rhythm::Every { ms } => (Some(*ms), None),
@@ -235,7 +235,9 @@ fn submit(message_pack: bool, bytes: &[u8]) -> Result<Submit, String> {
     let encoding = if message_pack { Encoding::MessagePack } else { Encoding::Json };
     let frame = codec::decode_client(encoding, bytes).map_err(|error| format!("{error:?}"))?;
     match frame {
-        ClientFrame::One(Ok(Request { message: ClientMessage::Submit(submit), .. })) => Ok(*submit),
+        ClientFrame::One(Ok(Request { message: ClientMessage::Submit(submit), .. })) => {
+            Ok(*Box::<Submit>::from(submit))
+        }
         _ => Err("a schedule's submit cannot be read".into()),
     }
 }

@@ -227,6 +227,7 @@ fn read(encoding: Encoding, bytes: &Bytes) -> Result<Wanted, Error> {
     let ClientMessage::Submit(submit) = message else {
         return Err(bad_request("the body is no schedule"));
     };
+    let submit = Box::<Submit>::from(submit);
     let text = match encoding {
         Encoding::Json => std::str::from_utf8(bytes).map(str::to_owned).unwrap_or_default(),
         Encoding::MessagePack => Payload::from_parts(PayloadKind::MessagePack, bytes).to_json(),
@@ -328,7 +329,7 @@ fn document(view: &ScheduleView, now: Time, with_payload: bool) -> String {
         submit.payload = Payload::NULL;
     }
     let mut put = Vec::new();
-    let message = ClientMessage::Submit(Box::new(submit));
+    let message = submit.into();
     codec::encode_client(Encoding::Json, &Request { id: None, message }, &mut put);
     let mut put: BTreeMap<String, Box<RawValue>> = serde_json::from_slice(&put).expect("we write objects");
     put.remove("type");

@@ -133,9 +133,10 @@ fn read_submit(
             codec::decode_pairs("submit", &pairs, is_text_option).map_err(plain)?
         }
     };
-    let ClientMessage::Submit(mut submit) = message else {
+    let ClientMessage::Submit(submit) = message else {
         return Err(plain(bad_request("the body is no submit")));
     };
+    let mut submit = Box::<Submit>::from(submit);
     if body::kind(headers, bytes.is_empty()) == Kind::Bytes {
         if !submit.payload.is_null() {
             return Err(plain(
@@ -238,7 +239,7 @@ pub(super) async fn submit_many(
         .into_iter()
         .map(|item| match item? {
             ClientMessage::Submit(mut submit) => {
-                submit.watch = false;
+                submit.set_watch(false);
                 if !std::mem::replace(&mut counted, false)
                     && let Err(wait) = identity.meter.message()
                 {

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use fastwebsockets::OpCode;
 use taskyard_proto::payload::PayloadKind;
-use taskyard_proto::{Encoding, Payload, Publish, QueueName, Response, RoomName, ServerMessage, Submit};
+use taskyard_proto::{Encoding, Payload, PlainSubmit, Publish, QueueName, Response, RoomName, ServerMessage};
 
 /// Where what is said goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub enum Target {
 
 /// What a frame becomes.
 pub(super) enum Said {
-    Submit(Box<Submit>),
+    Submit(PlainSubmit),
     Publish(Publish),
 }
 
@@ -24,7 +24,7 @@ impl Target {
     pub(super) fn say(&self, encoding: Encoding, frame: &[u8]) -> Said {
         let payload = read(encoding, frame);
         match self {
-            Target::Queue(queue) => Said::Submit(Box::new(Submit::new(queue.clone(), payload))),
+            Target::Queue(queue) => Said::Submit(PlainSubmit::new(queue.clone(), payload)),
             Target::Room(room) => Said::Publish(Publish { room: room.clone(), payload, exclude_self: false }),
         }
     }

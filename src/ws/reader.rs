@@ -10,8 +10,8 @@ use bytes::Bytes;
 use taskyard_proto::codec::{ClientFrame, decode_client_body};
 use taskyard_proto::message::UNCONFIRMED_MAX;
 use taskyard_proto::{
-    ClientMessage, CloseCode, Done, Encoding, Error, ErrorCode, Every, FrameBody, Hello, Observe, Pong,
-    Rejection, Request, RequestId, Response, RoomName, Secret, ServerMessage, Submit, Subscribe,
+    AnySubmit, ClientMessage, CloseCode, Done, Encoding, Error, ErrorCode, Every, FrameBody, Hello, Observe,
+    Pong, Rejection, Request, RequestId, Response, RoomName, Secret, ServerMessage, Subscribe,
 };
 use tokio::io::AsyncRead;
 use tokio::sync::{Semaphore, oneshot};
@@ -319,7 +319,7 @@ impl Reader {
                 if let Some(Ok(place)) = self.outbox.room_for_submits().map(Semaphore::try_acquire) {
                     place.forget();
                 }
-                self.submit(Some(RequestId::Integer(0)), submit);
+                self.submit(Some(RequestId::Integer(0)), AnySubmit::Plain(submit));
             }
             Said::Publish(publish) => {
                 let origin = Origin::Session(self.session, None);
@@ -329,7 +329,7 @@ impl Reader {
         Ok(())
     }
 
-    fn submit(&mut self, id: Option<RequestId>, submit: Box<Submit>) {
+    fn submit(&mut self, id: Option<RequestId>, submit: AnySubmit) {
         let clock = self.context.broker.clock();
         match submit_command(submit, self.caller.access(), clock, clock.at(self.heard)) {
             Ok((_, command)) => self.items.push(Item::Command(command(Origin::Session(self.session, id)))),

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use taskyard::core::manage::{Manage, Report as Told};
 use taskyard::core::shard::Config;
-use taskyard::core::{CallId, Command, Open, Origin, Output, Pull, SessionId};
+use taskyard::core::{CallId, Command, Open, Origin, Output, Pull, SessionId, Submission};
 use taskyard_proto::{
     Ack, ClientMessage, Hello, LeaseList, Payload, QueueName, RequestId, ServerMessage, Subscribe, TaskId,
     WorkerName,
@@ -706,7 +706,7 @@ impl World {
         };
         let door = |origin: Origin, message: ClientMessage| match message {
             ClientMessage::Submit(submit) => {
-                Command::Submit { origin, access: None, task: task(), submit: (*submit).into() }
+                Command::Submit { origin, access: None, task: task(), submit: Submission::new(submit, None) }
             }
             message => Command::Message { origin, message },
         };

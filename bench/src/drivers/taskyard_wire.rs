@@ -401,7 +401,7 @@ mod tests {
             let (frames, requests) = read(how, &out);
             assert_eq!((frames, requests.len()), (if arrays { 1 } else { 3 }, 3), "{how:?}");
             let lengths = requests.iter().map(|request| match &request.message {
-                ClientMessage::Submit(submit) => submit.payload.to_plain_bytes().len(),
+                ClientMessage::Submit(submit) => submit.payload().to_plain_bytes().len(),
                 other => panic!("{other:?}"),
             });
             assert_eq!(lengths.collect::<Vec<_>>(), [0, 3, 70_000], "{how:?}");

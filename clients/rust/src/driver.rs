@@ -408,7 +408,8 @@ impl Driver {
             (Waiter::Submit(mut waiter), ClientMessage::Submit(submit)) => {
                 waiter.sent = true;
                 // Without a dedup_id a second submit would be a second task.
-                waiter.again = submit.dedup_id.is_some().then_some(submit);
+                waiter.again =
+                    submit.full().is_some_and(|submit| submit.dedup_id.is_some()).then(|| submit.into());
                 Waiter::Submit(waiter)
             }
             (waiter, _) => waiter,
@@ -672,7 +673,7 @@ fn refusal(message: ServerMessage) -> Box<Error> {
 
 fn payload_length(message: &ClientMessage) -> usize {
     match message {
-        ClientMessage::Submit(submit) => submit.payload.bytes().len(),
+        ClientMessage::Submit(submit) => submit.payload().bytes().len(),
         ClientMessage::Publish(publish) => publish.payload.bytes().len(),
         ClientMessage::Ack(ack) => ack.result.bytes().len(),
         ClientMessage::Progress(progress) => progress.data.bytes().len(),

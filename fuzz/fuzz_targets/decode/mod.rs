@@ -93,7 +93,7 @@ fn pack(payload: &Payload) -> Payload {
 
 fn payload(message: &ClientMessage) -> Option<&Payload> {
     match message {
-        ClientMessage::Submit(m) => Some(&m.payload),
+        ClientMessage::Submit(m) => Some(m.payload()),
         ClientMessage::Ack(m) => Some(&m.result),
         ClientMessage::Progress(m) => Some(&m.data),
         ClientMessage::Publish(m) => Some(&m.payload),

@@ -177,7 +177,7 @@ impl Peer {
     pub(crate) async fn submit(&mut self) -> (Option<RequestId>, Submit) {
         let request = self.request().await;
         match request.message {
-            ClientMessage::Submit(submit) => (request.id, *submit),
+            ClientMessage::Submit(submit) => (request.id, *Box::<Submit>::from(submit)),
             other => panic!("expected a submit, heard {other:?}"),
         }
     }
