@@ -1,5 +1,7 @@
 //! How a task ends: for its one recipient, or for all of them together.
 
+use std::sync::Arc;
+
 use taskyard_proto::{
     Complete, ErrorText, Finished, Payload, RecipientList, RecipientOutcome, TaskState, WorkerName,
 };
@@ -65,7 +67,7 @@ impl Shard {
         let (now, base) = (self.now, self.event_base);
         let task = &mut self.tasks[key];
         task.count_event();
-        let fanout = task.fanout().map(|fanout| fanout_record(task, fanout));
+        let fanout = task.fanout().map(|fanout| Arc::new(fanout_record(task, fanout)));
         let to_all = fanout.is_some();
         let done = fate.state == TaskState::Done && !to_all;
         let attempts = task.first.charged + u16::from(done);
@@ -293,7 +295,8 @@ fn fanout_record(task: &Task, fanout: &Fanout) -> FanoutRecord {
             error: share.last_error(),
         })
     };
-    let mut recipients: Vec<RecipientOutcome> = (0..task.recipients()).filter_map(outcome).collect();
+    let mut recipients = Vec::with_capacity(task.recipients() as usize);
+    recipients.extend((0..task.recipients()).filter_map(outcome));
     recipients.sort_by_key(|outcome| outcome.state == TaskState::Done);
     recipients.truncate(RECIPIENTS_SHOWN_MAX);
     let mut room = RESULTS_SHOWN_BYTES;

@@ -1,5 +1,7 @@
 //! Tasks that ended and can still be looked up.
 
+use std::sync::Arc;
+
 use taskyard_proto::{ErrorText, Finished, Key, Payload, TaskId, TaskState, WorkerName};
 
 use super::effect::Effects;
@@ -33,7 +35,7 @@ struct More {
     error: Option<ErrorText>,
     history: Vec<FailedAttempt>,
     dedup: Option<Key>,
-    fanout: Option<FanoutRecord>,
+    fanout: Option<Arc<FanoutRecord>>,
     /// What those who watched were told, for those who come back; lost at a restart.
     events: Option<Box<History>>,
 }

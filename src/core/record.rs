@@ -320,8 +320,8 @@ pub struct FinishRecord {
     pub totals: Totals,
     /// Its `dedup_id`, which is remembered for its window.
     pub dedup: Option<Key>,
-    /// What became of the recipients of a task to all.
-    pub fanout: Option<FanoutRecord>,
+    /// What became of the recipients of a task to all; shared with who keeps it, for there may be a thousand.
+    pub fanout: Option<Arc<FanoutRecord>>,
 }
 
 /// What became of a task to all.

@@ -572,26 +572,29 @@ struct FinishRow<'a> {
     result: Option<PayloadRef<'a>>,
     error: Option<&'a str>,
     history: Vec<AttemptRow>,
-    fanout: Option<Box<FanoutRow>>,
+    #[serde(borrow)]
+    fanout: Option<Box<FanoutRow<'a>>>,
     #[serde(default)]
     dedup: Option<&'a str>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct FanoutRow {
+struct FanoutRow<'a> {
     delivered: u64,
     acked: u64,
     failed: u64,
-    recipients: Vec<OutcomeRow>,
+    #[serde(borrow)]
+    recipients: Vec<OutcomeRow<'a>>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct OutcomeRow {
-    worker: String,
+struct OutcomeRow<'a> {
+    worker: &'a str,
     state: u8,
     attempts: u64,
-    result: PayloadRow,
-    error: Option<String>,
+    #[serde(borrow)]
+    result: PayloadRef<'a>,
+    error: Option<&'a str>,
 }
 
 fn state(number: u8) -> Result<TaskState, String> {
@@ -623,11 +626,11 @@ impl<'a> FinishRow<'a> {
                         .recipients
                         .iter()
                         .map(|outcome| OutcomeRow {
-                            worker: outcome.worker.to_string(),
+                            worker: outcome.worker.as_str(),
                             state: outcome.state as u8,
                             attempts: outcome.attempts,
-                            result: PayloadRow::of(&outcome.result),
-                            error: outcome.error.as_ref().map(|error| error.as_str().to_owned()),
+                            result: PayloadRef::of(&outcome.result),
+                            error: outcome.error.as_ref().map(ErrorText::as_str),
                         })
                         .collect(),
                 })
@@ -636,14 +639,14 @@ impl<'a> FinishRow<'a> {
     }
 
     fn into_record(self, task: TaskId) -> Result<FinishRecord, String> {
-        let fanout = |row: FanoutRow| -> Result<FanoutRecord, String> {
-            let outcome = |row: OutcomeRow| -> Result<RecipientOutcome, String> {
+        let fanout = |row: FanoutRow<'a>| -> Result<FanoutRecord, String> {
+            let outcome = |row: OutcomeRow<'a>| -> Result<RecipientOutcome, String> {
                 Ok(RecipientOutcome {
-                    worker: name(&row.worker, WorkerName::parse)?,
+                    worker: name(row.worker, WorkerName::parse)?,
                     state: state(row.state)?,
                     attempts: row.attempts,
-                    result: row.result.into_payload()?,
-                    error: row.error.map(|text| ErrorText::new(&text)),
+                    result: row.result.to_payload()?,
+                    error: row.error.map(ErrorText::new),
                 })
             };
             Ok(FanoutRecord {
@@ -668,7 +671,7 @@ impl<'a> FinishRow<'a> {
             event_seq: self.event_seq,
             totals: self.totals,
             dedup: self.dedup.map(parsed_key).transpose()?,
-            fanout: self.fanout.map(|row| fanout(*row)).transpose()?,
+            fanout: self.fanout.map(|row| fanout(*row)).transpose()?.map(Arc::new),
         })
     }
 }
