@@ -2,14 +2,12 @@
 
 use std::sync::Arc;
 
-use taskyard_proto::{
-    Complete, ErrorText, Finished, Payload, RecipientList, RecipientOutcome, TaskState, WorkerName,
-};
+use taskyard_proto::{Complete, ErrorText, Finished, Payload, TaskState, WorkerName};
 
 use super::effect::Effects;
 use super::kept::Kept;
 use super::queue::Tally;
-use super::record::{Amendment, FailedAttempt, Failure, FanoutRecord, FinishRecord, StoreOp};
+use super::record::{Amendment, FailedAttempt, Failure, FanoutRecord, FinishRecord, Outcome, Said, StoreOp};
 use super::shard::Shard;
 use super::task::{Fanout, Share, ShareState, Task};
 
@@ -205,7 +203,7 @@ impl Shard {
             delivered: fanout.as_ref().map(|f| f.delivered),
             acked: fanout.as_ref().map(|f| f.acked),
             failed: fanout.as_ref().map(|f| f.failed),
-            recipients: fanout.map(|f| RecipientList(f.recipients)),
+            recipients: fanout.as_ref().map(Into::into),
         })
     }
 
@@ -283,37 +281,39 @@ impl Shard {
     }
 }
 
+/// What became of each recipient, those that failed first. A task to all has as many as there are workers, so nothing is
+/// sorted or grown here: their rows are written once.
 fn fanout_record(task: &Task, fanout: &Fanout) -> FanoutRecord {
-    let outcome = |recipient: u32| {
-        let share = task.share(recipient)?;
-        let acked = matches!(share.state, ShareState::Over(TaskState::Done));
-        Some(RecipientOutcome {
-            worker: task.recipient_name(recipient)?.clone(),
-            state: share.state.task_state(),
-            attempts: u64::from(share.charged) + u64::from(acked),
-            result: share.notes.as_ref().map(|notes| notes.result.clone()).unwrap_or_default(),
-            error: share.last_error(),
-        })
-    };
-    let mut recipients = Vec::with_capacity(task.recipients() as usize);
-    recipients.extend((0..task.recipients()).filter_map(outcome));
-    recipients.sort_by_key(|outcome| outcome.state == TaskState::Done);
-    recipients.truncate(RECIPIENTS_SHOWN_MAX);
+    let count = (task.recipients() as usize).min(RECIPIENTS_SHOWN_MAX);
+    let mut recipients = Vec::with_capacity(count);
     let mut room = RESULTS_SHOWN_BYTES;
-    for outcome in &mut recipients {
-        match room.checked_sub(outcome.result.bytes().len()) {
-            Some(left) => room = left,
-            None => {
-                outcome.result = Payload::NULL;
-                outcome.error.get_or_insert_with(|| {
-                    ErrorText::new(
-                        "the result is left out: the results of all recipients together are too large",
-                    )
-                });
-            }
-        }
+    for done in [false, true] {
+        let shown = (0..task.recipients()).filter_map(|recipient| {
+            let share = task.share(recipient)?;
+            let acked = matches!(share.state, ShareState::Over(TaskState::Done));
+            (acked == done).then_some(())?;
+            let result = share.notes.as_ref().map(|notes| notes.result.clone()).unwrap_or_default();
+            let (result, error) = match room.checked_sub(result.bytes().len()) {
+                Some(left) => {
+                    room = left;
+                    (result, share.last_error())
+                }
+                None => (Payload::NULL, Some(share.last_error().unwrap_or_else(left_out))),
+            };
+            Some(Outcome {
+                worker: task.recipient_name(recipient)?.clone(),
+                state: share.state.task_state(),
+                attempts: u32::from(share.charged) + u32::from(acked),
+                said: Said::new(result, error),
+            })
+        });
+        recipients.extend(shown.take(count - recipients.len()));
     }
     FanoutRecord { delivered: fanout.delivered, acked: fanout.acked, failed: fanout.failed, recipients }
+}
+
+fn left_out() -> ErrorText {
+    ErrorText::new("the result is left out: the results of all recipients together are too large")
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use taskyard_proto::{ErrorText, Finished, Key, Payload, TaskId, TaskState, Worke
 
 use super::effect::Effects;
 use super::events::History;
-use super::record::{FailedAttempt, FanoutRecord, FinishRecord, StoreOp};
+use super::record::{FailedAttempt, FanoutRecord, FinishRecord, Said, StoreOp};
 use super::shard::Shard;
 use super::time::Time;
 use super::timers::Timer;
@@ -113,7 +113,7 @@ impl Kept {
             result: self.result(),
             error: self.error().cloned(),
             attempts: u64::from(self.attempts),
-            recipients: fanout.map(|f| taskyard_proto::RecipientList(f.recipients.clone())),
+            recipients: fanout.map(|f| (&**f).into()),
             delivered: fanout.map(|f| f.delivered),
             acked: fanout.map(|f| f.acked),
             failed: fanout.map(|f| f.failed),
@@ -125,8 +125,8 @@ impl Kept {
         let events = more.events.as_ref().map_or(0, |events| events.weight());
         let text = |error: &Option<ErrorText>| error.as_ref().map_or(0, |error| error.as_str().len() as u64);
         let outcomes = more.fanout.iter().flat_map(|fanout| &fanout.recipients);
-        let outcomes: u64 =
-            outcomes.map(|o| OUTCOME_BYTES + o.result.bytes().len() as u64 + text(&o.error)).sum();
+        let said = |said: &Said| said.result.bytes().len() as u64 + text(&said.error);
+        let outcomes: u64 = outcomes.map(|o| OUTCOME_BYTES + o.said.as_deref().map_or(0, said)).sum();
         let history: u64 = more.history.iter().map(|attempt| OUTCOME_BYTES + text(&attempt.error)).sum();
         KEPT_OVERHEAD_BYTES
             + events

@@ -5,7 +5,10 @@ use std::sync::Arc;
 
 use smol_str::SmolStr;
 use taskyard_proto::message::{Complete, Target};
-use taskyard_proto::{Assign, ErrorText, Headers, Key, Payload, QueueName, TaskId, TaskState, WorkerName};
+use taskyard_proto::{
+    Assign, ErrorText, Headers, Key, Payload, QueueName, RecipientList, RecipientOutcome, TaskId, TaskState,
+    WorkerName,
+};
 
 use super::retry::RetryPolicy;
 pub use super::schedule::{ScheduleName, ScheduleRecord};
@@ -334,5 +337,49 @@ pub struct FanoutRecord {
     /// How many did not.
     pub failed: u64,
     /// Each, failures first, at most 1000.
-    pub recipients: Vec<taskyard_proto::RecipientOutcome>,
+    pub recipients: Vec<Outcome>,
+}
+
+/// What became of one recipient of a task to all. A row of little more than its name: there may be a thousand of each
+/// task, and most did what they were asked to and have no more to say.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// Its name.
+    pub worker: WorkerName,
+    /// The state of its share when the task was decided.
+    pub state: TaskState,
+    /// Charged deliveries to it.
+    pub attempts: u32,
+    /// What it said.
+    pub said: Option<Box<Said>>,
+}
+
+/// A result, or what went wrong.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Said {
+    /// The ack's result.
+    pub result: Payload,
+    /// What went wrong.
+    pub error: Option<ErrorText>,
+}
+
+impl Said {
+    /// This, if it is anything.
+    pub fn new(result: Payload, error: Option<ErrorText>) -> Option<Box<Said>> {
+        (!result.is_null() || error.is_some()).then(|| Box::new(Said { result, error }))
+    }
+}
+
+impl From<&Outcome> for RecipientOutcome {
+    fn from(outcome: &Outcome) -> RecipientOutcome {
+        let Said { result, error } = outcome.said.as_deref().cloned().unwrap_or_default();
+        let (worker, state) = (outcome.worker.clone(), outcome.state);
+        RecipientOutcome { worker, state, attempts: u64::from(outcome.attempts), result, error }
+    }
+}
+
+impl From<&FanoutRecord> for RecipientList {
+    fn from(fanout: &FanoutRecord) -> RecipientList {
+        RecipientList(fanout.recipients.iter().map(Into::into).collect())
+    }
 }

@@ -12,14 +12,14 @@ use serde_bytes::ByteBuf;
 use smol_str::SmolStr;
 use taskyard_proto::payload::PayloadKind;
 use taskyard_proto::{
-    Complete, ErrorText, GroupName, Headers, IfAbsent, Payload, QueueName, RecipientOutcome, Target, TaskId,
-    TaskState, WorkerName,
+    Complete, ErrorText, GroupName, Headers, IfAbsent, Payload, QueueName, Target, TaskId, TaskState,
+    WorkerName,
 };
 
 use super::rows::{
     DedupRow, KeysRow, QueueRow, ScheduleRow, SessionRow, UnscheduleRow, UnsessionRow, joined, split,
 };
-use crate::core::record::{Ended, FailedAttempt, Failure, FanoutRecord, ScheduleName, Totals};
+use crate::core::record::{Ended, FailedAttempt, Failure, FanoutRecord, Outcome, Said, ScheduleName, Totals};
 use crate::core::{Acceptance, Amendment, FinishRecord, RetryPolicy, StoreOp, TaskSpec, Terms, Time};
 use crate::log::{Key, RecordBatch, RecordKind};
 
@@ -597,6 +597,9 @@ struct OutcomeRow<'a> {
     error: Option<&'a str>,
 }
 
+/// Of a recipient that said nothing.
+static NO_RESULT: Payload = Payload::NULL;
+
 fn state(number: u8) -> Result<TaskState, String> {
     TaskState::ALL.get(usize::from(number)).copied().ok_or_else(|| "no such state".into())
 }
@@ -628,9 +631,16 @@ impl<'a> FinishRow<'a> {
                         .map(|outcome| OutcomeRow {
                             worker: outcome.worker.as_str(),
                             state: outcome.state as u8,
-                            attempts: outcome.attempts,
-                            result: PayloadRef::of(&outcome.result),
-                            error: outcome.error.as_ref().map(ErrorText::as_str),
+                            attempts: u64::from(outcome.attempts),
+                            result: match &outcome.said {
+                                Some(said) => PayloadRef::of(&said.result),
+                                None => PayloadRef::of(&NO_RESULT),
+                            },
+                            error: outcome
+                                .said
+                                .as_ref()
+                                .and_then(|said| said.error.as_ref())
+                                .map(ErrorText::as_str),
                         })
                         .collect(),
                 })
@@ -640,13 +650,12 @@ impl<'a> FinishRow<'a> {
 
     fn into_record(self, task: TaskId) -> Result<FinishRecord, String> {
         let fanout = |row: FanoutRow<'a>| -> Result<FanoutRecord, String> {
-            let outcome = |row: OutcomeRow<'a>| -> Result<RecipientOutcome, String> {
-                Ok(RecipientOutcome {
+            let outcome = |row: OutcomeRow<'a>| -> Result<Outcome, String> {
+                Ok(Outcome {
                     worker: name(row.worker, WorkerName::parse)?,
                     state: state(row.state)?,
-                    attempts: row.attempts,
-                    result: row.result.to_payload()?,
-                    error: row.error.map(ErrorText::new),
+                    attempts: row.attempts.try_into().map_err(|_| "more than 4 billion attempts")?,
+                    said: Said::new(row.result.to_payload()?, row.error.map(ErrorText::new)),
                 })
             };
             Ok(FanoutRecord {
