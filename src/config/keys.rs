@@ -272,8 +272,8 @@ pub const KEYS: &[Key] = &[
     Key::new(
         "payload_memory_bytes",
         Kind::Number { min: 0, max: 1 << 40, step: 1 },
-        "How many bytes of payloads of waiting tasks stay in memory; beyond that they are in the store alone until \
-         they are due. With the memory engine all stay.",
+        "How many bytes payloads of waiting tasks take in memory, each with 48 for itself; beyond that they are in the \
+         store alone until they are due. With the memory engine all stay.",
     )
     .default("268435456")
     .flag("payload-memory-bytes", "BYTES"),

@@ -400,7 +400,7 @@ impl Shard {
         if found.held == Held::Out {
             // The payload is no longer with its worker.
             found.held = Held::Here;
-            self.out_bytes -= found.bytes();
+            self.payloads_out.take(found.bytes());
         }
         let of = &mut self.queues[queue as usize];
         of.leased -= 1;

@@ -17,6 +17,10 @@ use super::task::{Held, ShareState, Task, Weighed};
 /// worked off must not wait for the disk because of another that is not. That ends at twice the bound.
 const NEAR_TASKS: u64 = 256;
 
+/// What a payload takes beside its bytes: its count of owners, its length, its kind, what the allocator rounds up to, as
+/// measured with payloads of 256 B. So that those of a few bytes have a bound too.
+const PAYLOAD_OVERHEAD_BYTES: u64 = 48;
+
 /// How far ahead of its workers a lane is looked through: some milliseconds of work at 100,000 tasks a second, which a
 /// disk needs to answer.
 const AHEAD_TASKS: usize = 512;
@@ -31,11 +35,36 @@ const QUEUE_AHEAD_BYTES: u64 = 64 << 10;
 /// A lane is looked through again at the latest after so many deliveries.
 const AHEAD_STEP: usize = AHEAD_TASKS / 4;
 
+/// Payloads that are in one place.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Payloads {
+    pub(super) bytes: u64,
+    /// How many have any.
+    count: u64,
+}
+
+impl Payloads {
+    pub(super) fn add(&mut self, bytes: u64) {
+        self.bytes += bytes;
+        self.count += u64::from(bytes > 0);
+    }
+
+    pub(super) fn take(&mut self, bytes: u64) {
+        self.bytes -= bytes;
+        self.count -= u64::from(bytes > 0);
+    }
+
+    /// What they take in memory, in bytes.
+    fn memory(self) -> u64 {
+        self.bytes + self.count * PAYLOAD_OVERHEAD_BYTES
+    }
+}
+
 impl Shard {
     /// Counts what a task takes in memory, now that it came in.
     pub(super) fn weigh_in(&mut self, task: &Task) {
         self.weight += task.weight();
-        self.payload_bytes += task.bytes();
+        self.payloads_here.add(task.bytes());
     }
 
     /// It ends: what it took in memory is free.
@@ -46,10 +75,12 @@ impl Shard {
                 self.away -= 1;
                 self.away_bytes -= bytes;
             }
-            Held::Unstored | Held::Early | Held::Here | Held::Out | Held::Back => self.payload_bytes -= bytes,
+            Held::Unstored | Held::Early | Held::Here | Held::Out | Held::Back => {
+                self.payloads_here.take(bytes);
+            }
         }
         match held {
-            Held::Out => self.out_bytes -= bytes,
+            Held::Out => self.payloads_out.take(bytes),
             Held::Coming | Held::Back => {
                 self.ahead_bytes -= bytes;
                 self.queues[queue as usize].ahead_bytes -= bytes;
@@ -62,13 +93,12 @@ impl Shard {
     pub(super) fn put_away(&mut self, key: u32) {
         let Some(bound) = self.config.payload_memory_bytes else { return };
         // What is with workers cannot leave: it must not drive out what is handed out at once.
-        let here = self.payload_bytes - self.out_bytes;
-        if here <= bound {
-            return;
-        }
-        let Some(task) = self.tasks.get_mut(key) else { return };
-        // Recipients of a task to all take turns with the one payload: it goes with the last of them.
-        if task.held != Held::Here || task.payload_bytes == 0 || task.fanout().is_some() {
+        let here = self.payloads_here.memory() - self.payloads_out.memory();
+        let Some(task) = self.tasks.get(key) else { return };
+        // One that has none is as one whose payload has left. And recipients of a task to all take turns with the one
+        // payload: it goes with the last of them.
+        let none = task.payload_bytes == 0;
+        if (here <= bound && !none) || task.held != Held::Here || task.fanout().is_some() {
             return;
         }
         let near = match task.first.state {
@@ -76,18 +106,22 @@ impl Shard {
             ShareState::Queued { .. } => {
                 let queued =
                     self.queues[task.queue as usize].counts[taskyard_proto::TaskState::Queued as usize];
-                queued <= NEAR_TASKS && here <= 2 * bound
+                queued <= NEAR_TASKS && (none || here <= 2 * bound)
             }
             ShareState::Scheduled { .. } | ShareState::Retrying { .. } | ShareState::Over(_) => false,
         };
-        if !near {
+        if near {
+            return;
+        }
+        if !none {
+            let task = &mut self.tasks[key];
             (task.payload, task.held) = (Payload::NULL, Held::Away);
             self.away += 1;
             self.away_bytes += task.bytes();
-            self.payload_bytes -= task.bytes();
+            self.payloads_here.take(task.bytes());
             self.weight -= task.bytes();
-            self.tasks.settled(key);
         }
+        self.tasks.settled(key);
     }
 
     /// A task goes to a worker: its payload is there.
@@ -103,7 +137,7 @@ impl Shard {
         // Of a task to all others may still wait for the same payload.
         if task.held == Held::Here && task.fanout().is_none() {
             task.held = Held::Out;
-            self.out_bytes += bytes;
+            self.payloads_out.add(bytes);
         }
     }
 
@@ -180,7 +214,7 @@ impl Shard {
                         (task.payload, task.held) = (payload, Held::Back);
                         self.away -= 1;
                         self.away_bytes -= bytes;
-                        self.payload_bytes += bytes;
+                        self.payloads_here.add(bytes);
                         self.weight += bytes;
                     }
                     None => fx.missing = Some(id),
@@ -207,7 +241,7 @@ impl Shard {
 
     /// How many payloads are not in memory; how many bytes are, and how many of these were fetched ahead of a worker.
     pub fn payloads(&self) -> (u64, u64, u64) {
-        (self.away, self.payload_bytes, self.ahead_bytes)
+        (self.away, self.payloads_here.bytes, self.ahead_bytes)
     }
 }
 
@@ -285,8 +319,12 @@ mod tests {
         }
 
         fn submit(&mut self, queue: &str, bytes: usize) {
+            self.submit_payload(queue, Payload::binary(vec![7; bytes]));
+        }
+
+        fn submit_payload(&mut self, queue: &str, payload: Payload) {
             let number = self.number();
-            let submit = Submit::new(QueueName::parse(queue).unwrap(), Payload::binary(vec![7; bytes]));
+            let submit = Submit::new(QueueName::parse(queue).unwrap(), payload);
             self.apply(Command::Submit {
                 origin: Origin::Call(CallId(number)),
                 access: None,
@@ -380,6 +418,33 @@ mod tests {
         let (session, lease) = stage.out[0];
         stage.say(session, Ack { leases: lease.into(), result: Payload::NULL });
         assert_eq!(carried(&stage), None, "it has ended");
+    }
+
+    /// Only their bytes were counted: a backlog of small ones never left memory, and took twenty times the bound.
+    #[test]
+    fn payloads_of_a_few_bytes_have_a_bound_too() {
+        let mut stage = Stage::new(100 * (2 + PAYLOAD_OVERHEAD_BYTES));
+        for _ in 0..1000 {
+            stage.submit("q", 2);
+        }
+        // Those that are near stay up to twice the bound.
+        assert_eq!(stage.shard.payloads(), (800, 400, 0));
+        stage.worker("q", 1000);
+        stage.until_out(1000);
+        assert_eq!(stage.shard.payloads(), (0, 2000, 0));
+    }
+
+    /// Nothing of theirs leaves memory, so they never settled.
+    #[test]
+    fn tasks_without_a_payload_are_packed_too() {
+        let mut stage = Stage::new(0);
+        for _ in 0..10_000 {
+            stage.submit_payload("q", Payload::NULL);
+        }
+        stage.shard.cool();
+        assert!(stage.shard.tasks.packed() > 5000, "{}", stage.shard.tasks.packed());
+        stage.worker("q", 1000);
+        assert_eq!((stage.out.len(), stage.wanted.len()), (1000, 0), "nothing is fetched");
     }
 
     /// A backlog that failed once is as large as it was.

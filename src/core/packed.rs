@@ -38,7 +38,13 @@ impl Pack for Task {
             ShareState::Scheduled { .. } | ShareState::Queued { .. } | ShareState::Retrying { .. } => true,
             ShareState::Leased(_) | ShareState::Over(_) => false,
         };
-        waits && self.held == Held::Away && self.first.notes.is_none() && !self.decided && !self.cancelling
+        // An empty payload that is not null is more than a row says; there are few.
+        let is_away = match self.held {
+            Held::Away => true,
+            Held::Here => self.payload.is_null() && self.payload_bytes == 0,
+            _ => false,
+        };
+        waits && is_away && self.first.notes.is_none() && !self.decided && !self.cancelling
     }
 
     fn pack<'a>(rows: impl Iterator<Item = &'a Task>) -> Tasks {
@@ -149,7 +155,7 @@ fn task_of(row: [u64; COLUMNS], terms: &[Arc<Terms>]) -> Task {
         payload_bytes: payload_bytes as u32,
         queue: queue as u32,
         events: events as u32,
-        held: Held::Away,
+        held: if payload_bytes == 0 { Held::Here } else { Held::Away },
         decided: false,
         cancelling: false,
         restored: flag(0),
@@ -179,7 +185,9 @@ mod tests {
                 let before: &Task = &tasks[nth as usize - 1];
                 task.spec.terms = Arc::clone(&before.spec.terms);
             }
-            (task.held, task.payload_bytes, task.queue) = (Held::Away, 16 << 20 >> (nth % 25), nth % 3);
+            task.payload_bytes = 16 << 20 >> (nth % 26);
+            task.held = if task.payload_bytes == 0 { Held::Here } else { Held::Away };
+            task.queue = nth % 3;
             (task.events, task.restored) = (nth % 5 * 1_000_000_000, nth % 2 == 0);
             let due = Time(if nth % 11 == 0 { u64::MAX } else { accepted.0 + u64::from(nth) });
             task.first.state = match nth % 4 {
@@ -226,6 +234,10 @@ mod tests {
         };
         assert!(settles(|_| {}));
         assert!(!settles(|task| task.held = Held::Here));
+        assert!(settles(|task| (task.held, task.payload_bytes) = (Held::Here, 0)));
+        assert!(!settles(|task| {
+            (task.held, task.payload_bytes, task.payload) = (Held::Here, 0, Payload::binary(Vec::new()));
+        }));
         assert!(!settles(|task| task.held = Held::Coming));
         assert!(!settles(|task| task.cancelling = true));
         assert!(!settles(|task| task.decided = true));

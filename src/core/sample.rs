@@ -146,7 +146,7 @@ impl Shard {
             leases_out: self.leases_out,
             payloads_away: self.away,
             payload_bytes_away: self.away_bytes,
-            payload_bytes: self.payload_bytes,
+            payload_bytes: self.payloads_here.bytes,
             weight: self.weight,
             weight_max: self.config.weight_max,
             kept_bytes: self.kept_bytes,

@@ -13,6 +13,7 @@ use taskyard_proto::{
 };
 
 use super::access::{Access, Load, Refusals};
+use super::away::Payloads;
 use super::command::{CallId, Command, Open, Origin, SessionId};
 use super::due::timer_matters;
 use super::effect::{Effects, Hop, Output};
@@ -173,10 +174,10 @@ pub struct Shard {
     pub(super) spare_leases: Vec<Box<Lease>>,
     /// What all tasks together weigh.
     pub(super) weight: u64,
-    /// The bytes of the payloads that are in memory.
-    pub(super) payload_bytes: u64,
+    /// The payloads that are in memory.
+    pub(super) payloads_here: Payloads,
     /// Those of them that are with workers.
-    pub(super) out_bytes: u64,
+    pub(super) payloads_out: Payloads,
     /// How many payloads are not, and their bytes.
     pub(super) away: u64,
     pub(super) away_bytes: u64,
@@ -240,8 +241,8 @@ impl Shard {
             leases_out: 0,
             spare_leases: Vec::new(),
             weight: 0,
-            payload_bytes: 0,
-            out_bytes: 0,
+            payloads_here: Payloads::default(),
+            payloads_out: Payloads::default(),
             away: 0,
             away_bytes: 0,
             ahead_bytes: 0,
