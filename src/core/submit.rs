@@ -122,7 +122,8 @@ impl Shard {
             return Err(Error::new(
                 ErrorCode::RateLimited,
                 format!(
-                    "{unconfirmed} submits of this session wait for their answer, the most that may: read answers before submitting more"
+                    "{unconfirmed} submits of this session are not confirmed yet, the most that may be: give each an `id`, \
+                     and send the next when an answer has come"
                 ),
             ));
         }
