@@ -318,45 +318,42 @@ fn left_out() -> ErrorText {
 
 #[cfg(test)]
 mod tests {
-    use taskyard_proto::message::{Ack, Credit, Hello, Submit, Subscribe};
-    use taskyard_proto::{ClientMessage, QueueName, ServerMessage, Target};
+    use taskyard_proto::message::{Ack, Credit, Flag, Hello, Nack, Submit, Subscribe};
+    use taskyard_proto::{ClientMessage, LeaseId, QueueName, RecipientOutcome, ServerMessage, Target};
 
     use super::*;
     use crate::core::{Command, Config, Open, Origin, Output, SessionId, Time};
 
-    const WORKERS: u64 = 20;
+    fn apply(shard: &mut Shard, fx: &mut Effects, command: Command) {
+        shard.apply(Time(1), command, fx);
+        let through = shard.operations();
+        shard.apply(Time(1), Command::Stored { through }, fx);
+    }
 
-    /// The end of a task to all once held every result, however large: it fitted into no record of the
-    /// store, and ended the broker.
-    #[test]
-    fn results_of_all_recipients_together_are_bounded() {
+    fn message(session: SessionId, message: impl Into<ClientMessage>) -> Command {
+        Command::Message { origin: Origin::Session(session, None), message: message.into() }
+    }
+
+    /// A shard in which each of so many workers has its delivery of one task to all, which the first one watches.
+    fn handed_to_all(workers: u64) -> (Shard, Effects, Vec<(SessionId, LeaseId)>) {
         let mut shard = Shard::new(Config::default());
         let mut fx = Effects::default();
-        let apply = |shard: &mut Shard, fx: &mut Effects, command| {
-            shard.apply(Time(1), command, fx);
-            let through = shard.operations();
-            shard.apply(Time(1), Command::Stored { through }, fx);
-        };
         let queue = QueueName::parse("q").unwrap();
-        let message = |session, message: ClientMessage| Command::Message {
-            origin: Origin::Session(SessionId(session), None),
-            message,
-        };
-        for session in 1..=WORKERS {
+        for session in (1..=workers).map(SessionId) {
             let open = Command::Open(Box::new(Open {
                 access: None,
                 resume_key: 0,
                 join: None,
-                session: SessionId(session),
+                session,
                 hello: Box::new(Hello::empty()),
                 reference: None,
-                made_up_name: WorkerName::parse(&format!("w{session}")).unwrap(),
+                made_up_name: WorkerName::parse(&format!("w{}", session.0)).unwrap(),
                 subscribe: None,
             }));
             apply(&mut shard, &mut fx, open);
             let subscribe =
                 Subscribe { queue: queue.clone(), credit: Credit::new(1), mode: None, explicit_start: false };
-            apply(&mut shard, &mut fx, message(session, subscribe.into()));
+            apply(&mut shard, &mut fx, message(session, subscribe));
         }
         let mut submit = Submit::new(queue, Payload::NULL);
         submit.to = Some(Target::All(None));
@@ -374,18 +371,50 @@ mod tests {
                 _ => None,
             })
             .collect();
-        assert_eq!(leases.len() as u64, WORKERS);
-        for (session, lease) in leases {
-            let ack = Ack { leases: lease.into(), result: Payload::binary(vec![0; 1_000_000]) };
-            apply(&mut shard, &mut fx, message(session.0, ack.into()));
-        }
+        assert_eq!(leases.len() as u64, workers);
+        (shard, fx, leases)
+    }
+
+    fn outcomes(fx: &Effects) -> &[RecipientOutcome] {
         let finished = fx.outputs.iter().find_map(|output| match output {
             Output::Send { message: ServerMessage::Finished(finished), .. } => Some(finished),
             _ => None,
         });
-        let recipients = &finished.unwrap().recipients.as_ref().unwrap().0;
+        &finished.unwrap().recipients.as_ref().unwrap().0
+    }
+
+    /// The end of a task to all once held every result, however large: it fitted into no record of the
+    /// store, and ended the broker.
+    #[test]
+    fn results_of_all_recipients_together_are_bounded() {
+        let (mut shard, mut fx, leases) = handed_to_all(20);
+        for (session, lease) in leases {
+            let ack = Ack { leases: lease.into(), result: Payload::binary(vec![0; 1_000_000]) };
+            apply(&mut shard, &mut fx, message(session, ack));
+        }
+        let recipients = outcomes(&fx);
         let whole = recipients.iter().filter(|outcome| !outcome.result.is_null()).count();
         let told = recipients.iter().filter(|outcome| outcome.error.is_some()).count();
-        assert_eq!((recipients.len() as u64, whole, told as u64), (WORKERS, 1, WORKERS - 1));
+        assert_eq!((recipients.len(), whole, told), (20, 1, 19));
+    }
+
+    #[test]
+    fn of_many_recipients_those_that_failed_are_shown_and_then_as_many_as_there_is_room_for() {
+        let (mut shard, mut fx, leases) = handed_to_all(1010);
+        for (nth, (session, lease)) in leases.into_iter().enumerate() {
+            let leases = lease.into();
+            let said = match nth % 200 {
+                7 => message(session, Nack { leases, error: None, delay_ms: None, retry: Some(Flag(false)) }),
+                _ => message(session, Ack { leases, result: Payload::NULL }),
+            };
+            apply(&mut shard, &mut fx, said);
+        }
+        let failed = [8, 208, 408, 608, 808, 1008];
+        let done = (1..=1010).filter(|nth| !failed.contains(nth)).take(994);
+        let shown: Vec<String> = failed.into_iter().chain(done).map(|nth| format!("w{nth}")).collect();
+        let outcomes = outcomes(&fx);
+        assert_eq!(outcomes.iter().map(|outcome| outcome.worker.as_str()).collect::<Vec<_>>(), shown);
+        let dead = outcomes.iter().take_while(|outcome| outcome.state == TaskState::Dead).count();
+        assert_eq!((dead, outcomes[0].attempts, outcomes[6].attempts), (6, 1, 1));
     }
 }
