@@ -1129,20 +1129,14 @@ impl TakeFields for AnySubmit {
     }
 }
 
-impl From<Box<Submit>> for AnySubmit {
-    fn from(submit: Box<Submit>) -> AnySubmit {
-        let for_now = submit.delay_ms.is_none() && submit.run_at.is_none();
-        if !for_now || !submit.is_on_queue_terms() {
-            return AnySubmit::Full(submit);
-        }
-        let Submit { queue, payload, confirm, watch, .. } = *submit;
-        AnySubmit::Plain(PlainSubmit { queue, payload, confirm, watch })
-    }
-}
-
 impl From<Submit> for AnySubmit {
     fn from(submit: Submit) -> AnySubmit {
-        Box::new(submit).into()
+        let for_now = submit.delay_ms.is_none() && submit.run_at.is_none();
+        if !for_now || !submit.is_on_queue_terms() {
+            return AnySubmit::Full(Box::new(submit));
+        }
+        let Submit { queue, payload, confirm, watch, .. } = submit;
+        AnySubmit::Plain(PlainSubmit { queue, payload, confirm, watch })
     }
 }
 

@@ -122,8 +122,8 @@ impl Shard {
             return Err(Error::new(
                 ErrorCode::RateLimited,
                 format!(
-                    "{unconfirmed} submits of this session are not confirmed yet, the most that may be: give each an `id`, \
-                     and send the next when an answer has come"
+                    "{unconfirmed} submits of this session are not durable yet, the most that may be: give each an `id`, \
+                     and send the next when a confirm has come"
                 ),
             ));
         }
