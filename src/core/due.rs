@@ -44,9 +44,12 @@ impl Shard {
         // Nothing more for it until it is heard: a frozen worker would eat attempt after attempt.
         if let Some(found) = self.sessions.get_mut(&session) {
             let connected = found.pull.is_none() && found.away_until.is_none();
-            found.silent = connected;
-            for (_, key) in found.subscriptions.clone() {
-                self.refresh(key);
+            let was_silent = std::mem::replace(&mut found.silent, connected);
+            // Once: a worker may have many leases that run out together, and many subscriptions.
+            if !(was_silent && connected) {
+                for (_, key) in found.subscriptions.clone() {
+                    self.refresh(key);
+                }
             }
             if connected {
                 fx.outputs.push(Output::Ping { session });

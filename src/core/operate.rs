@@ -250,9 +250,7 @@ impl Shard {
         let Some(session) = self.sessions.get(&id) else { return };
         let mut held: Vec<(u32, u32)> = session.held().collect();
         held.sort_unstable_by_key(|(task, recipient)| (self.tasks[*task].spec.seq, *recipient));
-        for (_, key) in session.subscriptions.clone() {
-            self.remove_subscription(key, fx);
-        }
+        self.remove_subscriptions(id, fx);
         for (task, recipient) in held {
             self.revoke(task, recipient, RevokeReason::Removed, fx);
             self.lost(task, recipient, Failure::WorkerLost, fx);

@@ -78,15 +78,12 @@ impl Shard {
     /// Answers a pull with what it has got: its subscription is gone with that.
     pub(super) fn answer_pull(&mut self, id: SessionId, fx: &mut Effects) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
-        let subscriptions = session.subscriptions.clone();
         let Some(pull) = session.pull.as_mut().filter(|pull| !pull.answered) else {
             return self.drop_pull_if_empty(id);
         };
         pull.answered = true;
         let (call, tasks) = (pull.call, std::mem::take(&mut pull.tasks));
-        for (_, key) in subscriptions {
-            self.remove_subscription(key, fx);
-        }
+        self.remove_subscriptions(id, fx);
         self.pulls.remove(&call);
         fx.outputs.push(Output::Report { call, report: Report::Pulled(tasks) });
         self.drop_pull_if_empty(id);

@@ -119,11 +119,8 @@ impl Shard {
     /// All that a client makes again when it comes back: subscriptions, rooms, watches.
     pub(super) fn let_go(&mut self, id: SessionId, fx: &mut Effects) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
-        let subscriptions = std::mem::take(&mut session.subscriptions);
         let watching = std::mem::take(&mut session.watching);
-        for (_, key) in subscriptions {
-            self.remove_subscription(key, fx);
-        }
+        self.remove_subscriptions(id, fx);
         for task in watching {
             self.unwatch(task, Watcher::Session(id));
         }

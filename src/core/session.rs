@@ -67,6 +67,7 @@ pub(super) struct Session {
     pub(super) labels: Headers,
     pub(super) client: Option<String>,
     pub(super) since: Time,
+    /// By queue, in order: one worker may have every queue there is, and each of its settles looks here.
     pub(super) subscriptions: SmallVec<[(u32, SubscriptionKey); 2]>,
     /// The leases it holds: task and recipient. A lease knows its place here; no other moves when it ends.
     pub(super) held: Slab<(u32, u32)>,
@@ -121,7 +122,26 @@ impl Session {
     }
 
     pub(super) fn subscription(&self, queue: u32) -> Option<SubscriptionKey> {
-        self.subscriptions.iter().find(|(of, _)| *of == queue).map(|(_, key)| *key)
+        self.place_of(queue).ok().map(|place| self.subscriptions[place].1)
+    }
+
+    /// Puts it in the place of one for the same queue, if there is one.
+    pub(super) fn subscribe(&mut self, queue: u32, key: SubscriptionKey) {
+        match self.place_of(queue) {
+            Ok(place) => self.subscriptions[place].1 = key,
+            Err(place) => self.subscriptions.insert(place, (queue, key)),
+        }
+    }
+
+    pub(super) fn unsubscribe(&mut self, queue: u32) {
+        if let Ok(place) = self.place_of(queue) {
+            self.subscriptions.remove(place);
+        }
+    }
+
+    /// Where a queue's subscription is, or would be.
+    fn place_of(&self, queue: u32) -> Result<usize, usize> {
+        self.subscriptions.binary_search_by_key(&queue, |(of, _)| *of)
     }
 
     pub(super) fn remember_settle(&mut self, number: u64, verb: Verb) {
@@ -133,5 +153,36 @@ impl Session {
 
     pub(super) fn has_settled(&self, lease: LeaseId, verb: Verb) -> bool {
         self.settled.iter().rev().any(|(number, how)| *number == lease.number && *how == verb)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use rand::rngs::SmallRng;
+    use rand::{RngExt as _, SeedableRng as _};
+
+    use super::*;
+
+    #[test]
+    fn a_session_finds_each_of_many_subscriptions() {
+        let mut random = SmallRng::seed_from_u64(7);
+        let worker = WorkerName::parse("w").unwrap();
+        let mut session = Session::new(worker, Vec::new(), Time(0));
+        let mut expected = BTreeMap::new();
+        for step in 0..4_000 {
+            let queue = random.random_range(0..500);
+            if random.random_ratio(2, 5) {
+                session.unsubscribe(queue);
+                expected.remove(&queue);
+            } else {
+                session.subscribe(queue, SubscriptionKey(step));
+                expected.insert(queue, SubscriptionKey(step));
+            }
+            let asked = random.random_range(0..500);
+            assert_eq!(session.subscription(asked), expected.get(&asked).copied(), "step {step}");
+        }
+        assert!(session.subscriptions.iter().copied().eq(expected));
     }
 }

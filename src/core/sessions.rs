@@ -163,10 +163,18 @@ impl Shard {
         }
     }
 
+    /// All that a session has.
+    pub(super) fn remove_subscriptions(&mut self, id: SessionId, fx: &mut Effects) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        for (_, key) in std::mem::take(&mut session.subscriptions) {
+            self.remove_subscription(key, fx);
+        }
+    }
+
     pub(super) fn remove_subscription(&mut self, key: SubscriptionKey, fx: &mut Effects) {
         let subscription = self.subscriptions.remove(key.0 as usize);
         let Some(session) = self.sessions.get_mut(&subscription.session) else { return };
-        session.subscriptions.retain(|(_, other)| *other != key);
+        session.unsubscribe(subscription.queue);
         let session = &self.sessions[&subscription.session];
         let queue = &mut self.queues[subscription.queue as usize];
         queue.subscribers.remove(&subscription.place);
@@ -411,7 +419,7 @@ impl Shard {
                     explicit_start: false,
                     open: false,
                 }) as u32);
-                session.subscriptions.push((queue, key));
+                session.subscribe(queue, key);
                 let found = &mut self.queues[queue as usize];
                 found.subscribers.insert(place, key);
                 for group in &session.groups {
