@@ -1,5 +1,6 @@
 //! Growth: whether a task costs the same however many wait, in however many queues, for however many workers, and
-//! however large it is; what waiting takes in memory, and how long a restart takes.
+//! however large it is; what waiting takes in memory, and how long a restart takes. Beside many workers, the bare server
+//! with as many: what so many sockets cost by themselves.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +15,10 @@ use taskyard_proto::{
 };
 
 use crate::broker::{Broker, resident, usage};
+use crate::drivers::Place;
+use crate::drivers::bare_floor::{self, Floor};
+use crate::drivers::load::{Load as BareLoad, Peer};
+use crate::floor::Framing;
 use crate::record::{Promise, Record, Records};
 use crate::throughput::{Load, arrived, open};
 use crate::{Failed, Wire, print};
@@ -91,12 +96,22 @@ fn names(count: usize) -> Result<Vec<QueueName>, Failed> {
 }
 
 fn record(scenario: &str, load: String, round: u32, values: &[(&str, f64)]) -> Record {
+    record_of(("taskyard", "embedded"), scenario, load, round, values)
+}
+
+fn record_of(
+    (system, setting): (&str, &str),
+    scenario: &str,
+    load: String,
+    round: u32,
+    values: &[(&str, f64)],
+) -> Record {
     let shown: Vec<String> = values.iter().map(|(name, value)| format!("{name} {value:.2}")).collect();
-    print(&format!("{scenario:<8} {load:<24} {}", shown.join("   ")));
+    print(&format!("{scenario:<8} {system:<8} {load:<16} {}", shown.join("   ")));
     Record {
         scenario: format!("growth_{scenario}"),
-        system: "taskyard".to_owned(),
-        setting: "embedded".to_owned(),
+        system: system.to_owned(),
+        setting: setting.to_owned(),
         promise: Promise::Synced,
         load,
         round,
@@ -208,21 +223,49 @@ async fn workers(args: &Args, records: &mut Records) -> Result<(), Failed> {
     crate::descriptors::raise();
     let names = names(1)?;
     for count in [8, 100, 1000, args.workers].into_iter().filter(|n| *n <= args.workers) {
+        let credit = (CREDIT / count as u64).max(4);
         let broker = Broker::start("embedded", &args.dir)?;
+        let floor = bare(args, count, credit).await?;
         for round in 1..=args.rounds {
             let flow = Flow {
                 queues: &names,
                 tasks: args.round_tasks,
                 payload_bytes: args.payload_bytes,
                 workers: count,
-                credit: (CREDIT / count as u64).max(4),
+                credit,
             };
+            let load = || format!("{count} workers");
             let (rate, cpu) = cost(&broker, flow).await?;
             let values = [("tasks_per_s", rate), ("server_cpu_s", cpu)];
-            records.add(record("workers", format!("{count} workers"), round, &values))?;
+            records.add(record("workers", load(), round, &values))?;
+            let (rate, cpu) = cost_of_bare(&floor, args, count).await?;
+            let values = [("tasks_per_s", rate), ("server_cpu_s", cpu)];
+            records.add(record_of(("floor", "WebSocket"), "workers", load(), round, &values))?;
         }
     }
     Ok(())
+}
+
+/// The bare server, for as many workers.
+async fn bare(args: &Args, workers: usize, credit: u64) -> Result<Peer, Failed> {
+    let place = Place { dir: args.dir.clone(), credit: credit as usize, workers, acks_answered: false };
+    let framing = Framing::Websocket;
+    Peer::new(bare_floor::start(&place, framing, true).await?, Arc::new(Floor { framing })).await
+}
+
+/// As [`cost`], of the bare server.
+async fn cost_of_bare(floor: &Peer, args: &Args, workers: usize) -> Result<(f64, f64), Failed> {
+    let load = BareLoad {
+        tasks: args.round_tasks,
+        producers: PRODUCERS as usize,
+        workers,
+        window: WINDOW,
+        payload_bytes: args.payload_bytes,
+    };
+    let crew = floor.crew(load).await?;
+    let (before, tasks) = (floor.server.usage(), load.tasks as f64);
+    let seconds = floor.round_of(crew, load).await?;
+    Ok((tasks / seconds, (floor.server.usage().cpu_s - before.cpu_s) * 100_000.0 / tasks))
 }
 
 async fn payload(args: &Args, records: &mut Records) -> Result<(), Failed> {

@@ -93,10 +93,19 @@ impl Peer {
 
     /// One round; its seconds, from the first submit to the last answered ack.
     pub(crate) async fn round(&self, load: Load) -> Result<f64, Failed> {
+        self.round_of(self.crew(load).await?, load).await
+    }
+
+    /// Opens the workers of a round.
+    pub(crate) async fn crew(&self, load: Load) -> Result<Crew, Failed> {
         let settled = Settled::new(load.tasks);
-        let workers = self.work(load.workers, &settled).await?;
+        Ok(Crew { running: self.work(load.workers, &settled).await?, settled })
+    }
+
+    /// The same, for workers that are there.
+    pub(crate) async fn round_of(&self, crew: Crew, load: Load) -> Result<f64, Failed> {
         let producers = self.produce(load).await?;
-        self.finish(settled, workers, producers).await
+        self.finish(crew.settled, crew.running, producers).await
     }
 
     /// Fills the server, with nobody who works.
@@ -202,6 +211,12 @@ impl Peer {
             }
         }
     }
+}
+
+/// The workers of a round, who wait for tasks.
+pub(crate) struct Crew {
+    running: Running,
+    settled: Arc<Settled>,
 }
 
 type Running = JoinSet<Result<(), Failed>>;
