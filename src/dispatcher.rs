@@ -163,7 +163,12 @@ impl<E: Engine> Dispatcher<E> {
         self.flush();
         loop {
             match self.wait().await {
-                Wake::Batch(batch) => self.turn(batch),
+                Wake::Batch(batch) => {
+                    // Whoever sends wakes us, and we would run before sockets that are readable too: they are
+                    // read first, and what they bring shares this turn's messages, wake-ups and sync.
+                    tokio::task::yield_now().await;
+                    self.turn(batch);
+                }
                 Wake::Event(Event::Stored { through }) => {
                     let now = self.clock.now();
                     self.shard.apply(now, Command::Stored { through }, &mut self.fx);
