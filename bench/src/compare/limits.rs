@@ -1,5 +1,5 @@
 //! What the machine allows: the disk's sync and its sequential write, the loopback's ping-pong, and an
-//! echo over a bare WebSocket. Measured in the same run as the systems.
+//! echo over a bare WebSocket; what it takes back of its cores. Measured in the same run as the systems.
 
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
 use std::net::TcpStream;
@@ -12,6 +12,7 @@ use bytes::BytesMut;
 use hdrhistogram::Histogram;
 
 use crate::Failed;
+use crate::compare::stalls::{self, Stalls};
 use crate::compare::{Plan, cores, thousands, values};
 use crate::drivers::frames;
 use crate::record::{Promise, Record, Records};
@@ -42,6 +43,8 @@ fn measure(plan: &Plan, round: u32, records: &mut Records) -> Result<String, Fai
     let ping = ping_pong(plan.load.payload_bytes)?;
     let echo = echo(plan.load.payload_bytes)?;
     let core_to_core = cores::round_trip_ns();
+    let all_cores = std::thread::available_parallelism()?.get();
+    let [one, all] = [1, all_cores].map(stalls::of_threads);
     let mut add = |setting: &str, figures| {
         records.add(Record {
             scenario: "limits".to_owned(),
@@ -64,14 +67,22 @@ fn measure(plan: &Plan, round: u32, records: &mut Records) -> Result<String, Fai
     if let Some(ns) = core_to_core {
         add("a cache line from core to core and back", values([("ns", ns)]))?;
     }
+    let lost = |lost: Stalls| values([("percent", lost.percent), ("longest_ms", lost.longest_ms)]);
+    add("stalls over 1 ms of a thread, alone", lost(one))?;
+    add("stalls over 1 ms of threads, one for each core", lost(all))?;
     let cores = core_to_core.map_or("one core".to_owned(), |ns| format!("core to core and back {ns:.0} ns"));
     Ok(format!(
-        "fdatasync p50 {:.0} p99 {:.0} µs, write {} MB/s, ping-pong {:.0} µs, echo {:.0} µs, {cores}",
+        "fdatasync p50 {:.0} p99 {:.0} µs, write {} MB/s, ping-pong {:.0} µs, echo {:.0} µs, {cores}, \
+         stalls of a busy core alone {:.1} % up to {:.1} ms, of all {:.1} % up to {:.1} ms",
         at(&sync, 0.5),
         at(&sync, 0.99),
         thousands(mb_per_s),
         at(&ping, 0.5),
-        at(&echo, 0.5)
+        at(&echo, 0.5),
+        one.percent,
+        one.longest_ms,
+        all.percent,
+        all.longest_ms
     ))
 }
 

@@ -8,6 +8,7 @@ mod limits;
 mod machine;
 mod plot;
 mod report;
+mod stalls;
 mod summary;
 mod systems;
 mod table;
