@@ -14,6 +14,7 @@ use crate::core::{CallId, Command, Effects, Fetched, Output, SessionId, Shard, T
 use crate::engine::{Engine, EngineError, Event};
 use crate::hops::{self, Hops};
 use crate::outbox::{Outbound, Shared};
+use crate::reserve::Reserve;
 
 /// So many commands are taken in a turn: enough to share a sync and a wake-up among them, few enough
 /// that the first of them does not wait long for its answer, and that sockets have something to do meanwhile.
@@ -64,6 +65,8 @@ pub struct Dispatcher<E> {
     mail: Mail,
     /// The engine was told that somebody waits for the operations up to here.
     hurried: u64,
+    /// The thread that is held back while this one does all there is.
+    reserve: Reserve,
     /// Nothing expires before.
     hold_until: Option<Instant>,
     drained: Option<Instant>,
@@ -152,6 +155,7 @@ impl<E: Engine> Dispatcher<E> {
             sought: HashMap::new(),
             mail: Mail::default(),
             hurried: 0,
+            reserve: Reserve::start(),
             hold_until: None,
             drained: None,
         }
@@ -306,6 +310,7 @@ impl<E: Engine> Dispatcher<E> {
         if let Some(horizon) = horizon {
             self.expire(horizon.min(now));
         }
+        self.reserve.turn(now, count >= TURN_COMMANDS);
     }
 
     fn apply(&mut self, now: Time, batch: Batch) {

@@ -22,6 +22,7 @@ pub mod metrics;
 pub mod outbox;
 pub mod overview;
 pub mod process;
+pub mod reserve;
 pub mod server;
 pub mod slots;
 pub mod transport;
