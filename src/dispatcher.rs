@@ -21,7 +21,7 @@ use crate::reserve::Reserve;
 const TURN_COMMANDS: usize = 256;
 
 /// So many messages are not kept for what else has arrived: others can write them meanwhile. Fewer wait for it, so that at
-/// a modest rate a socket is woken once for both.
+/// a modest rate a socket is woken once for both; and the engine, when they are written, for whoever waits for it.
 const FLUSH_OUTPUTS: usize = 32;
 
 /// A wake-up this late means that the process stood still. What reached our sockets meanwhile has not
@@ -81,6 +81,8 @@ struct Mail {
     latest: Option<(SessionId, usize)>,
     boxes: Vec<(SessionId, Vec<Outbound>)>,
     used: usize,
+    /// How many messages went into `boxes` since the engine was last hurried, or not.
+    sent: usize,
     /// What was said in rooms, and to whom: what one room's members hear in a row is one entry.
     said: Vec<(Vec<SessionId>, Vec<Arc<Shared>>)>,
 }
@@ -92,6 +94,7 @@ impl Mail {
             _ => self.slot(session),
         };
         self.latest = Some((session, slot));
+        self.sent += 1;
         self.boxes[slot].1.push(message);
     }
 
@@ -165,6 +168,7 @@ impl<E: Engine> Dispatcher<E> {
     pub async fn run(mut self, first: Effects) -> Result<(), EngineError> {
         self.fx = first;
         self.flush();
+        self.hurry().await;
         loop {
             match self.wait().await {
                 Wake::Batch(batch) => {
@@ -237,6 +241,7 @@ impl<E: Engine> Dispatcher<E> {
                 Wake::Phase(Phase::Stop) => return self.stop().await,
             }
             self.flush();
+            self.hurry().await;
             let over = self.drained.is_some_and(|until| {
                 Instant::now() >= until || (self.shard.leases_out() == 0 && self.inbox.is_empty())
             });
@@ -388,15 +393,28 @@ impl<E: Engine> Dispatcher<E> {
         }
     }
 
-    /// Hands operations to the engine first, so that the disk works while messages go out.
-    fn flush(&mut self) {
-        self.engine.commit(&mut self.fx.store);
-        let looked = self.looked.back().map_or(0, |(operation, _)| *operation);
-        let awaited = self.shard.operations_awaited().max(looked);
-        if awaited > self.hurried {
+    /// Tells the engine of whoever waits for it. A few messages that have just gone out are written first: waking the
+    /// engine takes as long as writing some of them, and what they say need not wait for its disk.
+    async fn hurry(&mut self) {
+        let sent = std::mem::take(&mut self.mail.sent);
+        if self.is_awaited() {
+            if (1..=FLUSH_OUTPUTS).contains(&sent) {
+                tokio::task::yield_now().await;
+            }
             self.hurried = self.shard.operations();
             self.engine.hurry();
         }
+    }
+
+    /// Whether somebody waits for operations that the engine was not hurried for.
+    fn is_awaited(&self) -> bool {
+        let looked = self.looked.back().map_or(0, |(operation, _)| *operation);
+        self.shard.operations_awaited().max(looked) > self.hurried
+    }
+
+    /// Hands operations to the engine, and messages to the outboxes.
+    fn flush(&mut self) {
+        self.engine.commit(&mut self.fx.store);
         if !self.fx.fetch.is_empty() {
             self.engine.fetch(&mut self.fx.fetch);
         }
@@ -417,6 +435,7 @@ impl<E: Engine> Dispatcher<E> {
                 Ok(Event::Stored { through }) => {
                     self.shard.apply(self.clock.now(), Command::Stored { through }, &mut self.fx);
                     self.flush();
+                    self.hurry().await;
                 }
                 Ok(Event::Full(_) | Event::Fetched(_)) => {}
                 Ok(Event::Failed(error)) => return Err(error),
