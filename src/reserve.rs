@@ -146,7 +146,7 @@ impl Shared {
             called,
             quiet,
             stuck: !after.parked && after == before,
-            busy: (after.busy - before.busy).as_secs_f64() / since.elapsed().as_secs_f64(),
+            busy: after.busy.saturating_sub(before.busy).as_secs_f64() / since.elapsed().as_secs_f64(),
         }
     }
 }
@@ -257,11 +257,11 @@ mod tests {
     }
 
     /// Does turns until the reserve is in a state; they are as near as can be to each other, or all at one time.
-    async fn turns_until(reserve: &mut Reserve, full: bool, state: State) {
+    async fn turns_until(reserve: &mut Reserve, state: State) {
         let since = Instant::now();
         while reserve.state() != Some(state) {
             assert!(since.elapsed() < Duration::from_secs(30), "still {:?}", reserve.state());
-            reserve.turn(Time(1_000_000), full);
+            reserve.turn(Time(1_000_000), false);
             tokio::task::yield_now().await;
         }
     }
@@ -277,16 +277,40 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_is_held_while_turns_come_and_let_go_when_they_are_full() {
+    fn a_thread_is_held_again_and_again_while_turns_come() {
         runtime(2).block_on(async {
             let mut reserve = Reserve::start();
             // The first is near to nothing.
             reserve.turn(Time(1_000_000), false);
             assert_eq!(reserve.state(), Some(State::Resting));
-            turns_until(&mut reserve, false, State::Held).await;
-            turns_until(&mut reserve, true, State::Open).await;
-            turns_until(&mut reserve, false, State::Held).await;
+            turns_until(&mut reserve, State::Held).await;
+            turns_until(&mut reserve, State::Open).await;
+            turns_until(&mut reserve, State::Held).await;
         });
+    }
+
+    #[test]
+    fn full_turns_call_for_the_thread_that_is_held_and_others_do_not() {
+        let runtime = runtime(2);
+        let mut reserve = runtime.block_on(async { Reserve::start() });
+        let shared = reserve.0.as_ref().unwrap().shared.clone();
+        let metrics = runtime.metrics();
+        let mut turns = 0;
+        let mut is_called = |full| {
+            std::thread::scope(|scope| {
+                let held = scope.spawn(|| shared.hold(&metrics));
+                while !held.is_finished() {
+                    // Far apart, so that nothing else is held meanwhile.
+                    turns += 1;
+                    reserve.turn(Time(turns * (NEAR_MICROS + 1)), full);
+                    std::thread::yield_now();
+                }
+                held.join().unwrap().called
+            })
+        };
+        assert!((0..3).all(|_| !is_called(false)));
+        // A machine that is busy elsewhere may let a hold pass without a turn.
+        assert!((0..1000).any(|_| is_called(true)));
     }
 
     #[test]
@@ -304,7 +328,7 @@ mod tests {
     fn a_thread_that_is_held_joins_in_when_the_other_is_stuck() {
         let runtime = runtime(2);
         let mut reserve = runtime.block_on(async { Reserve::start() });
-        runtime.block_on(async { turns_until(&mut reserve, false, State::Held).await });
+        runtime.block_on(async { turns_until(&mut reserve, State::Held).await });
         let (told, tell) = std::sync::mpsc::channel();
         let (begun, begin) = std::sync::mpsc::channel();
         let stuck = runtime.spawn(async move {
@@ -320,7 +344,7 @@ mod tests {
     fn dropped_it_lets_go() {
         let runtime = runtime(2);
         let mut reserve = runtime.block_on(async { Reserve::start() });
-        runtime.block_on(async { turns_until(&mut reserve, false, State::Held).await });
+        runtime.block_on(async { turns_until(&mut reserve, State::Held).await });
         drop(reserve);
         let over = Instant::now() + Duration::from_secs(30);
         while runtime.metrics().num_alive_tasks() > 0 && Instant::now() < over {
