@@ -8,8 +8,10 @@
 
 mod check;
 mod clean;
+mod commit;
 mod error;
 mod fetch;
+mod inbox;
 mod index;
 mod packed;
 mod record;
@@ -22,10 +24,12 @@ mod writer;
 
 pub use check::{CheckReport, Problem, RepairReport, check, repair};
 pub use clean::Maintenance;
+pub use commit::LogObserver;
 pub use error::LogError;
 pub use fetch::Fetched;
+pub use inbox::UNAWAITED_DELAY;
 pub use record::{Key, Lsn, RECORD_BODY_BYTES_MAX, RECORD_HEADER_BYTES, RecordBatch, RecordKind};
 pub use recover::{RecoveredRecord, Recovery, TornTail};
 pub use storage::{Files, Storage, StorageFile};
-pub use thread::{LogObserver, LogThread, UNAWAITED_DELAY, WAITING_BYTES_MAX};
+pub use thread::{LogThread, WAITING_BYTES_MAX};
 pub use writer::{Log, LogStats, Options, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MIN};

@@ -1,0 +1,215 @@
+//! Commits what was sent to a log, and sees in time to its upkeep.
+
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
+
+use super::clean::Maintenance;
+use super::error::LogError;
+use super::fetch::Question;
+use super::inbox::{Patience, Sent, Wake};
+use super::storage::Storage;
+use super::thread::Shared;
+use super::writer::{Log, Part};
+
+/// After this long without work it is written down that the last batch was durable. Nothing waits for it.
+const IDLE_MARK: Duration = Duration::from_millis(50);
+
+/// How often a full disk is asked again: submits resume well within 5 s of room.
+const NO_ROOM_RETRY: Duration = Duration::from_millis(500);
+
+/// The same when commits come so often that the time never passes without one: at more than 2 in a second, 8
+/// are there within 4 s.
+const RETRY_COMMITS: u32 = 8;
+
+/// While commits come without a pause, one step of maintenance is done per this many bytes: a step looks at up
+/// to 4 MiB or zeroes 256 KiB, so that cleaning keeps up with any rate of writing.
+const MAINTAIN_EACH_BYTES: u64 = 512 << 10;
+
+/// Watches commits where they are made, e.g. to time them. Must return quickly.
+pub trait LogObserver: Send + 'static {
+    /// `records` are written and the sync begins.
+    fn sync_begins(&mut self, records: u64);
+    /// The sync ended well: these `records` are durable.
+    fn sync_ended(&mut self, records: u64);
+}
+
+impl LogObserver for () {
+    fn sync_begins(&mut self, _records: u64) {}
+    fn sync_ended(&mut self, _records: u64) {}
+}
+
+/// Has the log, and knows what is owed to it.
+pub(super) struct Committer<S: Storage, O> {
+    shared: Arc<Shared>,
+    log: Log<S>,
+    observer: O,
+    /// What the last step of maintenance left to do.
+    upkeep: Maintenance,
+    /// Bytes and commits since then.
+    owed_bytes: u64,
+    commits_since_upkeep: u32,
+    /// It is written down that the last commit was durable.
+    marked: bool,
+    /// What is being committed, kept for its memory.
+    taken: Vec<Sent>,
+    /// Of readers: where records stand.
+    questions: Receiver<Question<S::File>>,
+}
+
+impl<S: Storage, O: LogObserver> Committer<S, O> {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        log: Log<S>,
+        observer: O,
+        questions: Receiver<Question<S::File>>,
+    ) -> Self {
+        Committer {
+            shared,
+            log,
+            observer,
+            upkeep: Maintenance::More,
+            owed_bytes: 0,
+            commits_since_upkeep: 0,
+            marked: true,
+            taken: Vec::new(),
+            questions,
+        }
+    }
+
+    /// How long nothing is to be done by itself.
+    pub(super) fn patience(&self) -> Patience {
+        match self.upkeep {
+            Maintenance::More => Patience::None,
+            Maintenance::NoRoom => Patience::For(NO_ROOM_RETRY),
+            Maintenance::Elsewhere => Patience::For(IDLE_MARK),
+            Maintenance::Done if self.marked => Patience::Endless,
+            Maintenance::Done => Patience::For(IDLE_MARK),
+        }
+    }
+
+    /// Does what there is to do; `false` when it is time to stop.
+    pub(super) fn turn(&mut self, wake: Wake) -> Result<bool, LogError> {
+        match wake {
+            Wake::Arrived => {
+                let mut taken = std::mem::take(&mut self.taken);
+                if let Some(last_ticket) = self.shared.inbox.take(&mut taken) {
+                    self.commit(&taken)?;
+                    // Room first: who waits for it is woken by the same call that tells of the ticket.
+                    self.shared.recycle(&mut taken);
+                    self.shared.publish(self.log.stats(), last_ticket);
+                    self.answer_readers();
+                    self.after_commit()?;
+                }
+                self.taken = taken;
+            }
+            Wake::Asked => self.answer_readers(),
+            Wake::TimePassed if self.upkeep == Maintenance::Done => self.mark()?,
+            Wake::TimePassed => {
+                let rested = self.upkeep != Maintenance::More;
+                self.maintain()?;
+                // Right behind a commit the next one says so too, for nothing.
+                if rested && !self.marked {
+                    self.mark()?;
+                }
+            }
+            Wake::Stop => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// The end, behind the last turn.
+    pub(super) fn end(mut self) -> Result<(), LogError> {
+        if self.shared.inbox.is_orderly() {
+            return self.log.close();
+        }
+        // Dropped and not stopped, its owner had more to say: what is written is synced, and
+        // the next start knows that this was no orderly end.
+        self.log.sync().map(drop)
+    }
+
+    /// Does maintenance that cannot wait for a pause.
+    fn after_commit(&mut self) -> Result<(), LogError> {
+        self.marked = false;
+        self.commits_since_upkeep += 1;
+        let due = match self.upkeep {
+            Maintenance::NoRoom | Maintenance::Elsewhere => {
+                self.commits_since_upkeep >= RETRY_COMMITS || self.owed_bytes >= MAINTAIN_EACH_BYTES
+            }
+            Maintenance::More | Maintenance::Done => self.owed_bytes >= MAINTAIN_EACH_BYTES,
+        };
+        if due {
+            return self.maintain();
+        }
+        if self.upkeep == Maintenance::Done {
+            // The commit may have ended the last record of a segment.
+            self.upkeep = Maintenance::More;
+        }
+        Ok(())
+    }
+
+    fn answer_readers(&mut self) {
+        while let Ok(question) = self.questions.try_recv() {
+            self.log.answer(question);
+        }
+    }
+
+    fn mark(&mut self) -> Result<(), LogError> {
+        self.marked = true;
+        self.log.mark()
+    }
+
+    /// Appends and syncs everything in `taken`.
+    fn commit(&mut self, taken: &[Sent]) -> Result<(), LogError> {
+        let parts: Vec<Part<'_>> =
+            taken.iter().map(|sent| Part { batch: &sent.batch, forget: &sent.forget }).collect();
+        let mut rest = &parts[..];
+        while !rest.is_empty() {
+            let count = self.append_with_patience(rest)?;
+            rest = &rest[count..];
+        }
+        let records = taken.iter().map(|sent| sent.batch.records() as u64).sum();
+        self.observer.sync_begins(records);
+        self.log.sync()?;
+        self.observer.sync_ended(records);
+        self.owed_bytes += taken.iter().map(|sent| sent.batch.bytes() as u64).sum::<u64>();
+        Ok(())
+    }
+
+    /// Appends, and waits for room as long as the disk is full: what was sent was promised a place, and senders
+    /// hold back by themselves because nothing becomes durable.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a full disk gives no sign when it has room: one can only ask again"
+    )]
+    fn append_with_patience(&mut self, parts: &[Part<'_>]) -> Result<usize, LogError> {
+        let mut tried_again = false;
+        loop {
+            match self.log.append_some(parts) {
+                Err(error) if error.is_full() => {
+                    self.shared.set_accepts_new(false);
+                    if self.shared.inbox.is_stopping() {
+                        return Err(error);
+                    }
+                    std::thread::sleep(NO_ROOM_RETRY);
+                    self.answer_readers();
+                    self.maintain()?;
+                }
+                // A write may fail once, as a short write does; the log put its end back in order.
+                Err(LogError::Io { doing: "write", .. }) if !tried_again && !self.log.is_poisoned() => {
+                    tried_again = true;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn maintain(&mut self) -> Result<(), LogError> {
+        self.commits_since_upkeep = 0;
+        self.owed_bytes = 0;
+        self.upkeep = self.log.maintain()?;
+        self.shared.publish_stats(self.log.stats());
+        self.shared.set_accepts_new(self.log.accepts_new());
+        Ok(())
+    }
+}
