@@ -397,11 +397,23 @@ impl<E: Engine> Dispatcher<E> {
     /// engine takes as long as writing some of them, and what they say need not wait for its disk.
     async fn hurry(&mut self) {
         let sent = std::mem::take(&mut self.mail.sent);
-        if self.is_awaited() {
-            if (1..=FLUSH_OUTPUTS).contains(&sent) {
-                tokio::task::yield_now().await;
-            }
-            self.hurried = self.shard.operations();
+        if !self.is_awaited() {
+            return;
+        }
+        let is_alone = self.reserve.is_held();
+        if is_alone || (1..=FLUSH_OUTPUTS).contains(&sent) {
+            tokio::task::yield_now().await;
+        }
+        if is_alone {
+            // Nobody reads while this thread waits for the disk: what is there already comes along.
+            self.take_more(self.clock.now(), 0, None);
+            self.flush();
+        }
+        self.hurried = self.shard.operations();
+        // What has gone out meanwhile is not to wait for the disk.
+        if is_alone && std::mem::take(&mut self.mail.sent) == 0 {
+            self.engine.hurry_nearby();
+        } else {
             self.engine.hurry();
         }
     }

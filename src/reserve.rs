@@ -116,6 +116,11 @@ impl Reserve {
         }
     }
 
+    /// Whether a thread is held now, which joins in soon whatever becomes of the other.
+    pub fn is_held(&self) -> bool {
+        self.0.as_ref().is_some_and(|holding| holding.shared.gate().state == State::Held)
+    }
+
     #[cfg(test)]
     fn state(&self) -> Option<State> {
         self.0.as_ref().map(|holding| holding.shared.gate().state)

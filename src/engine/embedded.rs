@@ -9,13 +9,14 @@ use tokio::sync::Notify;
 
 use super::{Capabilities, Engine, EngineError, Event, Footprint, Opened, records};
 use crate::core::{Fetched, StoreOp};
-use crate::log::{Files, Key, Log, LogError, LogObserver, LogThread, Options, RecordKind, Recovery};
+use crate::log::{Bypass, Files, Key, Log, LogError, LogObserver, LogThread, Options, RecordKind, Recovery};
 
 pub use crate::log::LogObserver as Observer;
 
 /// Tasks in a directory. One process at a time has it.
 pub struct Embedded {
     thread: LogThread,
+    bypass: Bypass,
     changed: Arc<Notify>,
     /// Batches under way: their ticket, and how many operations were committed with them.
     tickets: VecDeque<(u64, u64)>,
@@ -71,6 +72,7 @@ impl Embedded {
         let thread = LogThread::start_observed(log, move || notify.notify_one(), observer)
             .map_err(|e| at(format!("cannot start the log's thread: {e}"), 5))?;
         let engine = Embedded {
+            bypass: thread.bypass(),
             thread,
             changed,
             tickets: VecDeque::new(),
@@ -207,6 +209,12 @@ impl Engine for Embedded {
 
     fn hurry(&mut self) {
         self.thread.hurry();
+    }
+
+    fn hurry_nearby(&mut self) {
+        let bypass = self.bypass.clone();
+        // Not on the caller's task: that goes on elsewhere should the disk stall.
+        tokio::spawn(async move { bypass.hurry() });
     }
 
     fn fetch(&mut self, tasks: &mut Vec<TaskId>) {

@@ -1,8 +1,9 @@
 //! Commits what was sent to a log, and sees in time to its upkeep.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::clean::Maintenance;
 use super::error::LogError;
@@ -26,6 +27,15 @@ const RETRY_COMMITS: u32 = 8;
 /// to 4 MiB or zeroes 256 KiB, so that cleaning keeps up with any rate of writing.
 const MAINTAIN_EACH_BYTES: u64 = 512 << 10;
 
+/// At most so many bytes are committed past the log's thread: what takes long to write is for that.
+const BYPASS_BYTES_MAX: u64 = 64 << 10;
+/// And only while syncs take less than this, of the latest ones together: whatever else their thread has to do waits
+/// meanwhile. With slower ones the two wake-ups that are saved are next to nothing.
+const BYPASS_SYNC_MAX: Duration = Duration::from_micros(500);
+/// How much the latest sync counts in that, as a divisor. One that took very long counts as if it had been so many times
+/// too slow: it is enough for the thread to have the next ones.
+const SYNC_WEIGHT: u32 = 16;
+
 /// Watches commits where they are made, e.g. to time them. Must return quickly.
 pub trait LogObserver: Send + 'static {
     /// `records` are written and the sync begins.
@@ -44,6 +54,8 @@ pub(super) struct Committer<S: Storage, O> {
     shared: Arc<Shared>,
     log: Log<S>,
     observer: O,
+    /// How long a sync takes, of the latest ones together.
+    sync_time: Duration,
     /// What the last step of maintenance left to do.
     upkeep: Maintenance,
     /// Bytes and commits since then.
@@ -68,6 +80,8 @@ impl<S: Storage, O: LogObserver> Committer<S, O> {
             shared,
             log,
             observer,
+            // Until the first ones have shown it.
+            sync_time: BYPASS_SYNC_MAX,
             upkeep: Maintenance::More,
             owed_bytes: 0,
             commits_since_upkeep: 0,
@@ -94,16 +108,18 @@ impl<S: Storage, O: LogObserver> Committer<S, O> {
             Wake::Arrived => {
                 let mut taken = std::mem::take(&mut self.taken);
                 if let Some(last_ticket) = self.shared.inbox.take(&mut taken) {
-                    self.commit(&taken)?;
-                    // Room first: who waits for it is woken by the same call that tells of the ticket.
-                    self.shared.recycle(&mut taken);
-                    self.shared.publish(self.log.stats(), last_ticket);
+                    self.append_all(&taken)?;
+                    self.sync(&mut taken, last_ticket)?;
                     self.answer_readers();
-                    self.after_commit()?;
+                    self.maintain_if_due()?;
                 }
                 self.taken = taken;
             }
-            Wake::Asked => self.answer_readers(),
+            Wake::Asked => {
+                self.answer_readers();
+                self.maintain_if_due()?;
+            }
+            Wake::Bypassed => {}
             Wake::TimePassed if self.upkeep == Maintenance::Done => self.mark()?,
             Wake::TimePassed => {
                 let rested = self.upkeep != Maintenance::More;
@@ -118,6 +134,40 @@ impl<S: Storage, O: LogObserver> Committer<S, O> {
         Ok(true)
     }
 
+    /// Commits what was sent, if the thread whose work that is sleeps and it should not take long; says whether it did.
+    /// What cannot be appended is left to the thread. Upkeep too.
+    pub(super) fn bypass(&mut self) -> Result<bool, LogError> {
+        let bytes = self.shared.waiting_bytes.load(Ordering::Relaxed);
+        let is_quick = self.sync_time < BYPASS_SYNC_MAX && bytes <= BYPASS_BYTES_MAX;
+        if !is_quick || self.upkeep == Maintenance::NoRoom || !self.log.has_room_for(bytes as usize) {
+            return Ok(false);
+        }
+        let mut taken = std::mem::take(&mut self.taken);
+        let Some(last_ticket) = self.shared.inbox.take_past_sleeper(&mut taken) else {
+            self.taken = taken;
+            return Ok(false);
+        };
+        let mut appended = 0;
+        while appended < taken.len() {
+            match self.log.append_some(&parts(&taken[appended..])) {
+                Ok(count) => appended += count,
+                Err(_) => {
+                    // The thread meets it again, and has the patience for it. What is appended becomes durable with the rest.
+                    let left = taken.split_off(appended);
+                    self.shared.recycle(&mut taken);
+                    self.shared.inbox.give_back(left);
+                    return Ok(false);
+                }
+            }
+        }
+        self.sync(&mut taken, last_ticket)?;
+        self.taken = taken;
+        if self.is_due() {
+            self.shared.inbox.ask();
+        }
+        Ok(true)
+    }
+
     /// The end, behind the last turn.
     pub(super) fn end(mut self) -> Result<(), LogError> {
         if self.shared.inbox.is_orderly() {
@@ -128,24 +178,15 @@ impl<S: Storage, O: LogObserver> Committer<S, O> {
         self.log.sync().map(drop)
     }
 
-    /// Does maintenance that cannot wait for a pause.
-    fn after_commit(&mut self) -> Result<(), LogError> {
-        self.marked = false;
-        self.commits_since_upkeep += 1;
-        let due = match self.upkeep {
-            Maintenance::NoRoom | Maintenance::Elsewhere => {
-                self.commits_since_upkeep >= RETRY_COMMITS || self.owed_bytes >= MAINTAIN_EACH_BYTES
-            }
-            Maintenance::More | Maintenance::Done => self.owed_bytes >= MAINTAIN_EACH_BYTES,
-        };
-        if due {
-            return self.maintain();
-        }
-        if self.upkeep == Maintenance::Done {
-            // The commit may have ended the last record of a segment.
-            self.upkeep = Maintenance::More;
-        }
-        Ok(())
+    /// Whether maintenance cannot wait for a pause.
+    fn is_due(&self) -> bool {
+        self.owed_bytes >= MAINTAIN_EACH_BYTES
+            || matches!(self.upkeep, Maintenance::NoRoom | Maintenance::Elsewhere)
+                && self.commits_since_upkeep >= RETRY_COMMITS
+    }
+
+    fn maintain_if_due(&mut self) -> Result<(), LogError> {
+        if self.is_due() { self.maintain() } else { Ok(()) }
     }
 
     fn answer_readers(&mut self) {
@@ -159,20 +200,35 @@ impl<S: Storage, O: LogObserver> Committer<S, O> {
         self.log.mark()
     }
 
-    /// Appends and syncs everything in `taken`.
-    fn commit(&mut self, taken: &[Sent]) -> Result<(), LogError> {
-        let parts: Vec<Part<'_>> =
-            taken.iter().map(|sent| Part { batch: &sent.batch, forget: &sent.forget }).collect();
+    fn append_all(&mut self, taken: &[Sent]) -> Result<(), LogError> {
+        let parts = parts(taken);
         let mut rest = &parts[..];
         while !rest.is_empty() {
             let count = self.append_with_patience(rest)?;
             rest = &rest[count..];
         }
+        Ok(())
+    }
+
+    /// Syncs what was appended of `taken`, and all before it; says so, and leaves `taken` empty.
+    fn sync(&mut self, taken: &mut Vec<Sent>, last_ticket: u64) -> Result<(), LogError> {
         let records = taken.iter().map(|sent| sent.batch.records() as u64).sum();
         self.observer.sync_begins(records);
+        let began = Instant::now();
         self.log.sync()?;
+        let took = began.elapsed().min(BYPASS_SYNC_MAX * SYNC_WEIGHT);
+        self.sync_time = (self.sync_time * (SYNC_WEIGHT - 1) + took) / SYNC_WEIGHT;
         self.observer.sync_ended(records);
         self.owed_bytes += taken.iter().map(|sent| sent.batch.bytes() as u64).sum::<u64>();
+        self.commits_since_upkeep += 1;
+        self.marked = false;
+        if self.upkeep == Maintenance::Done {
+            // It may have ended the last record of a segment.
+            self.upkeep = Maintenance::More;
+        }
+        // Room first: who waits for it is woken by the same call that tells of the ticket.
+        self.shared.recycle(taken);
+        self.shared.publish(self.log.stats(), last_ticket);
         Ok(())
     }
 
@@ -212,4 +268,8 @@ impl<S: Storage, O: LogObserver> Committer<S, O> {
         self.shared.set_accepts_new(self.log.accepts_new());
         Ok(())
     }
+}
+
+fn parts(taken: &[Sent]) -> Vec<Part<'_>> {
+    taken.iter().map(|sent| Part { batch: &sent.batch, forget: &sent.forget }).collect()
 }

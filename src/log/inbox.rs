@@ -31,7 +31,7 @@ struct State {
     sent: Vec<Sent>,
     /// The ticket of the last batch in `sent`.
     last_ticket: u64,
-    /// A reader asks where records stand.
+    /// A reader asks where records stand, or upkeep is due.
     asked: bool,
     stopping: bool,
     /// The stop is in order: the log may be marked so.
@@ -41,6 +41,8 @@ struct State {
     /// When the first of `sent` came.
     since: Option<Instant>,
     sleep: Sleep,
+    /// Something was taken past the thread while it slept.
+    bypassed: bool,
 }
 
 /// Whether the thread needs a wake-up, which costs a system call.
@@ -59,7 +61,9 @@ enum Sleep {
 pub(super) enum Wake {
     /// There is something to take.
     Arrived,
-    /// Only a reader's question.
+    /// Something was committed past the thread: what is due by itself may be something else now.
+    Bypassed,
+    /// Only a question, of a reader or whether something is due.
     Asked,
     TimePassed,
     Stop,
@@ -85,6 +89,12 @@ impl State {
             self.sleep = Sleep::Awake;
         }
         needs
+    }
+
+    fn take(&mut self, taken: &mut Vec<Sent>) -> Option<u64> {
+        std::mem::swap(&mut self.sent, taken);
+        (self.awaited, self.since) = (false, None);
+        (!taken.is_empty()).then_some(self.last_ticket)
     }
 }
 
@@ -112,7 +122,7 @@ impl Inbox {
         }
     }
 
-    /// A reader asks where records stand.
+    /// A reader asks where records stand, or upkeep is due.
     pub(super) fn ask(&self) {
         let mut state = self.state();
         state.asked = true;
@@ -137,10 +147,28 @@ impl Inbox {
 
     /// Takes what was sent into `taken`, which is empty; returns the last ticket, if there was anything.
     pub(super) fn take(&self, taken: &mut Vec<Sent>) -> Option<u64> {
+        self.state().take(taken)
+    }
+
+    /// Takes what was sent past the thread, if that sleeps and will soon look for what else is due by then: as
+    /// [`take`](Self::take). Whoever has the log may do so, and nobody else: what is sent stays in order.
+    pub(super) fn take_past_sleeper(&self, taken: &mut Vec<Sent>) -> Option<u64> {
         let mut state = self.state();
-        std::mem::swap(&mut state.sent, taken);
-        (state.awaited, state.since) = (false, None);
-        (!taken.is_empty()).then_some(state.last_ticket)
+        if state.sleep != Sleep::Light || state.asked || state.stopping {
+            return None;
+        }
+        let last_ticket = state.take(taken);
+        state.bypassed |= last_ticket.is_some();
+        last_ticket
+    }
+
+    /// Puts what was taken, and not appended, back to its place, for the thread.
+    pub(super) fn give_back(&self, mut taken: Vec<Sent>) {
+        let mut state = self.state();
+        taken.append(&mut state.sent);
+        state.sent = taken;
+        state.awaited = true;
+        self.wake(state);
     }
 
     /// Waits until something was sent that is to be committed, time has passed or it is time to stop.
@@ -162,6 +190,9 @@ impl Inbox {
             }
             if std::mem::take(&mut state.asked) {
                 return Wake::Asked;
+            }
+            if std::mem::take(&mut state.bypassed) {
+                return Wake::Bypassed;
             }
             if matches!(patience, Patience::None) || until.is_some_and(|until| until <= now) {
                 return Wake::TimePassed;
@@ -200,5 +231,50 @@ impl Inbox {
         if needs_wake {
             self.arrived.notify_one();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sent(key: Key) -> Sent {
+        Sent { batch: RecordBatch::new(), forget: vec![key] }
+    }
+
+    #[test]
+    fn what_is_given_back_is_taken_before_what_came_meanwhile() {
+        let inbox = Inbox::default();
+        let mut taken = Vec::new();
+        assert_eq!((inbox.send(sent(1), false), inbox.send(sent(2), true)), (1, 2));
+        assert_eq!(inbox.take(&mut taken), Some(2));
+        inbox.send(sent(3), false);
+        inbox.give_back(taken);
+        // At once: it was awaited.
+        assert!(inbox.wait(Patience::None) == Wake::Arrived);
+        let mut taken = Vec::new();
+        assert_eq!(inbox.take(&mut taken), Some(3));
+        assert!(taken.iter().map(|sent| sent.forget[0]).eq(1..=3));
+        assert_eq!(inbox.take(&mut Vec::new()), None);
+    }
+
+    #[test]
+    fn nothing_is_taken_past_a_thread_that_is_awake_or_sleeps_until_it_is_woken() {
+        let inbox = Inbox::default();
+        inbox.send(sent(1), false);
+        let take = || inbox.take_past_sleeper(&mut Vec::new());
+        assert_eq!(take(), None);
+        inbox.state().sleep = Sleep::Deep;
+        assert_eq!(take(), None);
+        inbox.state().sleep = Sleep::Light;
+        inbox.state().asked = true;
+        assert_eq!(take(), None);
+        inbox.state().asked = false;
+        assert_eq!(take(), Some(1));
+        assert!(inbox.wait(Patience::Endless) == Wake::Bypassed);
+        inbox.send(sent(2), false);
+        inbox.stop(true);
+        inbox.state().sleep = Sleep::Light;
+        assert_eq!(take(), None);
     }
 }

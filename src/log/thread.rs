@@ -3,6 +3,8 @@
 //! There is no timer in the way of a commit that somebody waits for. While one sync runs the next batch gathers by
 //! itself: the slower the disk, the larger the groups. What nobody waits for goes along with the next commit, or
 //! makes one of its own after a moment: at a modest rate it would cost as many syncs and wake-ups again.
+//!
+//! Whoever may block can commit past the thread while that sleeps: [`Bypass`].
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,7 +15,7 @@ use std::thread::JoinHandle;
 use super::commit::{Committer, LogObserver};
 use super::error::LogError;
 use super::fetch::{Fetched, Reader, Request};
-use super::inbox::{Inbox, Sent};
+use super::inbox::{Inbox, Patience, Sent};
 use super::record::{Key, RecordBatch};
 use super::storage::Storage;
 use super::writer::{Log, LogStats};
@@ -30,6 +32,7 @@ const SPARE_BUFFER_BYTES: usize = 256 << 10;
 /// order: only [`stop`](Self::stop) does.
 pub struct LogThread {
     shared: Arc<Shared>,
+    desk: Arc<dyn Commit>,
     thread: Option<JoinHandle<()>>,
     /// Reads records back; dropped first, which ends it.
     fetches: Option<Sender<Request>>,
@@ -38,7 +41,7 @@ pub struct LogThread {
 
 pub(super) struct Shared {
     pub(super) inbox: Inbox,
-    waiting_bytes: AtomicU64,
+    pub(super) waiting_bytes: AtomicU64,
     durable: AtomicU64,
     accepts_new: AtomicBool,
     failure: OnceLock<Arc<LogError>>,
@@ -51,7 +54,7 @@ pub(super) struct Shared {
 }
 
 impl LogThread {
-    /// Starts the thread. `notify` is called on it after [`durable`](Self::durable),
+    /// Starts the thread. `notify` is called, there or where a [`Bypass`] commits, after [`durable`](Self::durable),
     /// [`has_room`](Self::has_room), [`accepts_new`](Self::accepts_new) or [`failure`](Self::failure) changed; it
     /// must not block.
     ///
@@ -89,17 +92,17 @@ impl LogThread {
         let (reader, fetches, questions) = Reader::new(Box::new(move || waker.inbox.ask()));
         let of_reader = Arc::clone(&shared);
         let reader = std::thread::Builder::new().name("taskyard-fetch".to_owned()).spawn(move || {
-            let _guard = PanicGuard(Arc::clone(&of_reader));
+            let _guard = PanicGuard(&of_reader);
             if let Some(error) = reader.run() {
                 of_reader.fail(error);
             }
         })?;
         let committer = Committer::new(Arc::clone(&shared), log, observer, questions);
-        let of_thread = Arc::clone(&shared);
-        let thread = std::thread::Builder::new()
-            .name("taskyard-log".to_owned())
-            .spawn(move || run(&of_thread, committer))?;
-        Ok(Self { shared, thread: Some(thread), fetches: Some(fetches), reader: Some(reader) })
+        let desk = Arc::new(Desk { shared: Arc::clone(&shared), committer: Mutex::new(Some(committer)) });
+        let of_thread = Arc::clone(&desk);
+        let thread =
+            std::thread::Builder::new().name("taskyard-log".to_owned()).spawn(move || of_thread.run())?;
+        Ok(Self { shared, desk, thread: Some(thread), fetches: Some(fetches), reader: Some(reader) })
     }
 
     /// Hands over a batch, and the keys that are not needed any more once it is appended. Returns a ticket: 1
@@ -116,6 +119,12 @@ impl LogThread {
     /// Somebody waits for what was sent: it is committed now.
     pub fn hurry(&self) {
         self.shared.inbox.hurry();
+    }
+
+    /// A way past the thread.
+    #[must_use]
+    pub fn bypass(&self) -> Bypass {
+        Bypass { shared: Arc::clone(&self.shared), desk: Arc::clone(&self.desk) }
     }
 
     /// Reads the living `Put`s of some keys, which must be durable, on a thread for that: `then` is called there with
@@ -256,28 +265,84 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Tells the others if the thread ends by a panic: otherwise they would wait for ever.
-struct PanicGuard(Arc<Shared>);
+/// Tells the others of a panic with the log: otherwise they would wait for ever.
+struct PanicGuard<'a>(&'a Shared);
 
-impl Drop for PanicGuard {
+impl Drop for PanicGuard<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.fail(LogError::Poisoned { why: "the log's thread panicked".to_owned() });
+            self.0.fail(LogError::Poisoned { why: "a thread panicked with the log".to_owned() });
         }
     }
 }
 
-fn run<S: Storage>(shared: &Arc<Shared>, mut committer: Committer<S, impl LogObserver>) {
-    let _guard = PanicGuard(Arc::clone(shared));
-    let ended = loop {
-        let wake = shared.inbox.wait(committer.patience());
-        match committer.turn(wake) {
-            Ok(true) => {}
-            Ok(false) => break committer.end(),
-            Err(error) => break Err(error),
+/// Where the log is, for its thread, and for whoever commits past that.
+struct Desk<S: Storage, O> {
+    shared: Arc<Shared>,
+    /// Whoever has the lock has the log, also while it is written and synced. None once it is closed, or has failed.
+    committer: Mutex<Option<Committer<S, O>>>,
+}
+
+impl<S: Storage, O: LogObserver> Desk<S, O> {
+    fn run(&self) {
+        let _guard = PanicGuard(&self.shared);
+        let mut patience = Patience::None;
+        loop {
+            let wake = self.shared.inbox.wait(patience);
+            // Whoever panicked with it has told so.
+            let Ok(mut desk) = self.committer.lock() else { return };
+            let Some(committer) = desk.as_mut() else { return };
+            let turn = committer.turn(wake);
+            if let Ok(true) = turn {
+                patience = committer.patience();
+                continue;
+            }
+            let ended = turn.and_then(|_| desk.take().map_or(Ok(()), Committer::end));
+            *desk = None;
+            if let Err(error) = ended {
+                self.shared.fail(error);
+            }
+            return;
         }
-    };
-    if let Err(error) = ended {
-        shared.fail(error);
+    }
+}
+
+/// A desk with any storage.
+trait Commit: Send + Sync {
+    /// As [`Committer::bypass`].
+    fn commit(&self) -> bool;
+}
+
+impl<S: Storage, O: LogObserver> Commit for Desk<S, O> {
+    fn commit(&self) -> bool {
+        // Whoever has it commits already.
+        let Ok(mut desk) = self.committer.try_lock() else { return false };
+        let _guard = PanicGuard(&self.shared);
+        match desk.as_mut().map(Committer::bypass) {
+            Some(Ok(committed)) => committed,
+            Some(Err(error)) => {
+                *desk = None;
+                self.shared.fail(error);
+                false
+            }
+            None => false,
+        }
+    }
+}
+
+/// A way past a log's thread: two wake-ups fewer, each of which may take as long as a sync.
+#[derive(Clone)]
+pub struct Bypass {
+    shared: Arc<Shared>,
+    desk: Arc<dyn Commit>,
+}
+
+impl Bypass {
+    /// As [`LogThread::hurry`], for whoever may block for a sync, which may take as long as the disk likes: what was sent is
+    /// committed here and now, if the thread sleeps and the latest syncs were quick.
+    pub fn hurry(&self) {
+        if !self.desk.commit() {
+            self.shared.inbox.hurry();
+        }
     }
 }

@@ -196,6 +196,11 @@ impl<S: Storage> Log<S> {
         Ok(count)
     }
 
+    /// Whether so many bytes of records go into the segment that is written now.
+    pub(super) fn has_room_for(&self, body_bytes: usize) -> bool {
+        self.current.as_ref().is_some_and(|current| current.has_room_for(batch_bytes(body_bytes)))
+    }
+
     /// Makes all that was appended durable, and returns the number of the last durable record.
     ///
     /// # Errors

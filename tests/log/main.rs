@@ -5,6 +5,7 @@
 #[path = "../support/disk.rs"]
 mod disk;
 
+mod bypass;
 mod crash;
 mod damage;
 mod fetch;

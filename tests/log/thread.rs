@@ -155,12 +155,18 @@ fn a_full_disk_is_waited_for() {
     assert_eq!(open(&disk).expect("start").state().len() as u64, sent);
 }
 
-/// Waits until damage to the last batch is known for that.
-fn wait_for_the_mark(disk: &SimDisk) {
+/// Waits until damage to the last batch, which has these bytes and nothing behind it, is known for that.
+pub(crate) fn wait_for_the_mark(disk: &SimDisk, body: &[u8]) {
     let is_marked = || {
         std::thread::yield_now();
         let damaged = disk.fork();
-        damaged.flip("00000001.seg", 4096 + 64 + 28);
+        let stands = |bytes: &[u8]| bytes.windows(body.len()).rposition(|window| window == body);
+        let (name, at) = damaged
+            .image()
+            .iter()
+            .find_map(|(name, bytes)| Some((name.clone(), stands(bytes)?)))
+            .expect("it stands somewhere");
+        damaged.flip(&name, at);
         open(&damaged).is_err()
     };
     // Half a second at the very least, where 50 ms are due.
@@ -174,7 +180,7 @@ fn when_idle_the_last_batch_is_marked() {
     let (thread, signal) = start(&disk);
     thread.send(batch(&[Item::put(1, b"x")]), Vec::new());
     signal.wait_until(|| thread.durable() == 1);
-    wait_for_the_mark(&disk);
+    wait_for_the_mark(&disk, b"x");
     thread.stop().expect("stop");
 }
 
@@ -225,7 +231,7 @@ fn what_nobody_waits_for_becomes_durable_by_itself() {
     };
     store();
     // Once it has marked that, the thread sleeps until it is woken.
-    wait_for_the_mark(&disk);
+    wait_for_the_mark(&disk, b"x");
     // With the segment that is written, and its two spares, nothing is left to do.
     while thread.stats().bytes < 3 * SEGMENT_BYTES_MIN {
         std::thread::yield_now();

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::ThreadId;
 
 use taskyard::log::{Storage, StorageFile};
 
@@ -62,6 +63,8 @@ struct State {
     open_most: usize,
     operations: u64,
     fault: Option<(u64, Fault)>,
+    /// The same, of the operations of one thread; those that are still to go well.
+    fault_of: Option<(ThreadId, u64, Fault)>,
     powered_off: bool,
     capacity: Option<u64>,
 }
@@ -111,7 +114,7 @@ impl SimDisk {
     pub(crate) fn fork(&self) -> Self {
         let mut state = self.state().clone();
         state.locked = false;
-        state.fault = None;
+        (state.fault, state.fault_of) = (None, None);
         state.powered_off = false;
         Self { state: Arc::new(Mutex::new(state)) }
     }
@@ -152,6 +155,16 @@ impl SimDisk {
     pub(crate) fn fail_at(&self, number: u64, fault: Fault) {
         let mut state = self.state();
         state.fault = Some((state.operations + number, fault));
+    }
+
+    /// Makes the `number`th operation of this thread from now on, counted from 1, go wrong.
+    pub(crate) fn fail_here_at(&self, number: u64, fault: Fault) {
+        self.state().fault_of = Some((std::thread::current().id(), number - 1, fault));
+    }
+
+    /// Whether it is still to go wrong.
+    pub(crate) fn is_yet_to_fail_here(&self) -> bool {
+        self.state().fault_of.is_some()
     }
 
     /// Operations so far.
@@ -231,8 +244,17 @@ impl State {
         if self.powered_off {
             return Err(io::Error::other("the power is off"));
         }
-        match self.fault {
-            Some((at, fault)) if at == self.operations => match fault {
+        let here = match &mut self.fault_of {
+            Some((thread, 0, _)) if *thread == std::thread::current().id() => self.fault_of.take(),
+            Some((thread, left, _)) if *thread == std::thread::current().id() => {
+                *left -= 1;
+                None
+            }
+            _ => None,
+        };
+        let fault = self.fault.filter(|(at, _)| *at == self.operations).map(|(_, fault)| fault);
+        match here.map(|(_, _, fault)| fault).or(fault) {
+            Some(fault) => match fault {
                 Fault::Eio => Err(io::Error::from_raw_os_error(5)),
                 Fault::NoSpace => Err(io::Error::from(io::ErrorKind::StorageFull)),
                 Fault::PowerCut => {
@@ -241,7 +263,7 @@ impl State {
                 }
                 Fault::ShortWrite | Fault::LateError => Ok(Some(fault)),
             },
-            _ => Ok(None),
+            None => Ok(None),
         }
     }
 
