@@ -294,9 +294,15 @@ impl<E: Engine> Dispatcher<E> {
         self.take_more(now, count, Some(arrived));
     }
 
-    /// Takes what has arrived, up to a turn's worth, then does what is due. `arrived` is when the last
-    /// batch did that is applied already.
-    fn take_more(&mut self, now: Time, mut count: usize, arrived: Option<Time>) {
+    /// Takes what has arrived, as [`take`](Self::take): that is a turn.
+    fn take_more(&mut self, now: Time, count: usize, arrived: Option<Time>) {
+        let count = self.take(now, count, arrived);
+        self.reserve.turn(now, count >= TURN_COMMANDS);
+    }
+
+    /// Takes what has arrived, up to a turn's worth, then does what is due. `count` are applied already, `arrived` is when
+    /// the last of them did. Returns how many are then.
+    fn take(&mut self, now: Time, mut count: usize, arrived: Option<Time>) -> usize {
         // What is not applied yet arrived after this: acks come before expiries.
         let mut horizon = arrived;
         while count < TURN_COMMANDS && self.engine.has_room() {
@@ -315,7 +321,7 @@ impl<E: Engine> Dispatcher<E> {
         if let Some(horizon) = horizon {
             self.expire(horizon.min(now));
         }
-        self.reserve.turn(now, count >= TURN_COMMANDS);
+        count
     }
 
     fn apply(&mut self, now: Time, batch: Batch) {
@@ -394,7 +400,8 @@ impl<E: Engine> Dispatcher<E> {
     }
 
     /// Tells the engine of whoever waits for it. A few messages that have just gone out are written first: waking the
-    /// engine takes as long as writing some of them, and what they say need not wait for its disk.
+    /// engine takes as long as writing some of them, and what they say need not wait for its disk. While the other thread
+    /// is held, the engine may store on this one, once there is nothing else to do.
     async fn hurry(&mut self) {
         let sent = std::mem::take(&mut self.mail.sent);
         if !self.is_awaited() {
@@ -406,7 +413,7 @@ impl<E: Engine> Dispatcher<E> {
         }
         if is_alone {
             // Nobody reads while this thread waits for the disk: what is there already comes along.
-            self.take_more(self.clock.now(), 0, None);
+            self.take(self.clock.now(), 0, None);
             self.flush();
         }
         self.hurried = self.shard.operations();
@@ -447,7 +454,7 @@ impl<E: Engine> Dispatcher<E> {
                 Ok(Event::Stored { through }) => {
                     self.shard.apply(self.clock.now(), Command::Stored { through }, &mut self.fx);
                     self.flush();
-                    self.hurry().await;
+                    self.engine.hurry();
                 }
                 Ok(Event::Full(_) | Event::Fetched(_)) => {}
                 Ok(Event::Failed(error)) => return Err(error),

@@ -3,7 +3,8 @@
 //! With both at work each message wakes whichever sleeps: an interrupt from core to core, which a virtual machine sends by
 //! way of its host, and which costs more than the work that it shares out. And the log's thread, the kernel and the
 //! programs beside us want the second core too: whatever waits for a thread that has no core waits for milliseconds.
-//! One thread comes to everything in its turn, and needs no telling. `bench/README.md` has the figures.
+//! One thread comes to everything in its turn, and needs no telling. It may also block for a disk that is quick: should that
+//! stall, the one that is held joins in. `bench/README.md` has the figures.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};

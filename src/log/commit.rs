@@ -111,14 +111,13 @@ impl<S: Storage, O: LogObserver> Committer<S, O> {
                     self.append_all(&taken)?;
                     self.sync(&mut taken, last_ticket)?;
                     self.answer_readers();
-                    self.maintain_if_due()?;
+                    if self.is_due() {
+                        self.maintain()?;
+                    }
                 }
                 self.taken = taken;
             }
-            Wake::Asked => {
-                self.answer_readers();
-                self.maintain_if_due()?;
-            }
+            Wake::Asked => self.answer_readers(),
             Wake::Bypassed => {}
             Wake::TimePassed if self.upkeep == Maintenance::Done => self.mark()?,
             Wake::TimePassed => {
@@ -135,11 +134,11 @@ impl<S: Storage, O: LogObserver> Committer<S, O> {
     }
 
     /// Commits what was sent, if the thread whose work that is sleeps and it should not take long; says whether it did.
-    /// What cannot be appended is left to the thread. Upkeep too.
+    /// What cannot be appended is left to the thread; upkeep too, also when it cannot wait.
     pub(super) fn bypass(&mut self) -> Result<bool, LogError> {
         let bytes = self.shared.waiting_bytes.load(Ordering::Relaxed);
         let is_quick = self.sync_time < BYPASS_SYNC_MAX && bytes <= BYPASS_BYTES_MAX;
-        if !is_quick || self.upkeep == Maintenance::NoRoom || !self.log.has_room_for(bytes as usize) {
+        if !is_quick || self.is_due() || !self.log.has_room_for(bytes as usize) {
             return Ok(false);
         }
         let mut taken = std::mem::take(&mut self.taken);
@@ -162,9 +161,6 @@ impl<S: Storage, O: LogObserver> Committer<S, O> {
         }
         self.sync(&mut taken, last_ticket)?;
         self.taken = taken;
-        if self.is_due() {
-            self.shared.inbox.ask();
-        }
         Ok(true)
     }
 
@@ -183,10 +179,6 @@ impl<S: Storage, O: LogObserver> Committer<S, O> {
         self.owed_bytes >= MAINTAIN_EACH_BYTES
             || matches!(self.upkeep, Maintenance::NoRoom | Maintenance::Elsewhere)
                 && self.commits_since_upkeep >= RETRY_COMMITS
-    }
-
-    fn maintain_if_due(&mut self) -> Result<(), LogError> {
-        if self.is_due() { self.maintain() } else { Ok(()) }
     }
 
     fn answer_readers(&mut self) {
@@ -216,8 +208,7 @@ impl<S: Storage, O: LogObserver> Committer<S, O> {
         self.observer.sync_begins(records);
         let began = Instant::now();
         self.log.sync()?;
-        let took = began.elapsed().min(BYPASS_SYNC_MAX * SYNC_WEIGHT);
-        self.sync_time = (self.sync_time * (SYNC_WEIGHT - 1) + took) / SYNC_WEIGHT;
+        self.synced_in(began.elapsed());
         self.observer.sync_ended(records);
         self.owed_bytes += taken.iter().map(|sent| sent.batch.bytes() as u64).sum::<u64>();
         self.commits_since_upkeep += 1;
@@ -230,6 +221,12 @@ impl<S: Storage, O: LogObserver> Committer<S, O> {
         self.shared.recycle(taken);
         self.shared.publish(self.log.stats(), last_ticket);
         Ok(())
+    }
+
+    /// A sync took so long.
+    fn synced_in(&mut self, took: Duration) {
+        let took = took.min(BYPASS_SYNC_MAX * SYNC_WEIGHT);
+        self.sync_time = (self.sync_time * (SYNC_WEIGHT - 1) + took) / SYNC_WEIGHT;
     }
 
     /// Appends, and waits for room as long as the disk is full: what was sent was promised a place, and senders
@@ -272,4 +269,84 @@ impl<S: Storage, O: LogObserver> Committer<S, O> {
 
 fn parts(taken: &[Sent]) -> Vec<Part<'_>> {
     taken.iter().map(|sent| Part { batch: &sent.batch, forget: &sent.forget }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::{RecordBatch, RecordKind};
+    use super::super::storage::Files;
+    use super::super::writer::{Options, SEGMENT_BYTES_MIN};
+    use super::*;
+
+    /// One whose thread sleeps lightly, and that knows that the disk is quick.
+    fn committer(place: &tempfile::TempDir) -> Committer<Files, ()> {
+        let mut options = Options::new(1, 2);
+        options.segment_bytes = SEGMENT_BYTES_MIN;
+        let (log, _) = Log::open(Files::at(place.path()).unwrap(), options, &mut |_| {}).unwrap();
+        let shared = Arc::new(Shared::new(&log, || {}));
+        shared.inbox.sleep_lightly();
+        let (_, questions) = std::sync::mpsc::channel();
+        Committer { sync_time: Duration::ZERO, ..Committer::new(shared, log, (), questions) }
+    }
+
+    fn send(committer: &Committer<Files, ()>, bytes: usize) {
+        let mut batch = RecordBatch::new();
+        batch.push_with(RecordKind::Put, 1, |body| body.resize(bytes, 7));
+        committer.shared.waiting_bytes.fetch_add(batch.bytes() as u64, Ordering::Relaxed);
+        committer.shared.inbox.send(Sent { batch, forget: Vec::new() }, false);
+    }
+
+    #[test]
+    fn what_takes_long_or_needs_upkeep_is_left_to_the_thread() {
+        let place = tempfile::tempdir().unwrap();
+        let mut committer = committer(&place);
+        assert!(!committer.bypass().unwrap(), "there is nothing");
+        send(&committer, 100);
+        committer.sync_time = BYPASS_SYNC_MAX;
+        assert!(!committer.bypass().unwrap(), "the disk is slow");
+        committer.sync_time = Duration::ZERO;
+        committer.owed_bytes = MAINTAIN_EACH_BYTES;
+        assert!(!committer.bypass().unwrap(), "upkeep is due");
+        committer.owed_bytes = 0;
+        (committer.upkeep, committer.commits_since_upkeep) = (Maintenance::Elsewhere, RETRY_COMMITS);
+        assert!(!committer.bypass().unwrap(), "as it is");
+        committer.commits_since_upkeep = 0;
+        assert!(committer.bypass().unwrap());
+        send(&committer, BYPASS_BYTES_MAX as usize);
+        assert!(!committer.bypass().unwrap(), "it is much");
+        assert!(committer.turn(Wake::Arrived).unwrap());
+        assert_eq!(committer.shared.waiting_bytes.load(Ordering::Relaxed), 0);
+        let mut rounds = 0;
+        loop {
+            committer.sync_time = Duration::ZERO;
+            committer.owed_bytes = 0;
+            send(&committer, 1000);
+            if !committer.bypass().unwrap() {
+                break;
+            }
+            rounds += 1;
+        }
+        assert!(rounds < SEGMENT_BYTES_MIN / 1000, "a segment is full");
+        assert!(committer.turn(Wake::Arrived).unwrap());
+        committer.owed_bytes = 0;
+        send(&committer, 1000);
+        assert!(committer.bypass().unwrap(), "the next one has room");
+    }
+
+    #[test]
+    fn one_slow_sync_is_enough_for_the_thread_to_have_the_next_ones() {
+        let place = tempfile::tempdir().unwrap();
+        let mut committer = committer(&place);
+        for quick in [Duration::ZERO, BYPASS_SYNC_MAX / 2] {
+            committer.sync_time = quick;
+            committer.synced_in(Duration::from_secs(3600));
+            assert!(committer.sync_time >= BYPASS_SYNC_MAX);
+            let mut quick_ones = 0;
+            while committer.sync_time >= BYPASS_SYNC_MAX {
+                committer.synced_in(BYPASS_SYNC_MAX / 4);
+                quick_ones += 1;
+            }
+            assert!((1..=SYNC_WEIGHT).contains(&quick_ones), "{quick_ones}");
+        }
+    }
 }

@@ -31,7 +31,7 @@ struct State {
     sent: Vec<Sent>,
     /// The ticket of the last batch in `sent`.
     last_ticket: u64,
-    /// A reader asks where records stand, or upkeep is due.
+    /// A reader asks where records stand.
     asked: bool,
     stopping: bool,
     /// The stop is in order: the log may be marked so.
@@ -63,7 +63,7 @@ pub(super) enum Wake {
     Arrived,
     /// Something was committed past the thread: what is due by itself may be something else now.
     Bypassed,
-    /// Only a question, of a reader or whether something is due.
+    /// Only a reader's question.
     Asked,
     TimePassed,
     Stop,
@@ -122,7 +122,7 @@ impl Inbox {
         }
     }
 
-    /// A reader asks where records stand, or upkeep is due.
+    /// A reader asks where records stand.
     pub(super) fn ask(&self) {
         let mut state = self.state();
         state.asked = true;
@@ -219,6 +219,12 @@ impl Inbox {
         }
     }
 
+    /// As if the thread slept, and would soon look again.
+    #[cfg(test)]
+    pub(super) fn sleep_lightly(&self) {
+        self.state().sleep = Sleep::Light;
+    }
+
     /// No code panics while it has this lock.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -266,7 +272,7 @@ mod tests {
         assert_eq!(take(), None);
         inbox.state().sleep = Sleep::Deep;
         assert_eq!(take(), None);
-        inbox.state().sleep = Sleep::Light;
+        inbox.sleep_lightly();
         inbox.state().asked = true;
         assert_eq!(take(), None);
         inbox.state().asked = false;
@@ -274,7 +280,7 @@ mod tests {
         assert!(inbox.wait(Patience::Endless) == Wake::Bypassed);
         inbox.send(sent(2), false);
         inbox.stop(true);
-        inbox.state().sleep = Sleep::Light;
+        inbox.sleep_lightly();
         assert_eq!(take(), None);
     }
 }

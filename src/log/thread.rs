@@ -74,20 +74,7 @@ impl LogThread {
         observer: impl LogObserver,
     ) -> io::Result<Self> {
         log.prepare_elsewhere();
-        let shared = Arc::new(Shared {
-            inbox: Inbox::default(),
-            waiting_bytes: AtomicU64::new(0),
-            durable: AtomicU64::new(0),
-            accepts_new: AtomicBool::new(log.accepts_new()),
-            failure: OnceLock::new(),
-            segments: AtomicU64::new(0),
-            bytes: AtomicU64::new(0),
-            live_bytes: AtomicU64::new(0),
-            live_records: AtomicU64::new(0),
-            spare_buffers: Mutex::default(),
-            notify: Box::new(notify),
-        });
-        shared.publish_stats(log.stats());
+        let shared = Arc::new(Shared::new(&log, notify));
         let waker = Arc::clone(&shared);
         let (reader, fetches, questions) = Reader::new(Box::new(move || waker.inbox.ask()));
         let of_reader = Arc::clone(&shared);
@@ -217,6 +204,24 @@ impl Drop for LogThread {
 }
 
 impl Shared {
+    pub(super) fn new(log: &Log<impl Storage>, notify: impl Fn() + Send + Sync + 'static) -> Shared {
+        let shared = Shared {
+            inbox: Inbox::default(),
+            waiting_bytes: AtomicU64::new(0),
+            durable: AtomicU64::new(0),
+            accepts_new: AtomicBool::new(log.accepts_new()),
+            failure: OnceLock::new(),
+            segments: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            live_bytes: AtomicU64::new(0),
+            live_records: AtomicU64::new(0),
+            spare_buffers: Mutex::default(),
+            notify: Box::new(notify),
+        };
+        shared.publish_stats(log.stats());
+        shared
+    }
+
     fn fail(&self, error: LogError) {
         // The first failure is the one that tells something.
         let _ = self.failure.set(Arc::new(error));

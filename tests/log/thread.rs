@@ -173,6 +173,19 @@ pub(crate) fn wait_for_the_mark(disk: &SimDisk, body: &[u8]) {
     assert!((0..20_000).any(|_| is_marked()));
 }
 
+/// Waits until the thread has nothing left to do behind the last batch, and sleeps until it is woken.
+pub(crate) fn wait_until_it_sleeps(disk: &SimDisk, thread: &LogThread, body: &[u8]) {
+    wait_for_the_mark(disk, body);
+    // The segment that is written, and its two spares.
+    while thread.stats().bytes < 3 * SEGMENT_BYTES_MIN {
+        std::thread::yield_now();
+    }
+    let asleep = Instant::now() + UNAWAITED_DELAY;
+    while Instant::now() < asleep {
+        std::thread::yield_now();
+    }
+}
+
 /// The end of a quiet broker's log is known for damaged, not for torn.
 #[test]
 fn when_idle_the_last_batch_is_marked() {
@@ -230,16 +243,7 @@ fn what_nobody_waits_for_becomes_durable_by_itself() {
         signal.wait_until(|| thread.durable() == ticket);
     };
     store();
-    // Once it has marked that, the thread sleeps until it is woken.
-    wait_for_the_mark(&disk, b"x");
-    // With the segment that is written, and its two spares, nothing is left to do.
-    while thread.stats().bytes < 3 * SEGMENT_BYTES_MIN {
-        std::thread::yield_now();
-    }
-    let asleep = Instant::now() + UNAWAITED_DELAY;
-    while Instant::now() < asleep {
-        std::thread::yield_now();
-    }
+    wait_until_it_sleeps(&disk, &thread, b"x");
     store();
     // Right after a commit it looks again by itself.
     store();
