@@ -419,7 +419,8 @@ impl<E: Engine> Dispatcher<E> {
         self.hurried = self.shard.operations();
         // What has gone out meanwhile is not to wait for the disk.
         if is_alone && std::mem::take(&mut self.mail.sent) == 0 {
-            self.engine.hurry_nearby();
+            let hurry = self.engine.hurry_blocking();
+            self.reserve.block(hurry);
         } else {
             self.engine.hurry();
         }

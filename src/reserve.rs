@@ -6,6 +6,7 @@
 //! One thread comes to everything in its turn, and needs no telling. It may also block for a disk that is quick: should that
 //! stall, the one that is held joins in. `bench/README.md` has the figures.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -59,6 +60,8 @@ struct Shared {
     opened: Condvar,
     /// Holds are worth making.
     wanted: Notify,
+    /// So long a thread did nothing in [`Reserve::block`], since the start.
+    blocked_nanos: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -117,6 +120,19 @@ impl Reserve {
         }
     }
 
+    /// Does what may block the thread that is not held, in a task of its own: should it take long, the one that is held
+    /// joins in and does what else there is. While it blocks the thread is not busy.
+    pub fn block(&self, does: impl FnOnce() + Send + 'static) {
+        let shared = self.0.as_ref().map(|holding| holding.shared.clone());
+        tokio::spawn(async move {
+            let began = Instant::now();
+            does();
+            if let Some(shared) = shared {
+                shared.blocked_nanos.fetch_add(began.elapsed().as_nanos() as u64, Ordering::Relaxed);
+            }
+        });
+    }
+
     /// Whether a thread is held now, which joins in soon whatever becomes of the other.
     pub fn is_held(&self) -> bool {
         self.0.as_ref().is_some_and(|holding| holding.shared.gate().state == State::Held)
@@ -134,9 +150,13 @@ impl Shared {
         self.gate.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn blocked(&self) -> Duration {
+        Duration::from_nanos(self.blocked_nanos.load(Ordering::Relaxed))
+    }
+
     /// Holds the thread that this runs on.
     fn hold(&self, metrics: &RuntimeMetrics) -> Held {
-        let (before, since) = (Work::of(metrics), Instant::now());
+        let (before, blocked_before, since) = (Work::of(metrics), self.blocked(), Instant::now());
         let mut gate = self.gate();
         gate.state = State::Held;
         let turns = gate.turns;
@@ -147,12 +167,13 @@ impl Shared {
         let called = std::mem::replace(&mut gate.state, State::Open) == State::Open;
         let quiet = gate.turns == turns;
         drop(gate);
-        let after = Work::of(metrics);
+        let (after, blocked) = (Work::of(metrics), self.blocked() - blocked_before);
         Held {
             called,
             quiet,
             stuck: !after.parked && after == before,
-            busy: after.busy.saturating_sub(before.busy).as_secs_f64() / since.elapsed().as_secs_f64(),
+            busy: (after.busy.saturating_sub(before.busy).as_secs_f64() - blocked.as_secs_f64())
+                / since.elapsed().as_secs_f64(),
         }
     }
 }
@@ -187,7 +208,8 @@ struct Held {
     quiet: bool,
     /// The other thread came to no end of what it does, all the time.
     stuck: bool,
-    /// The share of the time that the other thread was at work. What it did before is counted late: it can be over 1.
+    /// The share of the time that the other thread was at work. What it did before is counted late: it can be over 1, and
+    /// below 0 where it was blocked.
     busy: f64,
 }
 
@@ -317,6 +339,30 @@ mod tests {
         assert!((0..3).all(|_| !is_called(false)));
         // A machine that is busy elsewhere may let a hold pass without a turn.
         assert!((0..1000).any(|_| is_called(true)));
+    }
+
+    /// A thread that waited for the disk was taken for busy, and the other was let go though there was nothing for it to do.
+    #[test]
+    fn a_thread_that_is_blocked_is_not_busy() {
+        let runtime = runtime(2);
+        let reserve = runtime.block_on(async { Reserve::start() });
+        let shared = reserve.0.as_ref().unwrap().shared.clone();
+        let metrics = runtime.metrics();
+        let busy: f64 = std::thread::scope(|scope| {
+            let held = scope.spawn(|| (0..20).map(|_| shared.hold(&metrics).busy).sum());
+            while !held.is_finished() {
+                runtime.block_on(async {
+                    let (over, is_over) = tokio::sync::oneshot::channel();
+                    reserve.block(move || {
+                        std::thread::park_timeout(Duration::from_millis(2));
+                        over.send(()).unwrap();
+                    });
+                    is_over.await.unwrap();
+                });
+            }
+            held.join().unwrap()
+        });
+        assert!(busy / 20.0 < 0.5, "busy for {} of the time", busy / 20.0);
     }
 
     #[test]

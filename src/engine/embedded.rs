@@ -211,10 +211,9 @@ impl Engine for Embedded {
         self.thread.hurry();
     }
 
-    fn hurry_nearby(&mut self) {
+    fn hurry_blocking(&mut self) -> impl FnOnce() + Send + use<> + 'static {
         let bypass = self.bypass.clone();
-        // Not on the caller's task: that goes on elsewhere should the disk stall.
-        tokio::spawn(async move { bypass.hurry() });
+        move || bypass.hurry()
     }
 
     fn fetch(&mut self, tasks: &mut Vec<TaskId>) {

@@ -94,10 +94,11 @@ pub trait Engine: Send + 'static {
     /// Somebody waits for what was committed: it is stored as soon as can be.
     fn hurry(&mut self);
 
-    /// As [`Engine::hurry`], where another of the runtime's threads is free: the engine may store on the one that calls, in a
-    /// task of its own, and block it. If that takes long, the other does what else there is.
-    fn hurry_nearby(&mut self) {
+    /// As [`Engine::hurry`], for a caller who has a thread to spare: what this gives may store by itself, on the thread that
+    /// calls it, and block that for as long as the medium likes.
+    fn hurry_blocking(&mut self) -> impl FnOnce() + Send + use<Self> + 'static {
         self.hurry();
+        || {}
     }
 
     /// Brings payloads of stored tasks back; each is told by `Fetched`, in any order. Never waits.

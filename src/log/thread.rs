@@ -335,7 +335,7 @@ impl<S: Storage, O: LogObserver> Commit for Desk<S, O> {
     }
 }
 
-/// A way past a log's thread: two wake-ups fewer, each of which may take as long as a sync.
+/// A way past a log's thread: two wake-ups fewer, each of which may take as long as a sync. Clones are of the same log.
 #[derive(Clone)]
 pub struct Bypass {
     shared: Arc<Shared>,
