@@ -67,6 +67,8 @@ pub struct Dispatcher<E> {
     hurried: u64,
     /// The thread that is held back while this one does all there is.
     reserve: Reserve,
+    /// Stores on this thread, once there is nothing else to do.
+    nearby: Option<Box<dyn FnOnce() + Send>>,
     /// Nothing expires before.
     hold_until: Option<Instant>,
     drained: Option<Instant>,
@@ -81,7 +83,7 @@ struct Mail {
     latest: Option<(SessionId, usize)>,
     boxes: Vec<(SessionId, Vec<Outbound>)>,
     used: usize,
-    /// How many messages went into `boxes` since the engine was last hurried, or not.
+    /// How many messages went out, here or to requests, since the engine was last hurried, or not.
     sent: usize,
     /// What was said in rooms, and to whom: what one room's members hear in a row is one entry.
     said: Vec<(Vec<SessionId>, Vec<Arc<Shared>>)>,
@@ -111,6 +113,7 @@ impl Mail {
     }
 
     fn publish(&mut self, members: Vec<SessionId>, message: RoomMessage) {
+        self.sent += 1;
         let shared = Arc::new(Shared::new(message));
         match self.said.last_mut() {
             Some((same, said)) if *same == members => said.push(shared),
@@ -159,6 +162,7 @@ impl<E: Engine> Dispatcher<E> {
             mail: Mail::default(),
             hurried: 0,
             reserve: Reserve::start(),
+            nearby: None,
             hold_until: None,
             drained: None,
         }
@@ -267,6 +271,15 @@ impl<E: Engine> Dispatcher<E> {
                 None => std::future::pending().await,
             }
         };
+        // Only a dispatcher that sleeps is woken by whatever happens: one that has more to do would yield to sockets, and be
+        // where nobody but the thread that is about to block finds it.
+        let (nearby, reserve) = (&mut self.nearby, &self.reserve);
+        let idle = async {
+            if let Some(does) = nearby.take() {
+                reserve.block(does);
+            }
+            std::future::pending().await
+        };
         let wake = tokio::select! {
             biased;
             changed = self.phase.changed() => Wake::Phase(match changed {
@@ -278,7 +291,11 @@ impl<E: Engine> Dispatcher<E> {
             Some(inspection) = self.inspections.recv() => Wake::Inspect(inspection),
             Some(batch) = self.inbox.recv(), if has_room => Wake::Batch(batch),
             () = sleep => Wake::Deadline,
+            wake = idle => wake,
         };
+        if self.nearby.take().is_some() {
+            self.engine.hurry();
+        }
         // A deadline that was passed long before we woke: the process, or its machine, stood still.
         let now = Instant::now();
         if self.hold_until.is_none() && deadline.is_some_and(|at| now > at + STALL) {
@@ -294,17 +311,21 @@ impl<E: Engine> Dispatcher<E> {
         self.take_more(now, count, Some(arrived));
     }
 
-    /// Takes what has arrived, as [`take`](Self::take): that is a turn.
+    /// A turn: takes what has arrived, as [`take`](Self::take).
+    /// `count` are applied already, and `arrived` is when the last of them did. Then it does what is due.
     fn take_more(&mut self, now: Time, count: usize, arrived: Option<Time>) {
-        let count = self.take(now, count, arrived);
+        let (count, horizon) = self.take(now, count);
+        // What is not applied yet arrived after this: acks come before expiries.
+        if let Some(horizon) = horizon.or(arrived) {
+            self.expire(horizon.min(now));
+        }
         self.reserve.turn(now, count >= TURN_COMMANDS);
     }
 
-    /// Takes what has arrived, up to a turn's worth, then does what is due. `count` are applied already, `arrived` is when
-    /// the last of them did. Returns how many are then.
-    fn take(&mut self, now: Time, mut count: usize, arrived: Option<Time>) -> usize {
-        // What is not applied yet arrived after this: acks come before expiries.
-        let mut horizon = arrived;
+    /// Takes what has arrived, up to a turn's worth of which `count` are applied already. Returns how many are then, and
+    /// when all had arrived that is applied; none: nothing was taken.
+    fn take(&mut self, now: Time, mut count: usize) -> (usize, Option<Time>) {
+        let mut horizon = None;
         while count < TURN_COMMANDS && self.engine.has_room() {
             match self.inbox.try_recv() {
                 Ok(batch) => {
@@ -318,10 +339,7 @@ impl<E: Engine> Dispatcher<E> {
                 }
             }
         }
-        if let Some(horizon) = horizon {
-            self.expire(horizon.min(now));
-        }
-        count
+        (count, horizon)
     }
 
     fn apply(&mut self, now: Time, batch: Batch) {
@@ -386,8 +404,14 @@ impl<E: Engine> Dispatcher<E> {
                     let (row, since) = (hops::row(queue), self.shard.now().0 as u32);
                     self.mail.add(session, Outbound { response, on_write, barrier, row, since });
                 }
-                Output::Answer { call, message } => answer(&mut self.calls, call, Reply::Message(message)),
-                Output::Report { call, report } => answer(&mut self.calls, call, Reply::Report(report)),
+                Output::Answer { call, message } => {
+                    self.mail.sent += 1;
+                    answer(&mut self.calls, call, Reply::Message(message));
+                }
+                Output::Report { call, report } => {
+                    self.mail.sent += 1;
+                    answer(&mut self.calls, call, Reply::Report(report));
+                }
                 Output::Publish { members, message } => self.mail.publish(members, message),
                 Output::Close { session, code, reason } => {
                     // After what was said to it before.
@@ -413,14 +437,14 @@ impl<E: Engine> Dispatcher<E> {
         }
         if is_alone {
             // Nobody reads while this thread waits for the disk: what is there already comes along.
-            self.take(self.clock.now(), 0, None);
+            self.take(self.clock.now(), 0);
             self.flush();
         }
         self.hurried = self.shard.operations();
-        // What has gone out meanwhile is not to wait for the disk.
-        if is_alone && std::mem::take(&mut self.mail.sent) == 0 {
-            let hurry = self.engine.hurry_blocking();
-            self.reserve.block(hurry);
+        // What has gone out meanwhile is not to wait for the disk. And the other thread may be at work again: gone to sleep
+        // while this one looked after all sockets, nobody would wake it for them.
+        if is_alone && std::mem::take(&mut self.mail.sent) == 0 && self.reserve.is_held() {
+            self.nearby = self.engine.hurry_blocking();
         } else {
             self.engine.hurry();
         }

@@ -211,9 +211,9 @@ impl Engine for Embedded {
         self.thread.hurry();
     }
 
-    fn hurry_blocking(&mut self) -> impl FnOnce() + Send + use<> + 'static {
+    fn hurry_blocking(&mut self) -> Option<Box<dyn FnOnce() + Send>> {
         let bypass = self.bypass.clone();
-        move || bypass.hurry()
+        Some(Box::new(move || bypass.hurry()))
     }
 
     fn fetch(&mut self, tasks: &mut Vec<TaskId>) {

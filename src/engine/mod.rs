@@ -94,11 +94,11 @@ pub trait Engine: Send + 'static {
     /// Somebody waits for what was committed: it is stored as soon as can be.
     fn hurry(&mut self);
 
-    /// As [`Engine::hurry`], for a caller who has a thread to spare: what this gives may store by itself, on the thread that
-    /// calls it, and block that for as long as the medium likes.
-    fn hurry_blocking(&mut self) -> impl FnOnce() + Send + use<Self> + 'static {
+    /// As [`Engine::hurry`], for a caller who has a thread to spare: what this gives, if anything, is still to be called. It
+    /// stores on the thread that calls it, and blocks that for as long as the medium likes.
+    fn hurry_blocking(&mut self) -> Option<Box<dyn FnOnce() + Send>> {
         self.hurry();
-        || {}
+        None
     }
 
     /// Brings payloads of stored tasks back; each is told by `Fetched`, in any order. Never waits.

@@ -1,7 +1,6 @@
 //! Commits what was sent to a log, and sees in time to its upkeep.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
@@ -28,7 +27,7 @@ const RETRY_COMMITS: u32 = 8;
 const MAINTAIN_EACH_BYTES: u64 = 512 << 10;
 
 /// At most so many bytes are committed past the log's thread: what takes long to write is for that.
-const BYPASS_BYTES_MAX: u64 = 64 << 10;
+const BYPASS_BYTES_MAX: usize = 64 << 10;
 /// And only while syncs take less than this, of the latest ones together: whatever else their thread has to do waits
 /// meanwhile. With slower ones the two wake-ups that are saved are next to nothing.
 const BYPASS_SYNC_MAX: Duration = Duration::from_micros(500);
@@ -128,7 +127,8 @@ impl<S: Storage, O: LogObserver> Committer<S, O> {
                     self.mark()?;
                 }
             }
-            Wake::Stop => return Ok(false),
+            // What could not be appended past the thread may just have been given back.
+            Wake::Stop => return Ok(!self.shared.inbox.is_empty()),
         }
         Ok(true)
     }
@@ -136,13 +136,13 @@ impl<S: Storage, O: LogObserver> Committer<S, O> {
     /// Commits what was sent, if the thread whose work that is sleeps and it should not take long; says whether it did.
     /// What cannot be appended is left to the thread; upkeep too, also when it cannot wait.
     pub(super) fn bypass(&mut self) -> Result<bool, LogError> {
-        let bytes = self.shared.waiting_bytes.load(Ordering::Relaxed);
-        let is_quick = self.sync_time < BYPASS_SYNC_MAX && bytes <= BYPASS_BYTES_MAX;
-        if !is_quick || self.is_due() || !self.log.has_room_for(bytes as usize) {
+        if self.sync_time >= BYPASS_SYNC_MAX || self.is_due() {
             return Ok(false);
         }
         let mut taken = std::mem::take(&mut self.taken);
-        let Some(last_ticket) = self.shared.inbox.take_past_sleeper(&mut taken) else {
+        // Not the next segment: that takes syncs of its own.
+        let fit = |bytes| bytes <= BYPASS_BYTES_MAX && self.log.has_room_for(bytes);
+        let Some(last_ticket) = self.shared.inbox.take_past_sleeper(&mut taken, fit) else {
             self.taken = taken;
             return Ok(false);
         };
@@ -150,6 +150,7 @@ impl<S: Storage, O: LogObserver> Committer<S, O> {
         while appended < taken.len() {
             match self.log.append_some(&parts(&taken[appended..])) {
                 Ok(count) => appended += count,
+                Err(error) if self.log.is_poisoned() => return Err(error),
                 Err(_) => {
                     // The thread meets it again, and has the patience for it. What is appended becomes durable with the rest.
                     let left = taken.split_off(appended);
@@ -292,7 +293,6 @@ mod tests {
     fn send(committer: &Committer<Files, ()>, bytes: usize) {
         let mut batch = RecordBatch::new();
         batch.push_with(RecordKind::Put, 1, |body| body.resize(bytes, 7));
-        committer.shared.waiting_bytes.fetch_add(batch.bytes() as u64, Ordering::Relaxed);
         committer.shared.inbox.send(Sent { batch, forget: Vec::new() }, false);
     }
 
@@ -312,10 +312,10 @@ mod tests {
         assert!(!committer.bypass().unwrap(), "as it is");
         committer.commits_since_upkeep = 0;
         assert!(committer.bypass().unwrap());
-        send(&committer, BYPASS_BYTES_MAX as usize);
+        send(&committer, BYPASS_BYTES_MAX);
         assert!(!committer.bypass().unwrap(), "it is much");
         assert!(committer.turn(Wake::Arrived).unwrap());
-        assert_eq!(committer.shared.waiting_bytes.load(Ordering::Relaxed), 0);
+        assert!(committer.shared.inbox.is_empty());
         let mut rounds = 0;
         loop {
             committer.sync_time = Duration::ZERO;
@@ -331,6 +331,22 @@ mod tests {
         committer.owed_bytes = 0;
         send(&committer, 1000);
         assert!(committer.bypass().unwrap(), "the next one has room");
+    }
+
+    /// What a commit past the thread gave back while that was told to stop was never written, and the log marked clean.
+    #[test]
+    fn what_is_given_back_at_the_stop_is_committed_before_it() {
+        let place = tempfile::tempdir().unwrap();
+        let mut committer = committer(&place);
+        committer.shared.inbox.stop(true);
+        let wake = committer.shared.inbox.wait(Patience::None);
+        assert!(wake == Wake::Stop);
+        send(&committer, 100);
+        assert!(committer.turn(wake).unwrap(), "it goes on");
+        let wake = committer.shared.inbox.wait(Patience::None);
+        assert!(wake == Wake::Arrived && committer.turn(wake).unwrap());
+        let wake = committer.shared.inbox.wait(Patience::None);
+        assert!(wake == Wake::Stop && !committer.turn(wake).unwrap());
     }
 
     #[test]

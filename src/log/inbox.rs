@@ -136,6 +136,10 @@ impl Inbox {
         self.wake(state);
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.state().sent.is_empty()
+    }
+
     pub(super) fn is_stopping(&self) -> bool {
         self.state().stopping
     }
@@ -150,11 +154,17 @@ impl Inbox {
         self.state().take(taken)
     }
 
-    /// Takes what was sent past the thread, if that sleeps and will soon look for what else is due by then: as
-    /// [`take`](Self::take). Whoever has the log may do so, and nobody else: what is sent stays in order.
-    pub(super) fn take_past_sleeper(&self, taken: &mut Vec<Sent>) -> Option<u64> {
+    /// Takes what was sent past the thread, if that sleeps lightly, so that it soon looks for what else is due by then, and
+    /// if so many bytes fit: as [`take`](Self::take). Whoever has the log may do so, and nobody else: what is sent stays in
+    /// order.
+    pub(super) fn take_past_sleeper(
+        &self,
+        taken: &mut Vec<Sent>,
+        fit: impl FnOnce(usize) -> bool,
+    ) -> Option<u64> {
         let mut state = self.state();
-        if state.sleep != Sleep::Light || state.asked || state.stopping {
+        let is_free = state.sleep == Sleep::Light && !state.asked && !state.stopping;
+        if !is_free || !fit(state.sent.iter().map(|sent| sent.batch.bytes()).sum()) {
             return None;
         }
         let last_ticket = state.take(taken);
@@ -268,7 +278,7 @@ mod tests {
     fn nothing_is_taken_past_a_thread_that_is_awake_or_sleeps_until_it_is_woken() {
         let inbox = Inbox::default();
         inbox.send(sent(1), false);
-        let take = || inbox.take_past_sleeper(&mut Vec::new());
+        let take = || inbox.take_past_sleeper(&mut Vec::new(), |_| true);
         assert_eq!(take(), None);
         inbox.state().sleep = Sleep::Deep;
         assert_eq!(take(), None);

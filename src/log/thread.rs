@@ -4,7 +4,7 @@
 //! itself: the slower the disk, the larger the groups. What nobody waits for goes along with the next commit, or
 //! makes one of its own after a moment: at a modest rate it would cost as many syncs and wake-ups again.
 //!
-//! Whoever may block can commit past the thread while that sleeps: [`Bypass`].
+//! Whoever may block can commit past the thread while that sleeps lightly: [`Bypass`].
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -41,7 +41,7 @@ pub struct LogThread {
 
 pub(super) struct Shared {
     pub(super) inbox: Inbox,
-    pub(super) waiting_bytes: AtomicU64,
+    waiting_bytes: AtomicU64,
     durable: AtomicU64,
     accepts_new: AtomicBool,
     failure: OnceLock<Arc<LogError>>,
@@ -284,7 +284,8 @@ impl Drop for PanicGuard<'_> {
 /// Where the log is, for its thread, and for whoever commits past that.
 struct Desk<S: Storage, O> {
     shared: Arc<Shared>,
-    /// Whoever has the lock has the log, also while it is written and synced. None once it is closed, or has failed.
+    /// Whoever has the lock has the log, also while it is written and synced, and puts it back. None once it is closed, or
+    /// has failed; after a panic nobody finds it here, and whoever waits for an answer of it does not wait for ever.
     committer: Mutex<Option<Committer<S, O>>>,
 }
 
@@ -296,14 +297,19 @@ impl<S: Storage, O: LogObserver> Desk<S, O> {
             let wake = self.shared.inbox.wait(patience);
             // Whoever panicked with it has told so.
             let Ok(mut desk) = self.committer.lock() else { return };
-            let Some(committer) = desk.as_mut() else { return };
-            let turn = committer.turn(wake);
-            if let Ok(true) = turn {
-                patience = committer.patience();
-                continue;
-            }
-            let ended = turn.and_then(|_| desk.take().map_or(Ok(()), Committer::end));
-            *desk = None;
+            let Some(mut committer) = desk.take() else { return };
+            let ended = match committer.turn(wake) {
+                Ok(true) => {
+                    patience = committer.patience();
+                    *desk = Some(committer);
+                    continue;
+                }
+                Ok(false) => committer.end(),
+                Err(error) => {
+                    drop(committer);
+                    Err(error)
+                }
+            };
             if let Err(error) = ended {
                 self.shared.fail(error);
             }
@@ -320,17 +326,20 @@ trait Commit: Send + Sync {
 
 impl<S: Storage, O: LogObserver> Commit for Desk<S, O> {
     fn commit(&self) -> bool {
-        // Whoever has it commits already.
+        // Somebody has it, and looks at what was sent once more before the thread sleeps.
         let Ok(mut desk) = self.committer.try_lock() else { return false };
         let _guard = PanicGuard(&self.shared);
-        match desk.as_mut().map(Committer::bypass) {
-            Some(Ok(committed)) => committed,
-            Some(Err(error)) => {
-                *desk = None;
+        let Some(mut committer) = desk.take() else { return false };
+        match committer.bypass() {
+            Ok(committed) => {
+                *desk = Some(committer);
+                committed
+            }
+            Err(error) => {
+                drop(committer);
                 self.shared.fail(error);
                 false
             }
-            None => false,
         }
     }
 }
@@ -344,7 +353,7 @@ pub struct Bypass {
 
 impl Bypass {
     /// As [`LogThread::hurry`], for whoever may block for a sync, which may take as long as the disk likes: what was sent is
-    /// committed here and now, if the thread sleeps and the latest syncs were quick.
+    /// committed here and now, if the thread sleeps lightly and the latest syncs were quick.
     pub fn hurry(&self) {
         if !self.desk.commit() {
             self.shared.inbox.hurry();

@@ -207,6 +207,7 @@ fn what_cannot_be_appended_is_left_to_the_thread() {
         rig.disk.fail_here_at(1, fault);
         while rig.disk.is_yet_to_fail_here() {
             let ticket = rig.send();
+            assert!(ticket < TRIES_MAX, "nothing was committed past the thread");
             rig.bypass.hurry();
             rig.wait_for(ticket);
             yield_for(ticket);
@@ -223,6 +224,7 @@ fn a_failed_sync_ends_it() {
     rig.disk.fail_here_at(2, Fault::Eio);
     let mut ticket = kept;
     while rig.disk.is_yet_to_fail_here() {
+        assert!(ticket < TRIES_MAX, "nothing was committed past the thread");
         rig.wait_for(ticket);
         yield_for(ticket);
         ticket = rig.send();
@@ -238,13 +240,36 @@ fn a_failed_sync_ends_it() {
     assert_eq!(open(&rig.disk.crash(0)).expect("start").state().len() as u64, ticket - 1);
 }
 
+/// Whoever had asked the log for something would wait for ever.
 #[test]
 fn a_panic_ends_it_too() {
     let mut rig = Rig::start(SimDisk::new());
     rig.past();
-    rig.watch.at_the_next(|| panic!("as a defect would"));
-    let panicked = thread::scope(|scope| scope.spawn(|| rig.past()).join().is_err());
-    assert!(panicked);
+    let (begun, has_begun) = channel();
+    let (go, goes) = channel::<()>();
+    rig.watch.at_the_next(move || {
+        begun.send(()).expect("somebody waits");
+        goes.recv().expect("it is told to go on");
+        panic!("as a defect would");
+    });
+    let bypass = rig.bypass.clone();
+    let (tell, told) = channel::<()>();
+    let hurrying = thread::spawn(move || {
+        while told.recv().is_ok() {
+            bypass.hurry();
+        }
+    });
+    for tries in 0..TRIES_MAX {
+        rig.send();
+        tell.send(()).expect("it takes them");
+        yield_for(tries);
+        if has_begun.try_recv().is_ok() {
+            break;
+        }
+    }
+    rig.log.fetch(vec![1], |_| {});
+    go.send(()).expect("it waits: something is committed past the thread");
+    assert!(hurrying.join().is_err());
     let failure = rig.log.failure().expect("a panic with the log is a failure");
     assert!(matches!(*failure, LogError::Poisoned { .. }), "{failure}");
     rig.bypass.hurry();

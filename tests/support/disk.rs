@@ -123,6 +123,7 @@ impl SimDisk {
     pub(crate) fn crash(&self, seed: u64) -> Self {
         let mut dice = Dice::new(seed);
         let mut state = self.state().clone();
+        state.fault_of = None;
         for inode in &mut state.files {
             for change in std::mem::take(&mut inode.pending) {
                 inode.keep_some(change, seed, &mut dice);
