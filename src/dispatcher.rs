@@ -255,7 +255,7 @@ impl<E: Engine> Dispatcher<E> {
         }
     }
 
-    /// Waits for something to do. Changes nothing.
+    /// Waits for something to do. What may block this thread begins then. Changes nothing.
     async fn wait(&mut self) -> Wake {
         // Without room nothing expires: acks that came in time wait in the inbox, which is not read then.
         let has_room = self.engine.has_room();
@@ -311,8 +311,8 @@ impl<E: Engine> Dispatcher<E> {
         self.take_more(now, count, Some(arrived));
     }
 
-    /// A turn: takes what has arrived, as [`take`](Self::take).
-    /// `count` are applied already, and `arrived` is when the last of them did. Then it does what is due.
+    /// A turn: takes what has arrived, as [`take`](Self::take), then does what is due. `arrived` is when the last batch did
+    /// that is applied already.
     fn take_more(&mut self, now: Time, count: usize, arrived: Option<Time>) {
         let (count, horizon) = self.take(now, count);
         // What is not applied yet arrived after this: acks come before expiries.
