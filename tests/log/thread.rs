@@ -9,6 +9,7 @@ use taskyard::log::{
 };
 
 use crate::disk::{Fault, SimDisk};
+use crate::fetch::until;
 use crate::model::{Item, batch, open};
 
 /// Waits for what the log's thread tells, never for time.
@@ -195,6 +196,25 @@ fn when_idle_the_last_batch_is_marked() {
     signal.wait_until(|| thread.durable() == 1);
     wait_for_the_mark(&disk, b"x");
     thread.stop().expect("stop");
+}
+
+/// Whatever was done last, a commit may leave upkeep to do.
+#[test]
+fn what_a_small_commit_ends_makes_room_with_no_other_behind_it() {
+    let disk = SimDisk::new();
+    let (thread, signal) = start(&disk);
+    for key in 0..1000 {
+        thread.send(batch(&[Item::put(key, &[1; 4000])]), Vec::new());
+    }
+    let last = thread.send(batch(&[Item::put(1000, b"the last of them")]), Vec::new());
+    signal.wait_until(|| thread.durable() == last);
+    wait_until_it_sleeps(&disk, &thread, b"the last of them");
+    let full = disk.used();
+    let removes: Vec<Item> = (0..1000).map(Item::remove).collect();
+    thread.send(batch(&removes), Vec::new());
+    until("the segments of what was removed to go", || disk.used() < full / 2);
+    thread.stop().expect("stop");
+    assert_eq!(open(&disk).expect("start").state().len(), 1);
 }
 
 #[test]
