@@ -146,18 +146,13 @@ impl<S: Storage, O: LogObserver> Committer<S, O> {
             self.taken = taken;
             return Ok(false);
         };
-        let mut appended = 0;
-        while appended < taken.len() {
-            match self.log.append_some(&parts(&taken[appended..])) {
-                Ok(count) => appended += count,
-                Err(error) if self.log.is_poisoned() => return Err(error),
-                Err(_) => {
-                    // The thread meets it again, and has the patience for it. What is appended becomes durable with the rest.
-                    let left = taken.split_off(appended);
-                    self.shared.recycle(&mut taken);
-                    self.shared.inbox.give_back(left);
-                    return Ok(false);
-                }
+        match self.log.append_some(&parts(&taken)) {
+            Ok(count) => assert_eq!(count, taken.len(), "what fits goes into one batch on disk"),
+            Err(error) if self.log.is_poisoned() => return Err(error),
+            Err(_) => {
+                // The thread meets it again, and has the patience for it.
+                self.shared.inbox.give_back(taken);
+                return Ok(false);
             }
         }
         self.sync(&mut taken, last_ticket)?;

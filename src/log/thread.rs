@@ -93,9 +93,9 @@ impl LogThread {
     }
 
     /// Hands over a batch, and the keys that are not needed any more once it is appended. Returns a ticket: 1
-    /// for the first call, then 2, …; see [`durable`](Self::durable). It is committed within [`UNAWAITED_DELAY`](super::UNAWAITED_DELAY), or
-    /// at once if [`hurry`](Self::hurry) is called. Never blocks; ask [`has_room`](Self::has_room) before. After a
-    /// failure, what is sent goes nowhere.
+    /// for the first call, then 2, …; see [`durable`](Self::durable). It is committed within
+    /// [`UNAWAITED_DELAY`](super::UNAWAITED_DELAY), or at once if [`hurry`](Self::hurry) is called. Never blocks; ask
+    /// [`has_room`](Self::has_room) before. After a failure, what is sent goes nowhere.
     pub fn send(&self, batch: RecordBatch, forget: Vec<Key>) -> u64 {
         let bytes = batch.bytes() as u64;
         let waiting = self.shared.waiting_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
