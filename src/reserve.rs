@@ -393,6 +393,27 @@ mod tests {
     }
 
     #[test]
+    fn the_other_thread_is_stuck_if_it_neither_ends_nor_waits() {
+        let runtime = runtime(2);
+        let shared = Arc::<Shared>::default();
+        let hold = || {
+            let (shared, metrics) = (shared.clone(), runtime.metrics());
+            runtime.block_on(runtime.spawn(async move { shared.hold(&metrics) })).unwrap()
+        };
+        // A machine that is busy elsewhere may keep the other from going to sleep all the time.
+        assert!((0..1000).any(|_| !hold().stuck));
+        let (told, tell) = std::sync::mpsc::channel::<()>();
+        let (begun, begin) = std::sync::mpsc::channel();
+        runtime.spawn(async move {
+            begun.send(()).unwrap();
+            tell.recv()
+        });
+        begin.recv().unwrap();
+        assert!(hold().stuck);
+        drop(told);
+    }
+
+    #[test]
     fn dropped_it_lets_go() {
         let runtime = runtime(2);
         let mut reserve = runtime.block_on(async { Reserve::start() });

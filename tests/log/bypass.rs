@@ -55,9 +55,10 @@ struct Rig {
 /// So often at most something is tried that needs the thread asleep at the right moment.
 const TRIES_MAX: u64 = 2_000;
 
-/// Lets the thread fall asleep, the more surely the more often that was tried in vain.
+/// Lets the thread fall asleep, for a time that differs from try to try: how long it takes depends on what else the machine
+/// does, and after 5 ms it sleeps too deeply.
 fn yield_for(tries: u64) {
-    for _ in 0..10 * tries {
+    for _ in 0..10 * (tries % 64) {
         thread::yield_now();
     }
 }
@@ -86,8 +87,13 @@ impl Rig {
 
     /// Sends until something is committed past the thread; returns its ticket.
     fn past(&mut self) -> u64 {
+        self.past_with(Rig::send)
+    }
+
+    /// `sends` returns the ticket of the last that it sends.
+    fn past_with(&mut self, mut sends: impl FnMut(&mut Rig) -> u64) -> u64 {
         for tries in 0..TRIES_MAX {
-            let (ticket, before) = (self.send(), self.watch.past());
+            let (ticket, before) = (sends(self), self.watch.past());
             self.bypass.hurry();
             if self.watch.past() > before {
                 return ticket;
@@ -155,6 +161,28 @@ fn many_senders_keep_their_order() {
     for bodies in state.values() {
         assert!(bodies.iter().map(|body| body[0]).eq(0..250), "each sender's order is kept");
     }
+}
+
+#[test]
+fn what_is_committed_past_it_at_once_keeps_its_order() {
+    let mut rig = Rig::start(SimDisk::new());
+    for _ in 0..20 {
+        rig.past_with(|rig| {
+            rig.rounds += 1;
+            let send = |kind, number| {
+                let mut batch = rig.log.buffer();
+                batch.push_with(kind, rig.rounds.into(), |bytes| bytes.push(number));
+                rig.log.send(batch, Vec::new())
+            };
+            send(RecordKind::Put, 0);
+            send(RecordKind::Amend, 1);
+            send(RecordKind::Amend, 2)
+        });
+    }
+    rig.log.stop().expect("stop");
+    let state = open(&rig.disk.crash(0)).expect("start").state();
+    assert_eq!(state.len() as u64, rig.rounds);
+    assert!(state.values().all(|bodies| *bodies == [[0], [1], [2]]));
 }
 
 /// What is sent meanwhile waits for the disk, and whoever sends it does not.
@@ -281,16 +309,13 @@ fn a_panic_ends_it_too() {
 fn behind_it_the_thread_looks_after_the_log() {
     let mut rig = Rig::start(SimDisk::new());
     rig.past();
-    let mut past = false;
-    while !past {
+    rig.past_with(|rig| {
         wait_until_it_sleeps(&rig.disk, &rig.log, &body(rig.rounds));
-        let (ticket, before) = (rig.send(), rig.watch.past());
+        let ticket = rig.send();
         // Woken by that, it sleeps again, for as long as nobody needs to wait for it.
-        yield_for(50);
-        rig.bypass.hurry();
-        rig.wait_for(ticket);
-        past = rig.watch.past() > before;
-    }
+        yield_for(rig.rounds);
+        ticket
+    });
     wait_for_the_mark(&rig.disk, &body(rig.rounds));
     rig.end();
 }
