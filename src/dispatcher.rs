@@ -24,11 +24,13 @@ const TURN_COMMANDS: usize = 256;
 /// a modest rate a socket is woken once for both; and the engine, when they are written, for whoever waits for it.
 const FLUSH_OUTPUTS: usize = 32;
 
-/// A wake-up this late means that the process stood still. What reached our sockets meanwhile has not
-/// been read yet.
-const STALL: Duration = Duration::from_millis(100);
-/// For so long nothing expires after a stall, so that acks that came in time are seen first.
-const STALL_GRACE: Duration = Duration::from_millis(100);
+/// What is due for longer than this, in microseconds, means that the process stood still, or that nothing was read for want
+/// of room. What reached our sockets meanwhile has not been read yet: nothing expires for as long again, so that acks that
+/// came in time are seen first. A timer's own tick is 1 ms.
+const LATE_MICROS: u64 = 2_000;
+/// Nothing is held back for longer than this at a time. After that it must have stood still for so long again to be held
+/// back once more: a dispatcher with more to do than it can is late each time.
+const GRACE_MICROS: u64 = 100_000;
 
 /// How the dispatcher is told to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,8 +71,8 @@ pub struct Dispatcher<E> {
     reserve: Reserve,
     /// Stores on this thread, once there is nothing else to do.
     nearby: Option<Box<dyn FnOnce() + Send>>,
-    /// Nothing expires before.
-    hold_until: Option<Instant>,
+    /// What is due before is not done before.
+    hold_until: Time,
     drained: Option<Instant>,
 }
 
@@ -163,7 +165,7 @@ impl<E: Engine> Dispatcher<E> {
             hurried: 0,
             reserve: Reserve::start(),
             nearby: None,
-            hold_until: None,
+            hold_until: Time(0),
             drained: None,
         }
     }
@@ -235,7 +237,14 @@ impl<E: Engine> Dispatcher<E> {
                     // Questions come before commands: many of them must not hold the commands up.
                     self.take_more(self.clock.now(), 0, None);
                 }
-                Wake::Deadline => self.expire(self.clock.now()),
+                Wake::Deadline => {
+                    // However little too late this is: acks that came in time are read first, by those whom the
+                    // kernel's news wakes.
+                    for _ in 0..2 {
+                        tokio::task::yield_now().await;
+                    }
+                    self.take_more(self.clock.now(), 0, None);
+                }
                 Wake::Phase(Phase::Drain { until }) if self.drained.is_none() => {
                     self.drained = Some(until);
                     let grace_ms = until.saturating_duration_since(Instant::now()).as_millis() as u64;
@@ -259,11 +268,8 @@ impl<E: Engine> Dispatcher<E> {
     async fn wait(&mut self) -> Wake {
         // Without room nothing expires: acks that came in time wait in the inbox, which is not read then.
         let has_room = self.engine.has_room();
-        let deadline = self.shard.next_deadline().filter(|_| has_room).map(|time| self.clock.instant(time));
-        let deadline = match (deadline, self.hold_until) {
-            (Some(at), Some(hold)) => Some(at.max(hold)),
-            (at, _) => at,
-        };
+        let deadline = self.shard.next_deadline().filter(|_| has_room);
+        let deadline = deadline.map(|at| self.clock.instant(at.max(self.hold_until)));
         let wake_at = [deadline, self.drained].into_iter().flatten().min();
         let sleep = async {
             match wake_at {
@@ -295,11 +301,6 @@ impl<E: Engine> Dispatcher<E> {
         };
         if self.nearby.take().is_some() {
             self.engine.hurry();
-        }
-        // A deadline that was passed long before we woke: the process, or its machine, stood still.
-        let now = Instant::now();
-        if self.hold_until.is_none() && deadline.is_some_and(|at| now > at + STALL) {
-            self.hold_until = Some(now + STALL_GRACE);
         }
         wake
     }
@@ -385,12 +386,19 @@ impl<E: Engine> Dispatcher<E> {
         }
     }
 
+    /// Does what is due by then, unless it was so long ago that there may be acks that came in time.
     fn expire(&mut self, horizon: Time) {
-        if let Some(until) = self.hold_until {
-            if Instant::now() < until {
+        if let Some(at) = self.shard.next_deadline().filter(|at| *at <= horizon) {
+            let (due, late_max) =
+                if at < self.hold_until { (self.hold_until, GRACE_MICROS) } else { (at, LATE_MICROS) };
+            if horizon < due {
                 return;
             }
-            self.hold_until = None;
+            let late = horizon.micros_since(due);
+            if late > late_max {
+                self.hold_until = Time(horizon.0 + late.min(GRACE_MICROS));
+                return;
+            }
         }
         self.shard.expire(horizon, &mut self.fx);
     }

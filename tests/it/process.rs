@@ -1,10 +1,11 @@
 //! The broker as a process: its start, its ends, and what its ends leave.
 
 use std::net::TcpListener;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::{Broker, Heard, Output, Ws, command, until};
+use crate::support::{Broker, Heard, Output, Ws, command, pause, until};
 
 #[test]
 fn a_second_broker_on_the_directory_exits_4_and_the_first_is_undisturbed() {
@@ -305,4 +306,47 @@ fn a_worker_that_was_connected_finds_the_broker_again() {
     ws.wait_for("subscribed");
     broker.submit("q", &json!({}));
     ws.task();
+}
+
+/// Acks of that time lie with the kernel when the process goes on: a lease that ended meanwhile, long ago or just now, is
+/// not lost before they are read.
+#[test]
+fn an_ack_that_came_while_the_process_stood_still_came_in_time() {
+    const TIMEOUT: Duration = Duration::from_millis(500);
+    let broker = Broker::start();
+    let mut workers: Vec<Ws> = (0..20).map(|_| broker.ws()).collect();
+    for worker in &mut workers {
+        worker.subscribe("q", 1);
+    }
+    let mut producer = broker.ws();
+    for late in [0, 1, 2, 5, 20, 60, 500] {
+        let (tasks, deliveries) = loop {
+            let began = Instant::now();
+            let task = json!({"queue": "q", "ack_timeout_ms": TIMEOUT.as_millis() as u64, "max_attempts": 1});
+            let tasks: Vec<String> = workers.iter().map(|_| producer.submit(task.clone())).collect();
+            let deliveries: Vec<Value> = workers.iter_mut().map(Ws::task).collect();
+            broker.signal("STOP");
+            until("it to stand still", || broker.is_stopped().then_some(()));
+            if began.elapsed() < TIMEOUT {
+                break (tasks, deliveries);
+            }
+            // On a machine this busy some leases may have ended before.
+            broker.signal("CONT");
+            for (worker, delivery) in workers.iter_mut().zip(deliveries) {
+                worker.ask(json!({"type": "ack", "lease": delivery["lease"]}));
+            }
+        };
+        for (worker, delivery) in workers.iter_mut().zip(deliveries) {
+            worker.say(json!({"type": "ack", "lease": delivery["lease"]}));
+        }
+        pause(TIMEOUT + Duration::from_millis(late));
+        broker.signal("CONT");
+        for task in tasks {
+            let state = until("the ack", || {
+                let state = broker.task(&task)["state"].clone();
+                (state != "leased").then_some(state)
+            });
+            assert_eq!(state, "done", "{late} ms late");
+        }
+    }
 }

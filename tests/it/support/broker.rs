@@ -356,6 +356,11 @@ impl Broker {
         std::fs::read_to_string(format!("/proc/{}/{what}", self.child.0.id())).unwrap()
     }
 
+    /// Whether it was told to stand still, and does.
+    pub fn is_stopped(&self) -> bool {
+        self.proc("status").lines().any(|line| line.starts_with("State:\tT"))
+    }
+
     /// The memory that it takes, in bytes.
     pub fn memory(&self) -> u64 {
         let status = self.proc("status");
