@@ -1,8 +1,12 @@
 //! The only place that asks the operating system for the time.
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::core::Time;
+
+/// So much longer than its time nobody is given up on at first: the process, or its machine, may have stood still, and what
+/// came from them in time is read only when it goes on. Each thread of it is at work again long before.
+pub const STANDSTILL_GRACE: Duration = Duration::from_millis(100);
 
 /// Anchored to the wall clock when it is made, and to the monotonic clock from then on.
 #[derive(Debug, Clone, Copy)]
@@ -30,7 +34,7 @@ impl Clock {
 
     /// The instant of a time; the anchor's, if it lies before that.
     pub fn instant(&self, time: Time) -> Instant {
-        self.anchor + std::time::Duration::from_micros(time.0.saturating_sub(self.base))
+        self.anchor + Duration::from_micros(time.0.saturating_sub(self.base))
     }
 
     /// The time of a point on the wall clock, given in microseconds since 1970: as far from now as the

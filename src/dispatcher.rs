@@ -8,7 +8,7 @@ use taskyard_proto::{CloseCode, Response, RoomMessage, ServerMessage, TaskId};
 use tokio::sync::{mpsc, watch};
 
 use crate::broker::{Batch, Deliver, Inspection, Item, Reply, Seeker, Seen, Until, Waiting};
-use crate::clock::Clock;
+use crate::clock::{Clock, STANDSTILL_GRACE};
 use crate::connections::Connections;
 use crate::core::{CallId, Command, Effects, Fetched, Output, SessionId, Shard, Time};
 use crate::engine::{Engine, EngineError, Event};
@@ -30,7 +30,7 @@ const FLUSH_OUTPUTS: usize = 32;
 const LATE_MICROS: u64 = 2_000;
 /// Nothing is held back for longer than this at a time. After that it must have stood still for so long again to be held
 /// back once more: a dispatcher with more to do than it can is late each time.
-const GRACE_MICROS: u64 = 100_000;
+const GRACE_MICROS: u64 = STANDSTILL_GRACE.as_micros() as u64;
 
 /// How the dispatcher is told to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

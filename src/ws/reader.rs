@@ -27,6 +27,7 @@ use super::raw::{Said, Target};
 use super::text;
 use crate::auth::Denied;
 use crate::broker::{Gone, Item, made_up_name, submit_command};
+use crate::clock::STANDSTILL_GRACE;
 use crate::core::{Action, Command, Open, Origin, SessionId};
 use crate::metrics::Refused;
 use crate::outbox::{Closing, Outbox};
@@ -65,6 +66,8 @@ pub struct Reader {
     heard: Instant,
     /// When it was pinged; none: it was heard since.
     pinged: Option<Instant>,
+    /// Its time to answer was found to be over.
+    overdue: bool,
 }
 
 impl Take<End> for Reader {
@@ -129,6 +132,7 @@ impl Reader {
             undecodable: (Instant::now(), 0),
             heard: Instant::now(),
             pinged: None,
+            overdue: false,
         }
     }
 
@@ -200,7 +204,7 @@ impl Reader {
     /// Any byte is a sign of life, also one of a message that takes long to arrive.
     fn was_heard(&mut self) {
         self.heard = Instant::now();
-        self.pinged = None;
+        (self.pinged, self.overdue) = (None, false);
         if self.outbox.was_listening() {
             // Before what came with it: a worker that is heard again may be given tasks again.
             self.items.insert(0, Item::Command(Command::Heard { session: self.session }));
@@ -234,9 +238,14 @@ impl Reader {
             return Err(say(CloseCode::HELLO_TIMEOUT, "no hello with a token came in time"));
         }
         if self.silent_at() <= now {
-            if self.pinged.is_some() {
+            if self.overdue {
                 let reason = "nothing was heard from the client, not even a pong";
                 return Err(say(CloseCode::PING_TIMEOUT, reason));
+            }
+            if self.pinged.is_some() {
+                self.overdue = true;
+                alarm.reset((now + STANDSTILL_GRACE).into());
+                return Ok(());
             }
             self.outbox.ping();
             self.pinged = Some(now);

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::deflate::{self, Agreed};
 use super::{Context, frames, raw};
 use crate::broker::{Broker, Item};
+use crate::clock::STANDSTILL_GRACE;
 use crate::core::{Command, Origin, SessionId};
 use crate::outbox::{
     Closing, Drained, Form, OUTBOX_BYTES_MAX, OUTBOX_BYTES_STUCK, Outbox, Shared, View, weight,
@@ -193,7 +194,7 @@ async fn write_patiently<W: AsyncWrite + Unpin>(
     }
 }
 
-/// Waits for as long as a socket may take nothing. What waits for it grows meanwhile, so it is looked at
+/// Waits for as long as a socket may take nothing, and the grace. What waits for it grows meanwhile, so it is looked at
 /// again and again.
 async fn stuck(outbox: &Outbox) {
     let began = Instant::now();
@@ -201,7 +202,7 @@ async fn stuck(outbox: &Outbox) {
         let limit = if outbox.bytes() > OUTBOX_BYTES_MAX { OVERFULL } else { STUCK };
         let left = limit.saturating_sub(began.elapsed());
         if left.is_zero() {
-            return;
+            return tokio::time::sleep(STANDSTILL_GRACE).await;
         }
         tokio::time::sleep(left.min(OVERFULL)).await;
     }

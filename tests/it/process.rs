@@ -350,3 +350,39 @@ fn an_ack_that_came_while_the_process_stood_still_came_in_time() {
         }
     }
 }
+
+#[test]
+fn a_pong_that_came_while_the_process_stood_still_came_in_time() {
+    const TIMEOUT: Duration = Duration::from_millis(1500);
+    let timeout = TIMEOUT.as_millis().to_string();
+    let broker = Broker::with(&["--ping-ms", "100", "--ping-timeout-ms", &timeout]);
+    let mut worker = broker.ws();
+    while !matches!(worker.hear(), Heard::Frame(frame) if frame.first == 0x89) {}
+    broker.signal("STOP");
+    until("it to stand still", || broker.is_stopped().then_some(()));
+    worker.frame(0x8a, b"");
+    pause(TIMEOUT);
+    broker.signal("CONT");
+    worker.gets("pong", json!({"type": "ping"}));
+}
+
+/// A socket that took nothing until the process stood still, and all it was given while it did.
+#[test]
+fn what_a_slow_reader_took_while_the_process_stood_still_counts() {
+    const TASKS: u64 = 24;
+    let broker = Broker::start();
+    let mut worker = broker.ws();
+    let mut producer = broker.ws();
+    let payload = "x".repeat(900 << 10);
+    for _ in 0..TASKS {
+        producer.submit(json!({"queue": "q", "payload": payload}));
+    }
+    worker.subscribe("q", TASKS);
+    // More waits now than a socket and the kernel hold.
+    broker.signal("STOP");
+    until("it to stand still", || broker.is_stopped().then_some(()));
+    let takes = std::thread::spawn(move || (0..TASKS).map(|_| worker.task()).count() as u64);
+    pause(Duration::from_millis(1500));
+    broker.signal("CONT");
+    assert_eq!(takes.join().unwrap(), TASKS);
+}
