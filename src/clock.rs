@@ -4,10 +4,6 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::core::Time;
 
-/// So much longer than its time nobody is given up on at first: the process, or its machine, may have stood still, and what
-/// came from them in time is read only when it goes on. Each thread of it is at work again long before.
-pub const STANDSTILL_GRACE: Duration = Duration::from_millis(100);
-
 /// Anchored to the wall clock when it is made, and to the monotonic clock from then on.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {

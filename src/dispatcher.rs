@@ -8,13 +8,14 @@ use taskyard_proto::{CloseCode, Response, RoomMessage, ServerMessage, TaskId};
 use tokio::sync::{mpsc, watch};
 
 use crate::broker::{Batch, Deliver, Inspection, Item, Reply, Seeker, Seen, Until, Waiting};
-use crate::clock::{Clock, STANDSTILL_GRACE};
+use crate::clock::Clock;
 use crate::connections::Connections;
 use crate::core::{CallId, Command, Effects, Fetched, Output, SessionId, Shard, Time};
 use crate::engine::{Engine, EngineError, Event};
 use crate::hops::{self, Hops};
 use crate::outbox::{Outbound, Shared};
 use crate::reserve::Reserve;
+use crate::standstill::Standstill;
 
 /// So many commands are taken in a turn: enough to share a sync and a wake-up among them, few enough
 /// that the first of them does not wait long for its answer, and that sockets have something to do meanwhile.
@@ -23,14 +24,6 @@ const TURN_COMMANDS: usize = 256;
 /// So many messages are not kept for what else has arrived: others can write them meanwhile. Fewer wait for it, so that at
 /// a modest rate a socket is woken once for both; and the engine, when they are written, for whoever waits for it.
 const FLUSH_OUTPUTS: usize = 32;
-
-/// What is due for longer than this, in microseconds, means that the process stood still, or that nothing was read for want
-/// of room. What reached our sockets meanwhile has not been read yet: nothing expires for as long again, so that acks that
-/// came in time are seen first. A timer's own tick is 1 ms.
-const LATE_MICROS: u64 = 2_000;
-/// Nothing is held back for longer than this at a time. After that it must have stood still for so long again to be held
-/// back once more: a dispatcher with more to do than it can is late each time.
-const GRACE_MICROS: u64 = STANDSTILL_GRACE.as_micros() as u64;
 
 /// How the dispatcher is told to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,8 +64,8 @@ pub struct Dispatcher<E> {
     reserve: Reserve,
     /// Stores on this thread, once there is nothing else to do.
     nearby: Option<Box<dyn FnOnce() + Send>>,
-    /// What is due before is not done before.
-    hold_until: Time,
+    /// What is due waits for what is not read yet.
+    standstill: Standstill,
     drained: Option<Instant>,
 }
 
@@ -165,7 +158,7 @@ impl<E: Engine> Dispatcher<E> {
             hurried: 0,
             reserve: Reserve::start(),
             nearby: None,
-            hold_until: Time(0),
+            standstill: Standstill::default(),
             drained: None,
         }
     }
@@ -238,12 +231,7 @@ impl<E: Engine> Dispatcher<E> {
                     self.take_more(self.clock.now(), 0, None);
                 }
                 Wake::Deadline => {
-                    // However little too late this is: acks that came in time are read first, by those whom the
-                    // kernel's news wakes.
-                    for _ in 0..2 {
-                        tokio::task::yield_now().await;
-                    }
-                    self.take_more(self.clock.now(), 0, None);
+                    self.take_due(self.clock.now(), 0, None);
                 }
                 Wake::Phase(Phase::Drain { until }) if self.drained.is_none() => {
                     self.drained = Some(until);
@@ -269,7 +257,7 @@ impl<E: Engine> Dispatcher<E> {
         // Without room nothing expires: acks that came in time wait in the inbox, which is not read then.
         let has_room = self.engine.has_room();
         let deadline = self.shard.next_deadline().filter(|_| has_room);
-        let deadline = deadline.map(|at| self.clock.instant(at.max(self.hold_until)));
+        let deadline = deadline.map(|next| self.clock.instant(self.standstill.look_at(next)));
         let wake_at = [deadline, self.drained].into_iter().flatten().min();
         let sleep = async {
             match wake_at {
@@ -315,12 +303,18 @@ impl<E: Engine> Dispatcher<E> {
     /// A turn: takes what has arrived, as [`take`](Self::take), then does what is due. `arrived` is when the last batch did
     /// that is applied already.
     fn take_more(&mut self, now: Time, count: usize, arrived: Option<Time>) {
+        let count = self.take_due(now, count, arrived);
+        self.reserve.turn(now, count >= TURN_COMMANDS);
+    }
+
+    /// The same, where there may be nothing to take. Returns how many commands are applied then.
+    fn take_due(&mut self, now: Time, count: usize, arrived: Option<Time>) -> usize {
         let (count, horizon) = self.take(now, count);
         // What is not applied yet arrived after this: acks come before expiries.
         if let Some(horizon) = horizon.or(arrived) {
             self.expire(horizon.min(now));
         }
-        self.reserve.turn(now, count >= TURN_COMMANDS);
+        count
     }
 
     /// Takes what has arrived, up to a turn's worth of which `count` are applied already. Returns how many are then, and
@@ -386,21 +380,14 @@ impl<E: Engine> Dispatcher<E> {
         }
     }
 
-    /// Does what is due by then, unless it was so long ago that there may be acks that came in time.
+    /// Does what is due by then, but for what is held back.
     fn expire(&mut self, horizon: Time) {
-        if let Some(at) = self.shard.next_deadline().filter(|at| *at <= horizon) {
-            let (due, late_max) =
-                if at < self.hold_until { (self.hold_until, GRACE_MICROS) } else { (at, LATE_MICROS) };
-            if horizon < due {
-                return;
-            }
-            let late = horizon.micros_since(due);
-            if late > late_max {
-                self.hold_until = Time(horizon.0 + late.min(GRACE_MICROS));
+        while let Some(by) = self.standstill.done_by(horizon, self.shard.next_deadline()) {
+            self.shard.expire(by, &mut self.fx);
+            if by == horizon {
                 return;
             }
         }
-        self.shard.expire(horizon, &mut self.fx);
     }
 
     /// Puts outputs into the mail, and does what is no message.

@@ -25,5 +25,6 @@ pub mod process;
 pub mod reserve;
 pub mod server;
 pub mod slots;
+pub mod standstill;
 pub mod transport;
 pub mod ws;

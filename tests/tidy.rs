@@ -55,7 +55,8 @@ fn floor(module: &str) -> u32 {
         "core" => 1,
         "clock" | "live" | "process" | "log" | "auth" | "transport" => 2,
         "engine" => 3,
-        "outbox" | "connections" | "broker" | "hops" | "overview" | "metrics" | "dispatcher" | "reserve" => 4,
+        "outbox" | "connections" | "broker" | "hops" | "overview" | "metrics" | "dispatcher" | "reserve"
+        | "standstill" => 4,
         "ws" | "http" => 5,
         "config" | "server" | "cli" => 6,
         other => panic!("module {other} has no floor: give it one here and in ARCHITECTURE.md"),

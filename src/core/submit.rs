@@ -429,8 +429,13 @@ impl Shard {
             let Some(task) = self.tasks.get(key).filter(|task| task.spec.seq == seq) else { return };
             match task.share(recipient).map(|share| &share.state) {
                 Some(ShareState::Scheduled { due }) => {
-                    self.timers.set(*due, Timer::Due { task: key, recipient, seq });
+                    let due = *due;
                     self.event(key, recipient, None, fx);
+                    match due <= self.now {
+                        // The disk took longer. A timer that is late when it is set would show that we stood still.
+                        true => self.queue_up(key, recipient, fx),
+                        false => self.timers.set(due, Timer::Due { task: key, recipient, seq }),
+                    }
                 }
                 // One that is over is none: others of its key may be under way.
                 Some(ShareState::Retrying { due }) if *due <= self.now => self.queue_up(key, recipient, fx),

@@ -27,10 +27,10 @@ use super::raw::{Said, Target};
 use super::text;
 use crate::auth::Denied;
 use crate::broker::{Gone, Item, made_up_name, submit_command};
-use crate::clock::STANDSTILL_GRACE;
 use crate::core::{Action, Command, Open, Origin, SessionId};
 use crate::metrics::Refused;
 use crate::outbox::{Closing, Outbox};
+use crate::standstill;
 
 /// Frames that are not JSON or MessagePack, or too deep, that a socket may send in a minute.
 const UNDECODABLE_PER_MINUTE: u32 = 10;
@@ -244,7 +244,7 @@ impl Reader {
             }
             if self.pinged.is_some() {
                 self.overdue = true;
-                alarm.reset((now + STANDSTILL_GRACE).into());
+                alarm.reset((now + standstill::GRACE).into());
                 return Ok(());
             }
             self.outbox.ping();

@@ -14,11 +14,11 @@ use tokio::time::Instant;
 use super::deflate::{self, Agreed};
 use super::{Context, frames, raw};
 use crate::broker::{Broker, Item};
-use crate::clock::STANDSTILL_GRACE;
 use crate::core::{Command, Origin, SessionId};
 use crate::outbox::{
     Closing, Drained, Form, OUTBOX_BYTES_MAX, OUTBOX_BYTES_STUCK, Outbox, Shared, View, weight,
 };
+use crate::standstill;
 
 /// How much is taken from the outbox, and encoded, before it is written: so long an answer may wait for data
 /// that was taken before it, and one slow reader does not hold all its messages in both forms.
@@ -202,7 +202,7 @@ async fn stuck(outbox: &Outbox) {
         let limit = if outbox.bytes() > OUTBOX_BYTES_MAX { OVERFULL } else { STUCK };
         let left = limit.saturating_sub(began.elapsed());
         if left.is_zero() {
-            return tokio::time::sleep(STANDSTILL_GRACE).await;
+            return tokio::time::sleep(standstill::GRACE).await;
         }
         tokio::time::sleep(left.min(OVERFULL)).await;
     }
