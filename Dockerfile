@@ -7,11 +7,12 @@ FROM rust:1.90-bookworm AS build
 WORKDIR /src
 # The dependencies alone, with empty sources: a layer that is built anew only when Cargo.lock or a manifest changes.
 COPY Cargo.toml Cargo.lock ./
+COPY allocator/Cargo.toml allocator/
 COPY proto/Cargo.toml proto/
 COPY bench/Cargo.toml bench/
 COPY clients/rust/Cargo.toml clients/rust/
-RUN mkdir -p src proto/src bench/src clients/rust/src \
-    && touch src/lib.rs proto/src/lib.rs clients/rust/src/lib.rs \
+RUN mkdir -p src allocator/src proto/src bench/src clients/rust/src \
+    && touch src/lib.rs allocator/src/lib.rs proto/src/lib.rs clients/rust/src/lib.rs \
     && echo 'fn main() {}' >src/main.rs \
     && cp src/main.rs bench/src/ \
     && cargo build --release --locked --bin taskyard

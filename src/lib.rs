@@ -27,4 +27,5 @@ pub mod server;
 pub mod slots;
 pub mod standstill;
 pub mod transport;
+pub mod trim;
 pub mod ws;

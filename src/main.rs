@@ -2,9 +2,8 @@
 
 use std::process::ExitCode;
 
-/// Many small allocations cross threads here, which this allocator is made for.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: taskyard_allocator::MiMalloc = taskyard_allocator::MiMalloc;
 
 fn main() -> ExitCode {
     taskyard::cli::main()

@@ -2,8 +2,16 @@
 //! processor time in whole seconds, which is too coarse for a rate.)
 
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::process::{Resource, getrlimit};
+use rustix::time::{ClockId, clock_gettime};
+
+/// Processor time that this process has taken, of all its threads.
+pub fn cpu_time() -> Duration {
+    let taken = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(taken.tv_sec.unsigned_abs(), taken.tv_nsec.unsigned_abs() as u32)
+}
 
 /// What this process takes.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -26,11 +26,14 @@ use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::overview::Overviews;
 use crate::transport::{Tls, TlsError};
+use crate::trim;
 use crate::ws::Context;
 use crate::ws::caller::ending;
 
 /// How long sockets may take to say goodbye once the store is closed.
 const GOODBYE: Duration = Duration::from_secs(3);
+/// The same where the stop is not to wait for anything: what is said goes out, answers to it are not waited for.
+const HASTY_GOODBYE: Duration = Duration::from_millis(250);
 /// Connections that may wait to be accepted; the system may allow fewer (`net.core.somaxconn`).
 const BACKLOG: u32 = 4096;
 /// How often sockets are looked through for tokens that have ended: so late an end may reach them.
@@ -255,6 +258,7 @@ impl Server {
         };
         let entrance = Entrance { tls: doors.tls.clone(), proxy_protocol: config.proxy_protocol };
         doors.look_after(&broker, &stop);
+        tokio::spawn(stop.clone().run_until_cancelled_owned(trim::whenever_quiet()));
         Ok(Server {
             address,
             broker,
@@ -331,8 +335,9 @@ impl Server {
         self.stop.cancel();
         self.tracker.close();
         // A failed store ends at once: nothing that is said now could be kept.
+        let limit = if *self.phase.borrow() == Phase::Stop { HASTY_GOODBYE } else { GOODBYE };
         if matches!(self.outcome, Some(Ok(())))
-            && tokio::time::timeout(GOODBYE, self.tracker.wait()).await.is_err()
+            && tokio::time::timeout(limit, self.tracker.wait()).await.is_err()
         {
             tracing::debug!("some connections did not end in time");
         }

@@ -4,7 +4,8 @@
 //! that was meant, which its checksum and key tell, and it is asked for again: cleaning has moved it before.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::time::Duration;
 
 use super::error::LogError;
 use super::index::Location;
@@ -49,6 +50,11 @@ const READ_BYTES_MAX: u64 = 1 << 20;
 /// Files that the log keeps open for readers, and that one answer names at most: together they are what descriptors
 /// are kept for.
 const OPEN_MAX: usize = 8;
+
+/// What is read is allocated here, freed by other threads, and only this one can give it back to the system: it does so
+/// when nobody has asked for so long, then for twice as long, until it is more than a worker mostly takes for a task.
+const REST: Duration = Duration::from_secs(2);
+const REST_MAX: Duration = Duration::from_secs(64);
 
 /// How often a record is asked for again that is not where it was: cleaning comes by once a lap.
 const TRIES: usize = 4;
@@ -134,14 +140,28 @@ impl<F: StorageFile + Sync> Reader<F> {
 
     /// Reads what is asked for until nobody asks; the failure that ended it, if one did.
     pub(super) fn run(self) -> Option<LogError> {
-        while let Ok(Request { keys, then }) = self.requests.recv() {
-            match self.read(keys) {
-                Ok(fetched) => then(fetched),
-                Err(Unread::Gone) => return None,
-                Err(Unread::Failed(error)) => return Some(error),
+        let mut rest = None;
+        loop {
+            let request = match rest {
+                Some(rest) => self.requests.recv_timeout(rest),
+                None => self.requests.recv().map_err(RecvTimeoutError::from),
+            };
+            match request {
+                Ok(Request { keys, then }) => match self.read(keys) {
+                    Ok(fetched) => {
+                        then(fetched);
+                        rest = Some(REST);
+                    }
+                    Err(Unread::Gone) => return None,
+                    Err(Unread::Failed(error)) => return Some(error),
+                },
+                Err(RecvTimeoutError::Timeout) => {
+                    taskyard_allocator::collect();
+                    rest = rest.map(|rest| rest * 2).filter(|rest| *rest <= REST_MAX);
+                }
+                Err(RecvTimeoutError::Disconnected) => return None,
             }
         }
-        None
     }
 
     fn ask(&self, keys: Vec<Key>) -> Result<Answer<F>, Unread> {

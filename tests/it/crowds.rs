@@ -230,3 +230,18 @@ fn what_slow_readers_leave_unread_is_bounded() {
     assert_eq!(broker.count("all", "leased"), 0);
     drop(readers.pop());
 }
+
+/// What a sleeping thread had allocated and another freed stayed with the broker for ever.
+#[test]
+fn memory_goes_back_to_the_system_once_all_is_quiet() {
+    let broker = Broker::in_memory();
+    let before = broker.memory();
+    let payload = "x".repeat(900 << 10);
+    let mut producer = broker.ws();
+    for _ in 0..200 {
+        producer.submit(json!({"queue": "q", "payload": payload}));
+    }
+    assert!(broker.memory() > before + (150 << 20));
+    assert_eq!(broker.post("/v1/queues/q/purge", &json!({})).json()["purged"], 200);
+    until("the memory to go back", || (broker.memory() < before + (64 << 20)).then_some(()));
+}
