@@ -105,8 +105,12 @@ fn repair(directory: &Directory) -> Result<ExitCode, Failed> {
             &format!("{} at byte {}{}: {}\n", problem.file, problem.offset, lsns(problem.lsns), problem.what);
     }
     text += &format!("kept {} whole records\n", report.records);
-    for range in &report.gone {
-        text += &format!("gone{}\n", lsns(Some(*range)).replace(',', ":"));
+    for (first, last) in &report.gone {
+        let records = match first {
+            Some(first) => lsns(Some((*first, *last))).replace(',', ":"),
+            None => format!(": records up to {last}, as far as they were not cleaned away before"),
+        };
+        text += &format!("gone{records}\n");
     }
     for file in &report.quarantined {
         text += &format!("set aside {file}\n");

@@ -8,7 +8,7 @@ use super::segment::{
     FIRST_BATCH_OFFSET, Place, Salt, SegmentHeader, SegmentReader, Sequence, parse_numbered,
     parse_segment_name, segment_name,
 };
-use super::storage::{Storage, StorageFile};
+use super::storage::{Access, Storage, StorageFile};
 use super::store::{STORE_NAME, Store};
 use super::writer::Options;
 
@@ -52,9 +52,10 @@ pub struct RepairReport {
     pub quarantined: Vec<String>,
     /// Whole records that were written to fresh segments.
     pub records: u64,
-    /// Records that are gone, as ranges of their numbers, first and last. A gone `Remove` means that what it ended
-    /// is back.
-    pub gone: Vec<(u64, u64)>,
+    /// Records that are gone, as ranges of their numbers, first and last. The first is none where the oldest segment is
+    /// missing, and cleaning had taken others before: nothing else says where it began. A gone `Remove` means that what it
+    /// ended is back.
+    pub gone: Vec<(Option<u64>, u64)>,
 }
 
 /// Reads the whole store and says everything that is wrong with it. Changes nothing.
@@ -62,7 +63,7 @@ pub struct RepairReport {
 /// # Errors
 /// [`LogError::Locked`] while a broker runs on it, [`LogError::Newer`], [`LogError::Io`].
 pub fn check<S: Storage>(storage: &S) -> Result<CheckReport, LogError> {
-    let _lock = take_lock(storage)?;
+    let _lock = take_lock(storage, Access::Read)?;
     examine(storage).map(|examined| examined.report)
 }
 
@@ -75,7 +76,7 @@ pub fn check<S: Storage>(storage: &S) -> Result<CheckReport, LogError> {
 /// [`LogError::Corrupt`] when there is nothing at all to begin with.
 pub fn repair<S: Storage>(storage: &S, options: &Options) -> Result<RepairReport, LogError> {
     options.validate()?;
-    let _lock = take_lock(storage)?;
+    let _lock = take_lock(storage, Access::Write)?;
     let names = list(storage)?;
     if let Ok(Some(store)) = Store::read(storage, &names)
         && store.repaired
@@ -218,10 +219,12 @@ fn examine<S: Storage>(storage: &S) -> Result<Examined, LogError> {
                 report.records += batch.records() as u64;
                 Ok(())
             })?;
-            let known = |problem: &Problem| problem.file == first.file && problem.lsns == first.lsns;
-            let more: Vec<Problem> = survey.problems.into_iter().filter(|problem| !known(problem)).collect();
-            problems.push(first);
-            problems.extend(more);
+            // The reading of all stops at the first, and knows less of it: it cannot look behind.
+            let known = |problem: &Problem| problem.file == first.file && problem.offset == first.offset;
+            if !survey.problems.iter().any(known) {
+                problems.push(first);
+            }
+            problems.extend(survey.problems);
         }
     }
     report.problems = problems;
@@ -272,7 +275,7 @@ type Believed<F> = (SegmentReader<F>, bool);
 struct Gap {
     file: String,
     offset: u64,
-    first: u64,
+    first: Option<u64>,
     last: u64,
     what: String,
 }
@@ -290,33 +293,47 @@ impl Survey {
             next_lsn: None,
             durable_upto: store.durable_floor,
         };
-        let mut expected = None;
+        let mut oldest = store.oldest_segment;
         // What a torn end holds is known only when all was read: so first the highest durable number.
         for &sequence in segments {
-            if let Some((mut reader, _)) = survey.open(storage, store, sequence, &mut expected)? {
+            if let Some((mut reader, is_verified)) = survey.open(storage, store, sequence)? {
                 let mut offset = FIRST_BATCH_OFFSET;
-                let first = reader.header.first_lsn;
-                survey.durable_upto = survey.durable_upto.max(first.saturating_sub(1));
+                if is_verified {
+                    let first = reader.header.first_lsn;
+                    survey.durable_upto = survey.durable_upto.max(first.saturating_sub(1));
+                    oldest = oldest.max(reader.header.oldest_segment);
+                }
                 while let Some((place, header)) = reader.next_header(offset)? {
                     survey.durable_upto = survey.durable_upto.max(header.durable_upto);
+                    oldest = oldest.max(header.oldest_segment);
                     offset = place + 8;
                 }
             }
         }
         survey.problems.clear();
-        expected = None;
+        // Nothing was before the first.
+        survey.next_lsn = (oldest == 1).then_some(1);
+        let mut expected = oldest;
         for (place, &sequence) in segments.iter().enumerate() {
-            let Some((mut reader, is_verified)) = survey.open(storage, store, sequence, &mut expected)?
-            else {
+            let absent = (expected < sequence).then_some(expected);
+            expected = sequence + 1;
+            let mut opened = survey.open(storage, store, sequence)?;
+            let begins_with = match &mut opened {
+                Some((reader, true)) => Some(reader.header.first_lsn),
+                // Its header cannot be believed, its batches can; what is before them in it counts as missing, too.
+                Some((reader, false)) if survey.next_lsn.is_none() && sequence > oldest => {
+                    reader.next_header(FIRST_BATCH_OFFSET)?.map(|(_, first)| first.first_lsn)
+                }
+                _ => None,
+            };
+            survey.begin_at(sequence, begins_with, absent, sequence > oldest);
+            let Some((mut reader, _)) = opened else {
                 continue;
             };
-            let end_lsn = segments.get(place + 1).and_then(|&next| {
+            let end_lsn = segments.get(place + 1).filter(|&&next| next == expected).and_then(|&next| {
                 let reader = open_segment(storage, store, next).ok()?;
                 Some(reader.header.first_lsn)
             });
-            if is_verified {
-                survey.begin_at(&reader.header);
-            }
             survey.read_segment(&mut reader, end_lsn, keep)?;
         }
         survey.end_with_durable(segments);
@@ -324,16 +341,35 @@ impl Survey {
         Ok(survey)
     }
 
-    fn gone(&self) -> Vec<(u64, u64)> {
+    fn gone(&self) -> Vec<(Option<u64>, u64)> {
         self.gaps.iter().map(|gap| (gap.first, gap.last)).collect()
     }
 
-    /// Notes what is missing between the segments read so far and the one with this header.
-    fn begin_at(&mut self, header: &SegmentHeader) {
-        if let Some(next) = self.next_lsn.filter(|&next| next < header.first_lsn) {
-            let what = "the segment that held these records cannot be read".to_owned();
-            self.gap(&segment_name(header.sequence - 1), 0, next, header.first_lsn - 1, what);
-            self.next_lsn = Some(header.first_lsn);
+    /// Notes what is missing between the segments read so far and this one, which begins with the record `first`, if that
+    /// is known. `absent` is the first of the segments before it that are not there, `is_later` whether one must have been.
+    fn begin_at(&mut self, sequence: Sequence, first: Option<u64>, absent: Option<Sequence>, is_later: bool) {
+        let file = segment_name(absent.unwrap_or(sequence - 1));
+        let what = match absent {
+            Some(_) => format!("the segment is missing; there is {}", segment_name(sequence)),
+            None => "the segment that held these records cannot be read".to_owned(),
+        };
+        let last = first.map(|first| first.saturating_sub(1));
+        match (self.next_lsn, last) {
+            (Some(next), Some(last)) if next <= last => {
+                self.gaps.push(Gap { file, offset: 0, first: Some(next), last, what });
+                self.next_lsn = first;
+            }
+            (None, Some(last)) if is_later && last > 0 => {
+                self.gaps.push(Gap { file, offset: 0, first: None, last, what });
+                self.next_lsn = first;
+            }
+            _ => {
+                // Nothing was in it, or the next whole batch tells what is missing.
+                if absent.is_some() {
+                    self.problems.push(Problem { file, offset: 0, lsns: None, what });
+                }
+                self.next_lsn = self.next_lsn.or(first);
+            }
         }
     }
 
@@ -344,17 +380,7 @@ impl Survey {
         storage: &S,
         store: &Store,
         sequence: Sequence,
-        expected: &mut Option<Sequence>,
     ) -> Result<Option<Believed<S::File>>, LogError> {
-        if let Some(missing) = expected.filter(|&expected| expected < sequence) {
-            self.problems.push(Problem {
-                file: segment_name(missing),
-                offset: 0,
-                lsns: None,
-                what: format!("the segment is missing; there is {}", segment_name(sequence)),
-            });
-        }
-        *expected = Some(sequence + 1);
         match open_segment(storage, store, sequence) {
             Ok(reader) => Ok(Some((reader, true))),
             Err(error) => {
@@ -380,13 +406,16 @@ impl Survey {
         keep: &mut dyn FnMut(&RecordBatch) -> Result<(), LogError>,
     ) -> Result<(), LogError> {
         let name = reader.name.clone();
-        // The oldest segment's own word for where it begins, if its header is to be believed.
+        // None: the oldest segment, whose own word for where it begins cannot be believed.
         let mut next_lsn = self.next_lsn;
         let mut fault: Option<(u64, String)> = None;
         let mut offset = FIRST_BATCH_OFFSET;
         let mut kept = RecordBatch::new();
+        // Which of a batch's records are whole, by their places in it.
+        let mut whole: Vec<u64> = Vec::new();
         loop {
             kept.clear();
+            whole.clear();
             let seen = match reader.place(offset)? {
                 Place::Batch(header, body) => {
                     Records::new(body).for_each(|record| kept.push_encoded(record.encoded));
@@ -396,9 +425,12 @@ impl Survey {
                     let what = format!("the checksum of batch {} is wrong", header.number);
                     fault.get_or_insert((offset, what));
                     // Each record has a checksum of its own.
-                    Records::new(body)
-                        .filter(|record| Record::parse(record.encoded).is_some())
-                        .for_each(|record| kept.push_encoded(record.encoded));
+                    let records = (0..).zip(Records::new(body));
+                    for (nth, record) in records.filter(|(_, record)| Record::parse(record.encoded).is_some())
+                    {
+                        kept.push_encoded(record.encoded);
+                        whole.push(nth);
+                    }
                     Some(header)
                 }
                 Place::BadHeader => {
@@ -437,7 +469,9 @@ impl Survey {
                     kept.records(),
                     header.records
                 );
-                self.gap(&name, offset, header.first_lsn, header.last_lsn(), what);
+                for (first, last) in missing(&whole, u64::from(header.records)) {
+                    self.gap(&name, offset, header.first_lsn + first, header.first_lsn + last, what.clone());
+                }
                 fault = None;
             } else if lost > 0 {
                 // Cut off by a crash, and never confirmed.
@@ -456,12 +490,12 @@ impl Survey {
             self.gap(&name, offset, next, end - 1, what);
             next_lsn = Some(end);
         }
-        self.next_lsn = next_lsn.or(Some(reader.header.first_lsn));
+        self.next_lsn = next_lsn;
         Ok(())
     }
 
     fn gap(&mut self, file: &str, offset: u64, first: u64, last: u64, what: String) {
-        self.gaps.push(Gap { file: file.to_owned(), offset, first, last, what });
+        self.gaps.push(Gap { file: file.to_owned(), offset, first: Some(first), last, what });
     }
 
     fn end_with_durable(&mut self, segments: &[Sequence]) {
@@ -477,10 +511,23 @@ impl Survey {
         self.problems.extend(self.gaps.iter().map(|gap| Problem {
             file: gap.file.clone(),
             offset: gap.offset,
-            lsns: Some((gap.first, gap.last)),
+            lsns: gap.first.map(|first| (first, gap.last)),
             what: gap.what.clone(),
         }));
     }
+}
+
+/// The ranges, first and last, that `whole`, in order, leaves out of the numbers below `count`.
+fn missing(whole: &[u64], count: u64) -> Vec<(u64, u64)> {
+    let mut ranges = Vec::new();
+    let mut next = 0;
+    for &nth in whole.iter().chain([&count]) {
+        if next < nth {
+            ranges.push((next, nth - 1));
+        }
+        next = nth + 1;
+    }
+    ranges
 }
 
 /// The most that records and batches may be counted to for a repair to go on from there. No broker gets so far;

@@ -61,13 +61,14 @@ pub enum LogError {
 }
 
 impl LogError {
-    /// The exit code of a process that ends because of this: 3 the data is damaged, 4 the data cannot be used
-    /// by this process as things are, 5 the disk failed.
+    /// The exit code of a process that ends because of this: 2 it is not the program, or not the options, for this store,
+    /// 3 the data is damaged, 4 another process has it, 5 the disk failed.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Corrupt { .. } => 3,
-            Self::Newer { .. } | Self::Locked | Self::Options { .. } | Self::TooBig { .. } => 4,
+            Self::Newer { .. } | Self::Options { .. } | Self::TooBig { .. } => 2,
+            Self::Locked => 4,
             Self::Io { .. } | Self::Full | Self::Poisoned { .. } => 5,
         }
     }
@@ -92,9 +93,20 @@ pub(super) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
+/// Whether the place, or the user, is one that may not write.
+fn is_closed(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied)
+}
+
 impl fmt::Display for LogError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            // While it is opened: of what is written already there may be something to lose.
+            Self::Io { doing: "lock", file, source } if is_closed(source) => write!(
+                f,
+                "cannot lock {file}: {source}. A store must be writable: mount it so, give it to the user that \
+                 the broker runs as, or name another directory with --data-dir"
+            ),
             Self::Io { doing, file, source } => write!(
                 f,
                 "disk failure: {doing} {file}: {source}. What was not confirmed may be lost; check the disk, \
@@ -119,8 +131,8 @@ impl fmt::Display for LogError {
                  Taskyard that wrote it"
             ),
             Self::Locked => f.write_str(
-                "data directory is locked by another broker: stop that one first, or give this one a data \
-                 directory of its own",
+                "data directory is locked by another broker: stop that one first, or name another directory with \
+                 --data-dir",
             ),
             Self::Full => f.write_str(
                 "the disk is full and the reserve is used up: make room on the disk of the data directory, the \

@@ -30,6 +30,6 @@ pub use fetch::Fetched;
 pub use inbox::UNAWAITED_DELAY;
 pub use record::{Key, Lsn, RECORD_BODY_BYTES_MAX, RECORD_HEADER_BYTES, RecordBatch, RecordKind};
 pub use recover::{RecoveredRecord, Recovery, TornTail};
-pub use storage::{Files, Storage, StorageFile};
+pub use storage::{Access, Files, Storage, StorageFile};
 pub use thread::{Bypass, LogThread, WAITING_BYTES_MAX};
 pub use writer::{Log, LogStats, Options, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MIN};

@@ -9,7 +9,7 @@ use super::record::{BatchHeader, Key, Lsn, RecordKind};
 use super::segment::{
     FIRST_BATCH_OFFSET, Place, SegmentReader, Sequence, parse_numbered, parse_segment_name, segment_name,
 };
-use super::storage::{Storage, StorageFile};
+use super::storage::{Access, Storage, StorageFile};
 use super::store::{STORE_NAME, Store};
 use super::writer::{Current, Log, NEW_SEGMENT_SUFFIX, Options, Spare, note_records};
 
@@ -83,7 +83,7 @@ impl<S: Storage> Log<S> {
         visit: &mut dyn FnMut(RecoveredRecord<'_>),
     ) -> Result<(Self, Recovery), LogError> {
         options.validate()?;
-        let lock = take_lock(&storage)?;
+        let lock = take_lock(&storage, Access::Write)?;
         let mut names = list(&storage)?;
         let mut store = Store::read(&storage, &names)?;
         if let Some(store) = store.filter(|store| store.repaired) {
@@ -607,8 +607,8 @@ pub(super) fn open_segment<S: Storage>(
     Err(LogError::Corrupt { file: reader.name, offset: 0, lsns: None, what })
 }
 
-pub(super) fn take_lock<S: Storage>(storage: &S) -> Result<S::File, LogError> {
-    storage.lock(LOCK_NAME).map_err(LogError::io("lock", LOCK_NAME))?.ok_or(LogError::Locked)
+pub(super) fn take_lock<S: Storage>(storage: &S, access: Access) -> Result<S::File, LogError> {
+    storage.lock(LOCK_NAME, access).map_err(LogError::io("lock", LOCK_NAME))?.ok_or(LogError::Locked)
 }
 
 pub(super) fn list<S: Storage>(storage: &S) -> Result<Vec<String>, LogError> {

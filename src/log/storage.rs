@@ -7,6 +7,15 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+/// What somebody is to do with a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// To look at it.
+    Read,
+    /// To change it.
+    Write,
+}
+
 /// One directory. Names have no path in them.
 ///
 /// A created, renamed or removed name is durable only after [`sync_dir`](Storage::sync_dir).
@@ -14,11 +23,12 @@ pub trait Storage: Send + 'static {
     /// A file of this directory; stays valid when the file is renamed.
     type File: StorageFile;
 
-    /// Takes the lock of the directory until the returned file is dropped; `None` if another holds it.
+    /// Takes the lock of the directory until the returned file is dropped; `None` if another holds it. Who only reads may
+    /// have it of a directory that nobody can write to.
     ///
     /// # Errors
     /// When the lock file cannot be made.
-    fn lock(&self, name: &str) -> io::Result<Option<Self::File>>;
+    fn lock(&self, name: &str, access: Access) -> io::Result<Option<Self::File>>;
 
     /// The names of all files, in any order.
     ///
@@ -124,9 +134,15 @@ impl Files {
 impl Storage for Files {
     type File = File;
 
-    fn lock(&self, name: &str) -> io::Result<Option<File>> {
-        let file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(self.path(name))?;
+    fn lock(&self, name: &str, access: Access) -> io::Result<Option<File>> {
+        let path = self.path(name);
+        let file = match OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path) {
+            // A copy that can only be looked at: nobody can write to it, but it may be mounted elsewhere too.
+            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem && access == Access::Read => {
+                File::open(&path).or_else(|_| File::open(&self.directory))?
+            }
+            opened => opened?,
+        };
         match file.try_lock() {
             Ok(()) => Ok(Some(file)),
             Err(TryLockError::WouldBlock) => Ok(None),

@@ -1,11 +1,12 @@
 //! Damaged stores: refused with the place, told the same by `store check`, usable again after
 //! `store repair --quarantine`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
 use crate::support::Broker;
+use crate::support::http::Connection;
 
 /// A broker that has ended in order and left tasks in a few segments.
 fn filled() -> (Broker, Vec<String>) {
@@ -133,4 +134,65 @@ fn a_check_of_a_whole_store_says_so_and_of_no_store_too() {
     let output = crate::support::Output::of(&mut missing);
     assert_eq!(output.code, Some(2), "{output:?}");
     assert!(output.err.contains("/no/such/directory"), "{output:?}");
+}
+
+/// A library that lets every sync of a process fail while the file is there.
+fn failing_syncs(broker_has: &Path) -> PathBuf {
+    let (source, library) = (broker_has.join("syncs.rs"), broker_has.join("syncs.so"));
+    let code = r#"
+        use std::ffi::{c_char, c_int, c_void};
+        unsafe extern "C" {
+            fn __errno_location() -> *mut c_int;
+            fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void;
+        }
+        #[unsafe(no_mangle)]
+        pub extern "C" fn fdatasync(file: c_int) -> c_int {
+            if std::env::var_os("SYNCS_FAIL").is_some_and(|path| std::path::Path::new(&path).exists()) {
+                unsafe { *__errno_location() = 5 };
+                return -1;
+            }
+            // RTLD_NEXT: the function that this one stands before.
+            let next = unsafe { dlsym(-1_isize as *mut c_void, c"fdatasync".as_ptr()) };
+            let next: extern "C" fn(c_int) -> c_int = unsafe { std::mem::transmute(next) };
+            next(file)
+        }
+    "#;
+    std::fs::write(&source, code).unwrap();
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let built = std::process::Command::new(rustc)
+        .args(["--edition", "2024", "--crate-type", "cdylib", "-o"])
+        .arg(&library)
+        .arg(&source)
+        .status()
+        .unwrap();
+    assert!(built.success());
+    library
+}
+
+/// A submit that was written and not synced was answered 503, which says that it was refused; it came after the restart.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_submit_of_which_nobody_knows_whether_it_is_stored_is_not_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let library = failing_syncs(directory.path());
+    let fail = directory.path().join("fail");
+    let environment = [("LD_PRELOAD", library.to_str().unwrap()), ("SYNCS_FAIL", fail.to_str().unwrap())];
+    let one = ("/v1/queues/q/tasks", "application/json", "{}".to_owned());
+    let many = ("/v1/tasks", "application/json", json!([{"queue": "q"}, {"queue": "q"}]).to_string());
+    for (path, kind, body) in [one, many] {
+        let mut broker = Broker::with_environment(&environment, &[]);
+        broker.submit("q", &json!({}));
+        std::fs::write(&fail, "").unwrap();
+        let mut connection = Connection::open(broker.address);
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: {}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\r\n{body}",
+            broker.address,
+            body.len()
+        );
+        connection.send(head.as_bytes());
+        assert_eq!(connection.ends(), b"", "{path}");
+        assert_eq!(broker.ended(), 5);
+        std::fs::remove_file(&fail).unwrap();
+        broker.start_again();
+    }
 }

@@ -9,7 +9,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::ThreadId;
 
-use taskyard::log::{Storage, StorageFile};
+use taskyard::log::{Access, Storage, StorageFile};
 
 const SECTOR_BYTES: usize = 512;
 
@@ -367,7 +367,7 @@ impl SimDisk {
 impl Storage for SimDisk {
     type File = SimFile;
 
-    fn lock(&self, _name: &str) -> io::Result<Option<SimFile>> {
+    fn lock(&self, _name: &str, _access: Access) -> io::Result<Option<SimFile>> {
         let mut state = self.state();
         state.whole_operation()?;
         if std::mem::replace(&mut state.locked, true) {
