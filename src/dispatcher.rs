@@ -15,7 +15,7 @@ use crate::engine::{Engine, EngineError, Event};
 use crate::hops::{self, Hops};
 use crate::outbox::{Outbound, Shared};
 use crate::reserve::Reserve;
-use crate::standstill::Standstill;
+use crate::standstill::{self, Standstill};
 
 /// So many commands are taken in a turn: enough to share a sync and a wake-up among them, few enough
 /// that the first of them does not wait long for its answer, and that sockets have something to do meanwhile.
@@ -66,7 +66,7 @@ pub struct Dispatcher<E> {
     nearby: Option<Box<dyn FnOnce() + Send>>,
     /// What is due waits for what is not read yet.
     standstill: Standstill,
-    drained: Option<Instant>,
+    drain: Option<Drain>,
 }
 
 /// Messages of one turn, by session.
@@ -159,7 +159,7 @@ impl<E: Engine> Dispatcher<E> {
             reserve: Reserve::start(),
             nearby: None,
             standstill: Standstill::default(),
-            drained: None,
+            drain: None,
         }
     }
 
@@ -233,8 +233,8 @@ impl<E: Engine> Dispatcher<E> {
                 Wake::Deadline => {
                     self.take_due(self.clock.now(), 0, None);
                 }
-                Wake::Phase(Phase::Drain { until }) if self.drained.is_none() => {
-                    self.drained = Some(until);
+                Wake::Phase(Phase::Drain { until }) if self.drain.is_none() => {
+                    self.drain = Some(Drain { until, overdue: false });
                     let grace_ms = until.saturating_duration_since(Instant::now()).as_millis() as u64;
                     self.shard.apply(self.clock.now(), Command::Drain { grace_ms }, &mut self.fx);
                 }
@@ -243,13 +243,24 @@ impl<E: Engine> Dispatcher<E> {
             }
             self.flush();
             self.hurry().await;
-            let over = self.drained.is_some_and(|until| {
-                Instant::now() >= until || (self.shard.leases_out() == 0 && self.inbox.is_empty())
-            });
-            if over {
+            if self.is_drained() {
                 return self.stop().await;
             }
         }
+    }
+
+    /// Whether nobody works any more, or the time for that is over.
+    fn is_drained(&mut self) -> bool {
+        let Some(drain) = &mut self.drain else { return false };
+        if self.shard.leases_out() == 0 && self.inbox.is_empty() {
+            return true;
+        }
+        let now = Instant::now();
+        if now < drain.until {
+            return false;
+        }
+        drain.until = now + standstill::GRACE;
+        std::mem::replace(&mut drain.overdue, true)
     }
 
     /// Waits for something to do. What may block this thread begins then. Changes nothing.
@@ -258,7 +269,8 @@ impl<E: Engine> Dispatcher<E> {
         let has_room = self.engine.has_room();
         let deadline = self.shard.next_deadline().filter(|_| has_room);
         let deadline = deadline.map(|next| self.clock.instant(self.standstill.look_at(next)));
-        let wake_at = [deadline, self.drained].into_iter().flatten().min();
+        let drained = self.drain.as_ref().map(|drain| drain.until);
+        let wake_at = [deadline, drained].into_iter().flatten().min();
         let sleep = async {
             match wake_at {
                 Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -503,6 +515,13 @@ fn missing(task: TaskId) -> EngineError {
 
 /// How long an orderly stop waits for the disk.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+/// No new tasks are given out; those that are out may be finished.
+struct Drain {
+    until: Instant,
+    /// That was found to be over once: what came in time may not be read yet.
+    overdue: bool,
+}
 
 enum Wake {
     Batch(Batch),

@@ -3,13 +3,29 @@
 //! A process that is stopped, or whose machine is paused, finds on waking that much was due meanwhile, and does not know
 //! yet what else came: acks and pongs lie unread with the kernel, and timers go off before they are read.
 
+use std::pin::pin;
 use std::time::Duration;
+
+use tokio::time::error::Elapsed;
 
 use crate::core::Time;
 
 /// So much longer than its time nobody is given up on at first: what came from them in time may be read only now. Each
 /// thread of a process that goes on is at work again long before.
 pub const GRACE: Duration = Duration::from_millis(100);
+
+/// What a peer is to do within `limit`; given up on a little later, see [`GRACE`].
+///
+/// # Errors
+///
+/// When it was not done.
+pub async fn timeout<W: Future>(limit: Duration, work: W) -> Result<W::Output, Elapsed> {
+    let mut work = pin!(work);
+    match tokio::time::timeout(limit, &mut work).await {
+        Err(_) => tokio::time::timeout(GRACE, work).await,
+        done => done,
+    }
+}
 
 /// Whatever is due is looked at so much before, in microseconds: the process may have stood still until this moment, and
 /// sockets are to be read first.
@@ -136,6 +152,18 @@ mod tests {
         assert_eq!(standstill.done_by(at(500), by(10)), None);
         assert_eq!(standstill.look_at(at(10)), at(600));
         assert_eq!(standstill.done_by(at(1000), by(10)), by(58));
+    }
+
+    /// The timer of a process that goes on may fire before what lies with the kernel is known.
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_is_given_up_on_a_little_after_its_time() {
+        let limit = Duration::from_secs(10);
+        for (takes, in_time) in [(0, true), (10_000, true), (10_050, true), (10_150, false)] {
+            let began = tokio::time::Instant::now();
+            let done = timeout(limit, tokio::time::sleep(Duration::from_millis(takes))).await;
+            assert_eq!(done.is_ok(), in_time, "{takes} ms");
+            assert_eq!(began.elapsed(), Duration::from_millis(takes).min(limit + GRACE));
+        }
     }
 
     /// A dispatcher with more to do than it can comes back late each time.

@@ -14,6 +14,8 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
+use crate::standstill;
+
 /// How long the header may take: a proxy sends it with the connection.
 pub const HEADER_TIME: Duration = Duration::from_secs(5);
 
@@ -76,7 +78,7 @@ impl From<io::Error> for ProxyError {
 /// speaks for itself, as in a health check, or names none that is one of TCP: then the socket's own
 /// address counts.
 pub async fn read_header<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Option<SocketAddr>, ProxyError> {
-    match tokio::time::timeout(HEADER_TIME, read(stream)).await {
+    match standstill::timeout(HEADER_TIME, read(stream)).await {
         Ok(result) => result,
         Err(_) => Err(ProxyError::Late),
     }

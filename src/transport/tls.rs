@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use super::certificate;
 use super::material::{Material, Stamps};
 use crate::clock::Clock;
+use crate::standstill;
 
 pub use super::material::TlsError;
 
@@ -239,7 +240,7 @@ impl Tls {
     pub async fn accept(&self, stream: TcpStream) -> Result<Box<TlsStream<TcpStream>>, AcceptError> {
         // In boxes, both: the task that serves the connection would else keep the room for as long as
         // it lives.
-        match tokio::time::timeout(HANDSHAKE_TIME, Box::pin(self.handshake(stream))).await {
+        match standstill::timeout(HANDSHAKE_TIME, Box::pin(self.handshake(stream))).await {
             Ok(result) => result,
             Err(_) => Err(AcceptError::Late),
         }

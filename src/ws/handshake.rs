@@ -110,7 +110,8 @@ pub fn accept<B>(request: &Request<B>, terms: Terms) -> Result<(Response<()>, Op
         refusal.header = Some((header::UPGRADE, HeaderValue::from_static("websocket")));
         return Err(refusal);
     }
-    if single(headers, header::SEC_WEBSOCKET_VERSION)? != "13" {
+    let has_version = headers.contains_key(header::SEC_WEBSOCKET_VERSION);
+    if !has_version || single(headers, header::SEC_WEBSOCKET_VERSION)? != "13" {
         let mut refusal = Refusal::new(
             StatusCode::UPGRADE_REQUIRED,
             "the broker speaks WebSocket version 13, see RFC 6455",
@@ -284,7 +285,7 @@ fn implied(query: &str, query_token: bool) -> Result<Option<Box<Implied>>, Refus
         (false, ..) => None,
         (true, Some(queue), None) => Some(Target::Queue(queue.clone())),
         (true, None, Some(room)) => Some(Target::Room(room.clone())),
-        (true, ..) => return bad("parameter `raw`: give one `queue` or one `room` with it, not both".into()),
+        (true, ..) => return bad("parameter `raw`: give either one `queue` or one `room` with it".into()),
     };
     if raw.is_some() {
         if mode == Some(Mode::Manual) {

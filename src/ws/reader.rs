@@ -64,10 +64,19 @@ pub struct Reader {
     bytes: usize,
     undecodable: (Instant, u32),
     heard: Instant,
-    /// When it was pinged; none: it was heard since.
-    pinged: Option<Instant>,
-    /// Its time to answer was found to be over.
-    overdue: bool,
+    silence: Silence,
+    /// Its time to say hello was found to be over.
+    hello_overdue: bool,
+}
+
+/// What was made of the peer's silence since it was heard.
+#[derive(Clone, Copy)]
+enum Silence {
+    Unnoticed,
+    /// It was pinged then.
+    Pinged(Instant),
+    /// Its time to answer was found to be over: until then it may turn out that an answer had come.
+    Overdue(Instant),
 }
 
 impl Take<End> for Reader {
@@ -131,8 +140,8 @@ impl Reader {
             bytes: 0,
             undecodable: (Instant::now(), 0),
             heard: Instant::now(),
-            pinged: None,
-            overdue: false,
+            silence: Silence::Unnoticed,
+            hello_overdue: false,
         }
     }
 
@@ -203,8 +212,7 @@ impl Reader {
 
     /// Any byte is a sign of life, also one of a message that takes long to arrive.
     fn was_heard(&mut self) {
-        self.heard = Instant::now();
-        (self.pinged, self.overdue) = (None, false);
+        (self.heard, self.silence) = (Instant::now(), Silence::Unnoticed);
         if self.outbox.was_listening() {
             // Before what came with it: a worker that is heard again may be given tasks again.
             self.items.insert(0, Item::Command(Command::Heard { session: self.session }));
@@ -219,36 +227,43 @@ impl Reader {
     }
 
     fn silent_at(&self) -> Instant {
-        match self.pinged {
-            Some(pinged) => pinged + self.context.settings.ping_timeout,
-            None => {
+        match self.silence {
+            Silence::Unnoticed => {
                 // A tenth of jitter, from the session's number, so that connections made together do
                 // not ping together.
                 let jitter = self.context.settings.ping.mul_f64((self.session.0 % 100) as f64 / 1000.0);
                 self.heard + self.context.settings.ping - jitter
             }
+            Silence::Pinged(at) => at + self.context.settings.ping_timeout,
+            Silence::Overdue(until) => until,
         }
     }
 
-    /// Pings a peer that is silent, and gives up on it in the end.
+    /// Pings a peer that is silent, and gives up on it in the end. Nobody is given up on at the first look: the process
+    /// may have stood still.
     fn alarm(&mut self, alarm: Pin<&mut Sleep>) -> Result<(), End> {
         let now = Instant::now();
         let limit = self.context.live.load().hello_timeout;
         if self.caller.deadline(limit).is_some_and(|deadline| deadline <= now) {
-            return Err(say(CloseCode::HELLO_TIMEOUT, "no hello with a token came in time"));
+            if self.hello_overdue {
+                return Err(say(CloseCode::HELLO_TIMEOUT, "no hello with a token came in time"));
+            }
+            self.hello_overdue = true;
+            alarm.reset((now + standstill::GRACE).into());
+            return Ok(());
         }
         if self.silent_at() <= now {
-            if self.overdue {
-                let reason = "nothing was heard from the client, not even a pong";
-                return Err(say(CloseCode::PING_TIMEOUT, reason));
-            }
-            if self.pinged.is_some() {
-                self.overdue = true;
-                alarm.reset((now + standstill::GRACE).into());
-                return Ok(());
-            }
-            self.outbox.ping();
-            self.pinged = Some(now);
+            self.silence = match self.silence {
+                Silence::Unnoticed => {
+                    self.outbox.ping();
+                    Silence::Pinged(now)
+                }
+                Silence::Pinged(_) => Silence::Overdue(now + standstill::GRACE),
+                Silence::Overdue(_) => {
+                    let reason = "nothing was heard from the client, not even a pong";
+                    return Err(say(CloseCode::PING_TIMEOUT, reason));
+                }
+            };
         }
         // Heard meanwhile, the peer is to be pinged again before its time to answer would have ended.
         alarm.reset(self.alarm_at().min(now + self.context.settings.ping).into());
@@ -349,8 +364,9 @@ impl Reader {
     fn item(&mut self, item: Result<Request, Rejection>) -> Result<(), End> {
         let Request { id, message } = match item {
             Ok(request) => request,
-            Err(Rejection { id, error }) => {
-                if self.caller.identity().is_some() {
+            Err(Rejection { id, error, of_hello }) => {
+                // A hello that was refused is no other message: what it should have been may follow.
+                if self.caller.identity().is_some() && !of_hello {
                     self.imply_hello();
                 }
                 return match self.caller.admit(Kind::Other) {

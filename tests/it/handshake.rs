@@ -30,7 +30,7 @@ fn upgrades_that_are_none_are_told_what_they_lack() {
     check(&good.replace("dGhlIHNhbXBsZSBub25jZQ==", "c2hvcnQ="), 400, None);
     check(&good.replace("dGhlIHNhbXBsZSBub25jZQ==", "%%%"), 400, None);
     check(&good.replace("Version: 13", "Version: 8"), 426, Some(("Sec-WebSocket-Version", "13")));
-    check(&without("Sec-WebSocket-Version: 13\r\n"), 400, None);
+    check(&without("Sec-WebSocket-Version: 13\r\n"), 426, Some(("Sec-WebSocket-Version", "13")));
 }
 
 #[test]

@@ -32,6 +32,8 @@ const OUTGOING_MAX: usize = 4096;
 const BATCH_BYTES: usize = 256 << 10;
 /// How long the broker may take to answer a ping, and to close after `bye`.
 const PING_GRACE: Duration = Duration::from_secs(10);
+/// So much later it is given up: this process may have stood still, and what came meanwhile not be read yet.
+const STANDSTILL_GRACE: Duration = Duration::from_millis(100);
 const BYE_GRACE: Duration = Duration::from_secs(1);
 /// How long a worker whose tasks go on waits between two tries at most: its session waits for it no
 /// longer than 5 s, unless the broker was told otherwise.
@@ -289,16 +291,9 @@ impl Driver {
                     match liveness.check(Instant::now()) {
                         Alive::Yes => {}
                         Alive::Ask => sender.ping(&[]),
-                        // What has arrived meanwhile counts: this process may have been asleep.
-                        Alive::No => match receiver.try_receive() {
-                            Some(incoming) => {
-                                liveness.heard(Instant::now());
-                                if let Err(closed) = self.take(incoming, &mut sender, &mut receiver) {
-                                    return Leave::Lost(closed_by(closed, &mut sender).await);
-                                }
-                            }
-                            None => return Leave::Lost(Closed::broken("the broker is silent and answers no ping")),
-                        },
+                        Alive::No => {
+                            return Leave::Lost(Closed::broken("the broker is silent and answers no ping"));
+                        }
                     }
                     alarm.as_mut().reset(liveness.alarm());
                 }
@@ -720,7 +715,15 @@ struct Liveness {
     /// How long a silence is unsuspicious.
     quiet: Duration,
     heard: Instant,
-    asked: Option<Instant>,
+    silence: Silence,
+}
+
+enum Silence {
+    Unsuspicious,
+    /// The broker is to answer by then.
+    Asked(Instant),
+    /// It did not; what it said may turn up until then.
+    Overdue(Instant),
 }
 
 enum Alive {
@@ -734,29 +737,62 @@ impl Liveness {
     /// and a half times that long is asked.
     fn new(ping_ms: u64, now: Instant) -> Liveness {
         let quiet = Duration::from_millis(ping_ms.clamp(100, 600_000) * 3 / 2);
-        Liveness { quiet, heard: now, asked: None }
+        Liveness { quiet, heard: now, silence: Silence::Unsuspicious }
     }
 
     fn heard(&mut self, now: Instant) {
         self.heard = now;
-        self.asked = None;
+        self.silence = Silence::Unsuspicious;
     }
 
     fn alarm(&self) -> Instant {
-        match self.asked {
-            Some(asked) => asked + PING_GRACE,
-            None => self.heard + self.quiet,
+        match self.silence {
+            Silence::Unsuspicious => self.heard + self.quiet,
+            Silence::Asked(until) | Silence::Overdue(until) => until,
         }
     }
 
     fn check(&mut self, now: Instant) -> Alive {
-        match self.asked {
-            Some(asked) if now >= asked + PING_GRACE => Alive::No,
-            None if now >= self.heard + self.quiet => {
-                self.asked = Some(now);
+        if now < self.alarm() {
+            return Alive::Yes;
+        }
+        match self.silence {
+            Silence::Unsuspicious => {
+                self.silence = Silence::Asked(now + PING_GRACE);
                 Alive::Ask
             }
-            _ => Alive::Yes,
+            Silence::Asked(_) => {
+                self.silence = Silence::Overdue(now + STANDSTILL_GRACE);
+                Alive::Yes
+            }
+            Silence::Overdue(_) => Alive::No,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The alarm of a process that goes on may be heard before what came while it stood still.
+    #[test]
+    fn a_broker_is_left_a_little_after_its_time_to_answer() {
+        let began = Instant::now();
+        let mut liveness = Liveness::new(1_000, began);
+        assert!(matches!(liveness.check(began + Duration::from_millis(1_499)), Alive::Yes));
+        let mut now = began + Duration::from_millis(1_500);
+        assert!(matches!(liveness.check(now), Alive::Ask));
+        assert_eq!(liveness.alarm(), now + PING_GRACE);
+        for is_heard in [true, false] {
+            now += Duration::from_hours(1);
+            assert!(matches!(liveness.check(now), Alive::Yes), "it stood still for an hour");
+            assert_eq!(liveness.alarm(), now + STANDSTILL_GRACE);
+            if is_heard {
+                liveness.heard(now);
+                now += Duration::from_hours(1);
+                assert!(matches!(liveness.check(now), Alive::Ask));
+            }
+        }
+        assert!(matches!(liveness.check(liveness.alarm()), Alive::No));
     }
 }
