@@ -43,11 +43,22 @@ fn reason(reason: &Value) -> String {
     let name = |field: &str| text(&reason[field]);
     let words = match reason["code"].as_str().unwrap_or_default() {
         "no_worker" => "nobody is subscribed to its queue: start a worker".into(),
-        "no_credit" => format!(
-            "all {} workers that may take it are busy: wait, or start more of them",
-            reason["busy"].as_u64().unwrap_or(0)
-        )
-        .replace("all 1 workers that may take it are", "the one worker that may take it is"),
+        "no_credit" => {
+            let count = |field: &str| reason[field].as_u64().unwrap_or(0);
+            let who = match count("busy") {
+                1 => "the one worker that may take it is".into(),
+                all => format!("all {all} workers that may take it are"),
+            };
+            let parts = [(count("silent"), "silent behind an ack timeout"), (count("draining"), "draining")];
+            let told = parts.into_iter().filter(|(count, _)| *count > 0);
+            let parts: Vec<String> = told.map(|(count, words)| format!("{count} {words}")).collect();
+            let parts = if parts.is_empty() { String::new() } else { format!(" ({})", parts.join(", ")) };
+            let (busy, other) = (count("busy"), count("silent") + count("draining"));
+            match busy > other {
+                true => format!("{who} busy{parts}: wait, or start more of them"),
+                false => format!("{who} not taking any more{parts}: start others"),
+            }
+        }
         "worker_absent" => {
             format!("it is for worker {}, which is not subscribed to its queue", name("worker"))
         }
@@ -112,7 +123,15 @@ mod tests {
         for (of, words) in [
             (json!({"code": "no_worker"}), "start a worker"),
             (json!({"code": "no_credit", "busy": 3}), "all 3 workers"),
-            (json!({"code": "no_credit", "busy": 1}), "the one worker that may take it is busy"),
+            (json!({"code": "no_credit", "busy": 1}), "the one worker that may take it is busy:"),
+            (
+                json!({"code": "no_credit", "busy": 3, "silent": 1, "draining": 1}),
+                "busy (1 silent behind an ack timeout, 1 draining): wait",
+            ),
+            (
+                json!({"code": "no_credit", "busy": 1, "silent": 1}),
+                "may take it is not taking any more (1 silent behind an ack timeout): start others",
+            ),
             (json!({"code": "worker_absent", "worker": "gpu-1"}), "worker gpu-1, which"),
             (json!({"code": "group_empty", "group": "europe"}), "group europe, of which"),
             (

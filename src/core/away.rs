@@ -17,6 +17,9 @@ use super::task::{Held, ShareState, Task, Weighed};
 /// worked off must not wait for the disk because of another that is not. That ends at twice the bound.
 const NEAR_TASKS: u64 = 256;
 
+/// Larger ones do not, in bytes: to hand them out takes longer than to read them, and 256 of them are much.
+const NEAR_BYTES: u64 = 64 << 10;
+
 /// What a payload takes beside its bytes: its count of owners, its length, its kind, what the allocator rounds up to, as
 /// measured with payloads of 256 B. So that those of a few bytes have a bound too.
 const PAYLOAD_OVERHEAD_BYTES: u64 = 48;
@@ -106,7 +109,7 @@ impl Shard {
             ShareState::Queued { .. } => {
                 let queued =
                     self.queues[task.queue as usize].counts[taskyard_proto::TaskState::Queued as usize];
-                queued <= NEAR_TASKS && (none || here <= 2 * bound)
+                queued <= NEAR_TASKS && task.bytes() <= NEAR_BYTES && (none || here <= 2 * bound)
             }
             ShareState::Scheduled { .. } | ShareState::Retrying { .. } | ShareState::Over(_) => false,
         };
@@ -505,6 +508,21 @@ mod tests {
         assert!(trips <= 20, "{trips} trips to the disk for 200 tasks");
         let (_, _, ahead) = stage.shard.payloads();
         assert!(ahead <= AHEAD_BYTES + 3 * QUEUE_AHEAD_BYTES, "{ahead}");
+    }
+
+    /// 256 of each queue stayed until twice the bound was reached, however large they were.
+    #[test]
+    fn large_payloads_keep_to_the_bound_and_small_ones_that_are_next_to_twice_of_it() {
+        let bound = 1 << 20;
+        for (bytes, most) in [(100_000, bound), (60_000, 2 * bound)] {
+            let mut stage = Stage::new(bound);
+            for number in 0..100 {
+                stage.submit(&format!("q{}", number % 10), bytes);
+            }
+            let (away, here, _) = stage.shard.payloads();
+            assert!(away > 0 && here <= most, "{bytes}: {here} bytes in memory");
+            assert!(here + 2 * bytes as u64 > most, "{bytes}: {here} bytes in memory");
+        }
     }
 
     /// What is with slow workers is not what others have to make room for.

@@ -100,6 +100,10 @@ impl Shard {
                     let any = !task.spec.recipients.is_empty();
                     if let Some(fanout) = task.fanout_mut().filter(|_| any) {
                         fanout.failed += 1;
+                        // Of a task that its producer does not know to be accepted yet the end is told alone.
+                        if self.tasks[key].is_durable() {
+                            self.event(key, recipient, None, fx);
+                        }
                     }
                 }
             }
@@ -126,9 +130,14 @@ impl Shard {
         if self.tasks[key].fanout().is_none() {
             return self.finish_cancelled(key, error, fx);
         }
-        if let Some(fanout) = self.tasks[key].fanout_mut() {
+        let task = &mut self.tasks[key];
+        if let Some(share) = task.share_mut(recipient).filter(|_| error.is_some()) {
+            share.notes_mut().broken_off = error;
+        }
+        if let Some(fanout) = task.fanout_mut() {
             fanout.failed += 1;
         }
+        self.event(key, recipient, None, fx);
         self.decide_cancelled(key, fx);
     }
 

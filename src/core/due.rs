@@ -127,6 +127,10 @@ impl Shard {
             self.withdraw(task, recipient);
             freed.extend(self.revoke(task, recipient, RevokeReason::Expired, fx));
             self.shift(task, recipient, ShareState::Over(TaskState::Expired));
+            if let Some(fanout) = self.tasks[task].fanout_mut() {
+                fanout.failed += 1;
+                self.event(task, recipient, None, fx);
+            }
         }
         let queue = self.tasks[task].queue;
         self.queues[queue as usize].tally(Tally::Expired);

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use taskyard_proto::{Done, Error, ErrorCode, Event, Payload, TaskId, Watch};
+use taskyard_proto::{Done, Error, ErrorCode, Event, Payload, TaskId, TaskState, Watch};
 
 use super::access::Access;
 use super::command::{CallId, Origin};
@@ -187,6 +187,9 @@ impl Shard {
         let share = task.share(recipient)?;
         let lease = share.lease();
         let holder = lease.and_then(|lease| self.sessions.get(&lease.session)).map(|s| s.worker.clone());
+        // The next one, but where none is to come.
+        let next = !matches!(share.state, ShareState::Over(state) if state != TaskState::Done);
+        let attempt = (u64::from(share.charged) + u64::from(next)).min(u64::from(task.spec.max_attempts));
         let percent = share.notes.as_ref().and_then(|notes| notes.percent).filter(|_| lease.is_some());
         Some(Event {
             task: task.spec.id(),
@@ -194,7 +197,7 @@ impl Shard {
             state: share.state.task_state(),
             started: lease.is_some_and(|lease| lease.started),
             worker: holder.or_else(|| task.recipient_name(recipient).cloned()),
-            attempt: (u64::from(share.charged) + 1).min(u64::from(task.spec.max_attempts)),
+            attempt,
             percent: percent.and_then(taskyard_proto::Number::new),
             data,
             error: share.last_error(),

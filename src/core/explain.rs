@@ -109,17 +109,19 @@ impl Shard {
                 (None, None) => Reason::NoWorker,
             });
         }
-        let mut busy = 0;
-        let mut free = None;
+        let (mut busy, mut silent, mut draining) = (0, 0, 0);
+        let mut free = false;
         for subscription in takers {
-            match subscription.open {
-                true => free = Some(subscription),
-                false => busy += 1,
+            free |= subscription.open;
+            busy += u64::from(!subscription.open);
+            if let Some(session) = self.sessions.get(&subscription.session) {
+                silent += u64::from(session.silent);
+                draining += u64::from(session.draining && !session.silent);
             }
         }
         match free {
-            None => Some(Reason::NoCredit { busy }),
-            Some(_) => {
+            false => Some(Reason::NoCredit { busy, silent, draining }),
+            true => {
                 // Also when that is over: until its timer goes off, which is due, nobody offers it.
                 let (_, until) = share.notes.as_ref()?.avoid?;
                 Some(Reason::Released { in_ms: until.ms_since(now).max(1) })
@@ -130,25 +132,19 @@ impl Shard {
 
 #[cfg(test)]
 mod tests {
-    use taskyard_proto::message::{Credit, LeaseList, Release, Subscribe};
-    use taskyard_proto::{
-        ClientMessage, Hello, Payload, QueueName, ServerMessage, Submit, TaskState, WorkerName,
-    };
+    use taskyard_proto::message::{Credit, Drain, Release, Subscribe};
+    use taskyard_proto::{Hello, LeaseId, Payload, QueueName, ServerMessage, Submit, TaskState, WorkerName};
 
     use super::*;
     use crate::core::shard::AVOID_MS;
     use crate::core::{CallId, Command, Config, Effects, Open, Origin, Output, SessionId};
 
-    /// Between the end of a release's 100 ms and its timer nothing was said of why the task waits.
-    #[test]
-    fn a_released_task_is_explained_until_it_is_offered_again() {
+    /// A shard in which a worker has a task.
+    fn handed_out() -> (Shard, Effects, Time, TaskId, LeaseId) {
         let (mut shard, mut fx, began) = (Shard::new(Config::default()), Effects::default(), Time(1_000_000));
-        let session = SessionId(1);
         let queue = QueueName::parse("q").unwrap();
-        let say =
-            |message: ClientMessage| Command::Message { origin: Origin::Session(session, None), message };
         let open = Command::Open(Box::new(Open {
-            session,
+            session: SessionId(1),
             access: None,
             hello: Box::new(Hello::empty()),
             reference: None,
@@ -172,13 +168,39 @@ mod tests {
             Output::Send { message: ServerMessage::Task(task), .. } => task.lease,
             _ => None,
         });
-        let leases: LeaseList = lease.expect("it is delivered").into();
-        shard.apply(began, say(Release { leases, delay_ms: None }.into()), &mut fx);
+        (shard, fx, began, task, lease.expect("it is delivered"))
+    }
+
+    /// Between the end of a release's 100 ms and its timer nothing was said of why the task waits.
+    #[test]
+    fn a_released_task_is_explained_until_it_is_offered_again() {
+        let (mut shard, mut fx, began, task, lease) = handed_out();
+        let origin = Origin::Session(SessionId(1), None);
+        let message = Release { leases: lease.into(), delay_ms: None }.into();
+        shard.apply(began, Command::Message { origin, message }, &mut fx);
         for ms in [0, AVOID_MS - 1, AVOID_MS, AVOID_MS + 5] {
             let reasons = shard.explain(task, began.plus_ms(ms)).expect("it lives").reasons;
             assert!(matches!(reasons[..], [Reason::Released { in_ms: 1.. }]), "after {ms} ms: {reasons:?}");
         }
         shard.expire(began.plus_ms(AVOID_MS), &mut fx);
         assert_eq!(shard.explain(task, began.plus_ms(AVOID_MS)).expect("it lives").state, TaskState::Leased);
+    }
+
+    /// A frozen worker was said to be busy, and waiting for it advised.
+    #[test]
+    fn a_worker_that_let_an_ack_timeout_pass_is_told_apart() {
+        let (mut shard, mut fx, began, task, _) = handed_out();
+        let late = began.plus_ms(60_000);
+        shard.expire(late, &mut fx);
+        let told = shard.explain(task, late).expect("it lives");
+        assert_eq!(told.state, TaskState::Queued);
+        assert_eq!(told.reasons, [Reason::NoCredit { busy: 1, silent: 1, draining: 0 }]);
+        let origin = Origin::Session(SessionId(1), None);
+        let drain = Command::Message { origin, message: Drain {}.into() };
+        for (command, silent) in [(drain, 1), (Command::Heard { session: SessionId(1) }, 0)] {
+            shard.apply(late, command, &mut fx);
+            let told = shard.explain(task, late).expect("it lives");
+            assert_eq!(told.reasons, [Reason::NoCredit { busy: 1, silent, draining: 1 - silent }]);
+        }
     }
 }

@@ -7,9 +7,12 @@ use taskyard_proto::{Complete, ErrorText, Finished, Payload, TaskState, WorkerNa
 use super::effect::Effects;
 use super::kept::Kept;
 use super::queue::Tally;
-use super::record::{Amendment, FailedAttempt, Failure, FanoutRecord, FinishRecord, Outcome, Said, StoreOp};
+use super::record::{
+    Amendment, FailedAttempt, Failure, FanoutRecord, FinishRecord, Outcome, Outcomes, RECIPIENTS_SHOWN_MAX,
+    Said, StoreOp,
+};
 use super::shard::Shard;
-use super::task::{Fanout, Share, ShareState, Task};
+use super::task::{Fanout, HISTORY_MAX, Notes, Share, ShareState, Task};
 
 /// How a task ends.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,9 +50,6 @@ impl Fate {
     }
 }
 
-/// The most recipients that `finished` lists.
-const RECIPIENTS_SHOWN_MAX: usize = 1000;
-
 /// How much of their results it tells, in bytes: it must fit into one message, and into one record.
 const RESULTS_SHOWN_BYTES: usize = 1 << 20;
 
@@ -68,10 +68,12 @@ impl Shard {
         let fanout = task.fanout().map(|fanout| Arc::new(fanout_record(task, fanout)));
         let to_all = fanout.is_some();
         let done = fate.state == TaskState::Done && !to_all;
-        let attempts = task.first.charged + u16::from(done);
+        let attempts = task.attempts() + u32::from(done);
         let (queue, event_seq, before) = (task.queue, task.event_seq(base), task.state());
         let (id, bytes, weighed) = (task.spec.id(), task.bytes(), task.weighed());
-        let history = task.first.history().to_vec();
+        // Whose it is says each entry.
+        let history: Vec<_> =
+            task.shares().flat_map(|share| share.history()).take(HISTORY_MAX).cloned().collect();
         let (watchers, events) = (task.take_watchers(), task.take_told());
         let counted = &mut self.queues[queue as usize];
         if done {
@@ -198,8 +200,8 @@ impl Shard {
             seq: task.event_seq(self.event_base),
             state: TaskState::Dead,
             result: Payload::NULL,
-            error: task.first.last_error(),
-            attempts: u64::from(task.first.charged),
+            error: task.error(),
+            attempts: u64::from(task.attempts()),
             delivered: fanout.as_ref().map(|f| f.delivered),
             acked: fanout.as_ref().map(|f| f.acked),
             failed: fanout.as_ref().map(|f| f.failed),
@@ -215,6 +217,7 @@ impl Shard {
             None => self.die(task, fx),
             Some(fanout) => {
                 fanout.failed += 1;
+                self.event(task, recipient, None, fx);
                 self.decide(task, fx);
             }
         }
@@ -281,9 +284,28 @@ impl Shard {
     }
 }
 
-/// What became of each recipient, those that failed first. A task to all has as many as there are workers, so nothing is
-/// sorted or grown here: their rows are written once.
+/// What became of the recipients of a task to all.
 fn fanout_record(task: &Task, fanout: &Fanout) -> FanoutRecord {
+    let recipients = match outcomes_are_plain(task) {
+        true => Outcomes::Done(task.spec.recipients.clone()),
+        false => Outcomes::Each(outcomes(task)),
+    };
+    FanoutRecord { delivered: fanout.delivered, acked: fanout.acked, failed: fanout.failed, recipients }
+}
+
+/// Whether all recipients acknowledged their first delivery, without a word.
+fn outcomes_are_plain(task: &Task) -> bool {
+    task.shares().all(|share| {
+        let quiet = |notes: &Notes| notes.result.is_null() && notes.history.is_empty();
+        matches!(share.state, ShareState::Over(TaskState::Done))
+            && share.charged == 0
+            && share.notes.as_deref().is_none_or(quiet)
+    })
+}
+
+/// What became of each recipient, those that failed first. There may be a thousand, so nothing is sorted or grown here:
+/// their rows are written once.
+fn outcomes(task: &Task) -> Vec<Outcome> {
     let count = (task.recipients() as usize).min(RECIPIENTS_SHOWN_MAX);
     let mut recipients = Vec::with_capacity(count);
     let mut room = RESULTS_SHOWN_BYTES;
@@ -298,7 +320,7 @@ fn fanout_record(task: &Task, fanout: &Fanout) -> FanoutRecord {
                     room = left;
                     (result, share.last_error())
                 }
-                None => (Payload::NULL, Some(share.last_error().unwrap_or_else(left_out))),
+                None => (Payload::NULL, Some(left_out())),
             };
             Some(Outcome {
                 worker: task.recipient_name(recipient)?.clone(),
@@ -309,7 +331,7 @@ fn fanout_record(task: &Task, fanout: &Fanout) -> FanoutRecord {
         });
         recipients.extend(shown.take(count - recipients.len()));
     }
-    FanoutRecord { delivered: fanout.delivered, acked: fanout.acked, failed: fanout.failed, recipients }
+    recipients
 }
 
 fn left_out() -> ErrorText {
@@ -381,6 +403,42 @@ mod tests {
             _ => None,
         });
         &finished.unwrap().recipients.as_ref().unwrap().0
+    }
+
+    /// The first recipient's attempts and error were told as those of all, and nobody heard when one failed.
+    #[test]
+    fn the_end_of_a_task_to_all_is_told_of_all_its_recipients() {
+        let (mut shard, mut fx, leases) = handed_to_all(3);
+        fx.outputs.clear();
+        for ((session, lease), error) in leases.into_iter().zip([None, Some("n1"), None]) {
+            let leases = lease.into();
+            let said = match error.map(ErrorText::new) {
+                None => message(session, Ack { leases, result: Payload::NULL }),
+                error => message(session, Nack { leases, error, delay_ms: None, retry: Some(Flag(false)) }),
+            };
+            apply(&mut shard, &mut fx, said);
+        }
+        let events: Vec<_> = fx
+            .outputs
+            .iter()
+            .filter_map(|output| match output {
+                Output::Send { message: ServerMessage::Event(event), .. } => {
+                    let error = event.error.as_ref().map(ErrorText::as_str);
+                    Some((event.worker.as_ref()?.as_str(), event.state, event.attempt, error))
+                }
+                _ => None,
+            })
+            .collect();
+        let done = |worker| (worker, TaskState::Done, 1, None);
+        assert_eq!(events, [done("w1"), ("w2", TaskState::Dead, 1, Some("n1")), done("w3")]);
+        let finished = fx.outputs.iter().find_map(|output| match output {
+            Output::Send { message: ServerMessage::Finished(finished), .. } => Some(finished),
+            _ => None,
+        });
+        let finished = finished.expect("the end is told");
+        assert_eq!((finished.state, finished.attempts), (TaskState::Dead, 3));
+        assert_eq!(finished.error.as_ref().unwrap().as_str(), "1 of 3 recipients failed");
+        assert_eq!((finished.delivered, finished.acked, finished.failed), (Some(3), Some(2), Some(1)));
     }
 
     /// The end of a task to all once held every result, however large: it fitted into no record of the

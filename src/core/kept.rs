@@ -6,7 +6,7 @@ use taskyard_proto::{ErrorText, Finished, Key, Payload, TaskId, TaskState, Worke
 
 use super::effect::Effects;
 use super::events::History;
-use super::record::{FailedAttempt, FanoutRecord, FinishRecord, Said, StoreOp};
+use super::record::{FailedAttempt, FanoutRecord, FinishRecord, Outcome, Outcomes, Said, StoreOp};
 use super::shard::Shard;
 use super::time::Time;
 use super::timers::Timer;
@@ -22,7 +22,7 @@ pub(super) struct Kept {
     pub(super) finished: Time,
     pub(super) worker: Option<WorkerName>,
     event_seq: u64,
-    pub(super) attempts: u16,
+    pub(super) attempts: u32,
     pub(super) max_attempts: u16,
     pub(super) state: TaskState,
     more: Option<Box<More>>,
@@ -87,6 +87,15 @@ impl Kept {
         }
     }
 
+    /// Which attempt was the last; of a task to all, of the recipient that had the most, of those that are known.
+    pub(super) fn attempt(&self) -> u32 {
+        match self.more.as_ref().and_then(|more| more.fanout.as_ref()).map(|fanout| &fanout.recipients) {
+            None => self.attempts,
+            Some(Outcomes::Done(workers)) => u32::from(!workers.is_empty()),
+            Some(Outcomes::Each(each)) => each.iter().map(|o| o.attempts).max().unwrap_or_default(),
+        }
+    }
+
     pub(super) fn result(&self) -> Payload {
         self.more.as_ref().map(|more| more.result.clone()).unwrap_or_default()
     }
@@ -124,9 +133,16 @@ impl Kept {
         let Some(more) = &self.more else { return KEPT_OVERHEAD_BYTES };
         let events = more.events.as_ref().map_or(0, |events| events.weight());
         let text = |error: &Option<ErrorText>| error.as_ref().map_or(0, |error| error.as_str().len() as u64);
-        let outcomes = more.fanout.iter().flat_map(|fanout| &fanout.recipients);
         let said = |said: &Said| said.result.bytes().len() as u64 + text(&said.error);
-        let outcomes: u64 = outcomes.map(|o| OUTCOME_BYTES + o.said.as_deref().map_or(0, said)).sum();
+        let outcomes = match more.fanout.as_ref().map(|fanout| &fanout.recipients) {
+            None => 0,
+            Some(Outcomes::Done(workers)) => workers.iter().map(|name| NAME_BYTES + beside(name)).sum(),
+            Some(Outcomes::Each(each)) => {
+                let outcome =
+                    |o: &Outcome| OUTCOME_BYTES + beside(&o.worker) + o.said.as_deref().map_or(0, said);
+                each.iter().map(outcome).sum()
+            }
+        };
         let history: u64 = more.history.iter().map(|attempt| OUTCOME_BYTES + text(&attempt.error)).sum();
         KEPT_OVERHEAD_BYTES
             + events
@@ -139,6 +155,21 @@ impl Kept {
 
 /// What a kept task takes beside its result, in bytes, rounded up.
 const KEPT_OVERHEAD_BYTES: u64 = 320;
+
+/// What a name in a list takes, in bytes, if no other task has the same list.
+const NAME_BYTES: u64 = size_of::<WorkerName>() as u64;
+
+/// What a name takes beside that, in bytes, unless another task or a session has the very same: one that is too long
+/// for its place is elsewhere, with two counts.
+fn beside(name: &WorkerName) -> u64 {
+    match name.as_str().len() {
+        ..NAME_BYTES_INSIDE => 0,
+        bytes => bytes as u64 + 16,
+    }
+}
+
+/// From so many bytes on a name does not fit into its own 24.
+const NAME_BYTES_INSIDE: usize = 24;
 
 /// What an outcome or a failed attempt takes beside its texts, in bytes, rounded up.
 const OUTCOME_BYTES: u64 = 128;
@@ -222,11 +253,24 @@ impl Shard {
         records: impl Iterator<Item = Box<FinishRecord>>,
         fx: &mut Effects,
     ) {
-        for record in records {
+        let mut recipients = Arc::default();
+        for mut record in records {
+            if let Some(fanout) = record.fanout.as_mut().and_then(Arc::get_mut) {
+                share(&mut fanout.recipients, &mut recipients);
+            }
             let queue = self.queue_or_new(&record.queue);
             self.queues[queue as usize].raise_totals(record.totals);
             self.keep(queue, Kept::new(&record, None), fx);
         }
+    }
+}
+
+/// Tasks to the same recipients have them together, as they had before the restart.
+fn share(outcomes: &mut Outcomes, latest: &mut Arc<[WorkerName]>) {
+    let Outcomes::Done(workers) = outcomes else { return };
+    match workers == latest {
+        true => *workers = latest.clone(),
+        false => *latest = workers.clone(),
     }
 }
 
@@ -266,6 +310,19 @@ mod tests {
         let kept: Vec<u128> = (1..=4).filter(|id| shard.kept(TaskId(*id)).is_some()).collect();
         assert_eq!(kept, [1, 3]);
         assert_eq!(fx.store, [StoreOp::Forget(TaskId(2)), StoreOp::Forget(TaskId(4))]);
+    }
+
+    /// A thousand names for each of a thousand tasks.
+    #[test]
+    fn tasks_to_the_same_recipients_share_their_names_after_a_restart() {
+        let names = |all: &[&str]| all.iter().map(|name| WorkerName::parse(name).unwrap()).collect();
+        let mut lists = [["a", "b"], ["a", "b"], ["a", "c"]].map(|all| Outcomes::Done(names(&all)));
+        let told = lists.clone();
+        let mut latest = Arc::default();
+        lists.iter_mut().for_each(|list| share(list, &mut latest));
+        assert_eq!(lists, told);
+        let [Outcomes::Done(first), Outcomes::Done(second), Outcomes::Done(third)] = &lists else { panic!() };
+        assert!(Arc::ptr_eq(first, second) && !Arc::ptr_eq(second, third));
     }
 
     #[test]

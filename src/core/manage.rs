@@ -6,7 +6,7 @@ use super::kept::Kept;
 use super::record::Failure;
 use super::schedule::{Missed, Rhythm, ScheduleName};
 use super::settings::Changes;
-use super::task::Task as LiveTask;
+use super::task::{Share, Task as LiveTask};
 use super::time::Time;
 
 /// Something that an operator asks for.
@@ -145,15 +145,20 @@ impl TaskFilter {
     pub(super) fn lets_through(&self, task: &LiveTask, now: Time) -> bool {
         let spec = &task.spec;
         let keys = spec.keys.as_deref();
-        let last = || task.first.history().last();
         (self.states.is_empty() || self.states.contains(&task.state()))
             && self.older_than_ms.is_none_or(|ms| now.ms_since(spec.accepted) >= ms)
             && self.headers.iter().all(|(key, value)| spec.headers.value(key) == Some(value.as_str()))
             && self.order_key.as_ref().is_none_or(|key| keys.and_then(|k| k.order.as_ref()) == Some(key))
             && self.fair_key.as_ref().is_none_or(|key| keys.and_then(|k| k.fair.as_ref()) == Some(key))
-            && self.reason.is_none_or(|reason| last().is_some_and(|attempt| attempt.reason == reason))
+            && self.reason.is_none_or(|reason| {
+                // Of a recipient that is done it is over.
+                let failed = task.shares().filter(|share| share.last_error().is_some());
+                let mut last = failed.filter_map(|share| share.history().last());
+                last.any(|attempt| attempt.reason == reason)
+            })
             && self.error_contains.as_ref().is_none_or(|text| {
-                task.first.last_error().is_some_and(|error| error.as_str().contains(text.as_str()))
+                let mut errors = task.shares().filter_map(Share::last_error).chain(task.error());
+                errors.any(|error| error.as_str().contains(text.as_str()))
             })
     }
 

@@ -75,8 +75,11 @@ pub(super) struct Used {
 }
 
 impl Used {
-    pub(super) fn count(&mut self, attempts: u16) {
-        let at = ATTEMPT_BOUNDS.iter().position(|bound| attempts <= *bound).unwrap_or(ATTEMPT_BOUNDS.len());
+    pub(super) fn count(&mut self, attempts: u32) {
+        let at = ATTEMPT_BOUNDS
+            .iter()
+            .position(|bound| attempts <= u32::from(*bound))
+            .unwrap_or(ATTEMPT_BOUNDS.len());
         self.buckets[at] += 1;
         self.sum += u64::from(attempts);
     }
@@ -265,7 +268,7 @@ impl Queue {
         };
         self.deaths[at] += 1;
         if task.fanout().is_none() {
-            self.used.count(task.first.charged);
+            self.used.count(u32::from(task.first.charged));
         }
     }
 

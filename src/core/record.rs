@@ -148,8 +148,8 @@ pub struct Terms {
     pub target: Target,
     /// When a task to all is complete.
     pub complete: Complete,
-    /// The recipients of a task to all, as they were subscribed at acceptance.
-    pub recipients: Vec<WorkerName>,
+    /// The recipients of a task to all, as they were subscribed at acceptance; shared with what is known of its end.
+    pub recipients: Arc<[WorkerName]>,
     /// The account that submitted it; none: authentication was off.
     pub account: Option<SmolStr>,
     /// What most tasks do without.
@@ -306,7 +306,7 @@ pub struct FinishRecord {
     /// When it ended.
     pub finished: Time,
     /// Charged deliveries, the successful one included.
-    pub attempts: u16,
+    pub attempts: u32,
     /// How many there might have been.
     pub max_attempts: u16,
     /// Who finished it.
@@ -336,12 +336,67 @@ pub struct FanoutRecord {
     pub acked: u64,
     /// How many did not.
     pub failed: u64,
-    /// Each, failures first, at most 1000.
-    pub recipients: Vec<Outcome>,
+    /// Each.
+    pub recipients: Outcomes,
 }
 
-/// What became of one recipient of a task to all. A row of little more than its name: there may be a thousand of each
-/// task, and most did what they were asked to and have no more to say.
+/// What became of the recipients of a task to all, failures first, of at most [`RECIPIENTS_SHOWN_MAX`] of them.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcomes {
+    /// All of these did what they were asked to, at once, and had nothing to say, as nearly always: so nothing is written
+    /// for each of what may be a thousand, and tasks to the same recipients have them together.
+    Done(Arc<[WorkerName]>),
+    /// Each is told apart.
+    Each(Vec<Outcome>),
+}
+
+/// The most recipients that `finished` lists.
+pub const RECIPIENTS_SHOWN_MAX: usize = 1000;
+
+impl Outcomes {
+    /// One after the other.
+    pub fn iter(&self) -> impl Iterator<Item = OutcomeRef<'_>> {
+        let (done, each) = match self {
+            Outcomes::Done(workers) => (&workers[..workers.len().min(RECIPIENTS_SHOWN_MAX)], &[][..]),
+            Outcomes::Each(each) => (&[][..], &each[..]),
+        };
+        let each = each.iter().map(|outcome| OutcomeRef {
+            worker: &outcome.worker,
+            state: outcome.state,
+            attempts: outcome.attempts,
+            said: outcome.said.as_deref(),
+        });
+        done.iter().map(OutcomeRef::done).chain(each)
+    }
+}
+
+impl Default for Outcomes {
+    fn default() -> Outcomes {
+        Outcomes::Each(Vec::new())
+    }
+}
+
+/// An [`Outcome`], to be looked at.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct OutcomeRef<'a> {
+    /// Its name.
+    pub worker: &'a WorkerName,
+    /// The state of its share when the task was decided.
+    pub state: TaskState,
+    /// Charged deliveries to it.
+    pub attempts: u32,
+    /// What it said.
+    pub said: Option<&'a Said>,
+}
+
+impl<'a> OutcomeRef<'a> {
+    /// That of one who did what it was asked to, at once, and had nothing to say.
+    fn done(worker: &'a WorkerName) -> OutcomeRef<'a> {
+        OutcomeRef { worker, state: TaskState::Done, attempts: 1, said: None }
+    }
+}
+
+/// What became of one recipient of a task to all.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {
     /// Its name.
@@ -370,9 +425,9 @@ impl Said {
     }
 }
 
-impl From<&Outcome> for RecipientOutcome {
-    fn from(outcome: &Outcome) -> RecipientOutcome {
-        let Said { result, error } = outcome.said.as_deref().cloned().unwrap_or_default();
+impl From<OutcomeRef<'_>> for RecipientOutcome {
+    fn from(outcome: OutcomeRef<'_>) -> RecipientOutcome {
+        let Said { result, error } = outcome.said.cloned().unwrap_or_default();
         let (worker, state) = (outcome.worker.clone(), outcome.state);
         RecipientOutcome { worker, state, attempts: u64::from(outcome.attempts), result, error }
     }

@@ -276,9 +276,14 @@ impl Shard {
     pub(super) fn drain_all(&mut self, grace_ms: u64, fx: &mut Effects) {
         self.stop_deliveries();
         self.answer_all_pulls(fx);
+        // Whoever comes back as late as that still finds its session.
+        let spread_ms = match self.config.resume_window_ms {
+            0 => RECONNECT_SPREAD_MS,
+            window => (window / 2).clamp(1, RECONNECT_SPREAD_MS),
+        };
         for id in self.session_ids() {
             // Spread by the session's number, so that not all come back at once.
-            let reconnect_after_ms = id.0.wrapping_mul(2_654_435_761) % RECONNECT_SPREAD_MS;
+            let reconnect_after_ms = id.0.wrapping_mul(2_654_435_761) % spread_ms;
             fx.send(id, GoingAway { reason: AwayReason::Restart, grace_ms, reconnect_after_ms });
         }
     }

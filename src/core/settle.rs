@@ -136,6 +136,10 @@ impl Shard {
                 }
             }
             LeaseList::Many(leases) => {
+                // Each is a row and a lease somewhere in memory: looked for one behind another, they are waited for
+                // together.
+                let known = leases.iter().filter(|lease| self.find_lease(session, lease).is_some()).count();
+                std::hint::black_box(known);
                 let mut freed = Freed::new();
                 let mut settle_each = |lease| {
                     let (outcome, key) = settle_one(self, lease, fx);
@@ -230,10 +234,7 @@ impl Shard {
         if found.decided {
             return self.lay_down(task, recipient);
         }
-        if found.cancelling {
-            return self.stopped(task, recipient, error, fx);
-        }
-        let spec = found.spec.clone();
+        let (spec, cancelling) = (found.spec.clone(), found.cancelling);
         let Some(share) = found.share_mut(recipient) else { return };
         share.charged += 1;
         share.past = failure.into();
@@ -241,6 +242,15 @@ impl Shard {
         share.free_returns = 0;
         let attempt = FailedAttempt { attempt: share.charged, worker, reason: failure, error };
         share.record_failure(attempt.clone());
+        if cancelling {
+            let (error, lost) = (attempt.error.clone(), share.lost);
+            if found.fanout().is_some() {
+                // Others may hold it yet: it is charged now, and cancelled after a restart too.
+                let failed = Amendment::Failed { recipient, attempt, due: Some(now), lost };
+                self.store(StoreOp::Amend(spec.id(), failed), fx);
+            }
+            return self.stopped(task, recipient, error, fx);
+        }
         let is_loss = matches!(failure, Failure::AckTimeout | Failure::RunLimit | Failure::WorkerLost);
         let due = if !retry || share.charged >= spec.max_attempts {
             None

@@ -127,7 +127,7 @@ pub(super) const AVOID_MS: u64 = 100;
 const BYTES_FOR_A_WARM_ROW: u64 = 1024;
 /// The ack timeout of a task that asks for none.
 pub(super) const ACK_TIMEOUT_MS: u32 = 30_000;
-/// Reconnects after a drain are spread over this window.
+/// Reconnects after a drain are spread over this time, or half of the resume window if that is shorter.
 pub(super) const RECONNECT_SPREAD_MS: u64 = 5_000;
 
 /// The broker's state: queues, tasks, leases, sessions.

@@ -1,7 +1,11 @@
 //! A task comes in.
 
+use std::sync::Arc;
+
 use smol_str::SmolStr;
-use taskyard_proto::{Assign, Confirm, Error, ErrorCode, IfAbsent, Submit, Target, TaskId};
+use taskyard_proto::{
+    Assign, Complete, Confirm, Error, ErrorCode, IfAbsent, Submit, Target, TaskId, WorkerName,
+};
 
 use super::access::Access;
 use super::command::Origin;
@@ -136,7 +140,7 @@ impl Shard {
             |field: &str, message: &str| Err(Error::new(ErrorCode::BadRequest, message).field(field));
         check_sticky(Some(submit), submit.assign)?;
         let to_all = matches!(submit.to, Some(Target::All(_)));
-        if submit.complete.is_some() && !to_all {
+        if submit.complete.is_some_and(|complete| complete != Complete::All) && !to_all {
             return refuse(
                 "complete",
                 "`submit`, field `complete`: only a task to all can be complete in parts: give to {all:true}",
@@ -356,8 +360,8 @@ impl Shard {
     }
 
     /// The worker names that a task to all goes to: those subscribed now, in order of subscribing.
-    fn recipients(&self, queue: u32, target: &Target) -> Vec<taskyard_proto::WorkerName> {
-        let Target::All(group) = target else { return Vec::new() };
+    fn recipients(&self, queue: u32, target: &Target) -> Arc<[WorkerName]> {
+        let Target::All(group) = target else { return Arc::default() };
         self.queues[queue as usize]
             .subscribers
             .values()
@@ -431,10 +435,11 @@ impl Shard {
                 Some(ShareState::Scheduled { due }) => {
                     let due = *due;
                     self.event(key, recipient, None, fx);
-                    match due <= self.now {
+                    if due <= self.now {
                         // The disk took longer. A timer that is late when it is set would show that we stood still.
-                        true => self.queue_up(key, recipient, fx),
-                        false => self.timers.set(due, Timer::Due { task: key, recipient, seq }),
+                        self.queue_up(key, recipient, fx);
+                    } else {
+                        self.timers.set(due, Timer::Due { task: key, recipient, seq });
                     }
                 }
                 // One that is over is none: others of its key may be under way.
@@ -449,6 +454,36 @@ impl Shard {
                 }
                 _ => {}
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use taskyard_proto::message::DelayMs;
+    use taskyard_proto::{Payload, QueueName, TaskState};
+
+    use super::*;
+    use crate::core::{CallId, Command, Config};
+
+    /// A timer that is late when it is set was taken for a sign that the process had stood still.
+    #[test]
+    fn a_delay_that_is_over_when_the_task_is_durable_needs_no_timer() {
+        for (stored_ms, state, timers) in [(4, TaskState::Scheduled, true), (5, TaskState::Queued, false)] {
+            let (mut shard, mut fx, began) =
+                (Shard::new(Config::default()), Effects::default(), Time(1_000_000));
+            let mut submit = Submit::new(QueueName::parse("q").unwrap(), Payload::NULL);
+            submit.delay_ms = DelayMs::new(5);
+            let (origin, task) = (Origin::Call(CallId(1)), TaskId(7));
+            shard.apply(
+                began,
+                Command::Submit { origin, access: None, task, submit: submit.into() },
+                &mut fx,
+            );
+            let through = shard.operations();
+            shard.apply(began.plus_ms(stored_ms), Command::Stored { through }, &mut fx);
+            let stands = shard.explain(task, began.plus_ms(stored_ms)).expect("it lives").state;
+            assert_eq!((stands, shard.next_deadline().is_some()), (state, timers), "after {stored_ms} ms");
         }
     }
 }

@@ -12,7 +12,7 @@ use super::time::Time;
 pub(super) const FREE_RETURNS_MAX: u8 = 100;
 
 /// How many failed attempts a history shows; older ones are counted, not shown.
-const HISTORY_MAX: usize = 100;
+pub(super) const HISTORY_MAX: usize = 100;
 
 /// Small: there may be ten million of them. What most tasks never have is in boxes.
 #[derive(Debug)]
@@ -206,6 +206,8 @@ pub(super) struct Notes {
     /// Tasks to all: what the recipient's ack said.
     pub(super) result: Payload,
     pub(super) percent: Option<f64>,
+    /// Tasks to all: what the recipient said when it broke off.
+    pub(super) broken_off: Option<ErrorText>,
     /// Of the task: who wants to hear about it.
     watchers: Vec<Watcher>,
     /// Of the task: what those who watch were told, for those who come back; none: nobody ever watched.
@@ -280,8 +282,14 @@ impl Share {
         history.push(attempt);
     }
 
+    /// What went wrong last; what went wrong before it went well is over.
     pub(super) fn last_error(&self) -> Option<ErrorText> {
-        let last = self.notes.as_ref()?.history.last()?;
+        let notes =
+            self.notes.as_ref().filter(|_| !matches!(self.state, ShareState::Over(TaskState::Done)))?;
+        if let Some(error) = &notes.broken_off {
+            return Some(error.clone());
+        }
+        let last = notes.history.last()?;
         Some(last.error.clone().unwrap_or_else(|| ErrorText::new(last.reason.as_str())))
     }
 
@@ -443,6 +451,42 @@ impl Task {
         1 + self.fanout().map_or(0, |fanout| fanout.others.len() as u32)
     }
 
+    /// Charged deliveries, to all recipients together. The last one of a task to one worker is charged as that ends, and
+    /// not counted yet.
+    pub(super) fn attempts(&self) -> u32 {
+        if self.fanout().is_none() {
+            return u32::from(self.first.charged);
+        }
+        let done = |share: &Share| u32::from(matches!(share.state, ShareState::Over(TaskState::Done)));
+        self.shares().map(|share| u32::from(share.charged) + done(share)).fold(0, u32::saturating_add)
+    }
+
+    /// Which attempt the latest is; of a task to all, of the recipient that had the most.
+    pub(super) fn attempt(&self) -> u32 {
+        // The next one, but where none is to come.
+        let next =
+            |share: &Share| !matches!(share.state, ShareState::Over(state) if state != TaskState::Done);
+        let attempt = |share: &Share| u32::from(share.charged) + u32::from(next(share));
+        self.shares().map(attempt).max().unwrap_or_default().min(u32::from(self.spec.max_attempts))
+    }
+
+    /// What the latest failed attempt said; of a dead letter to all, how many failed.
+    pub(super) fn error(&self) -> Option<ErrorText> {
+        match self.fanout().filter(|_| self.state() == TaskState::Dead) {
+            None => self.shares().find_map(Share::last_error),
+            Some(_) if self.spec.recipients.is_empty() => Some(ErrorText::new("nobody was subscribed")),
+            Some(fanout) => {
+                let all = self.spec.recipients.len();
+                Some(ErrorText::new(&format!("{} of {all} recipients failed", fanout.failed)))
+            }
+        }
+    }
+
+    /// How it stands with each recipient, or with the only one.
+    pub(super) fn shares(&self) -> impl Iterator<Item = &Share> {
+        std::iter::once(&self.first).chain(self.fanout().into_iter().flat_map(|fanout| &fanout.others))
+    }
+
     /// The worker that a recipient of a task to all is.
     pub(super) fn recipient_name(&self, recipient: u32) -> Option<&WorkerName> {
         self.spec.recipients.get(recipient as usize)
@@ -578,7 +622,7 @@ pub(super) mod tests {
             retry: RetryPolicy::default(),
             target: Target::Any,
             complete: Complete::All,
-            recipients: Vec::new(),
+            recipients: Arc::default(),
             account: None,
             keys: None,
             headers: Default::default(),

@@ -9,7 +9,7 @@ use super::record::FailedAttempt;
 use super::schedule::{ScheduleName, ScheduleView};
 use super::settings::{Pause, Settings};
 use super::shard::{Place, Shard};
-use super::task::{Share, ShareState};
+use super::task::Share;
 use super::time::Time;
 
 /// One task.
@@ -112,10 +112,14 @@ pub struct Explanation {
 pub enum Reason {
     /// Nobody is subscribed to its queue.
     NoWorker,
-    /// All who may take it hold as much as they asked for.
+    /// Nobody who may take it can take more for now: most hold as much as they asked for.
     NoCredit {
         /// How many workers.
         busy: u64,
+        /// How many of them let an ack timeout pass and have not been heard since.
+        silent: u64,
+        /// How many of them want no more.
+        draining: u64,
     },
     /// The worker it is for is not subscribed.
     WorkerAbsent {
@@ -240,7 +244,7 @@ impl Shard {
                 task: id,
                 queue: self.queue_of(id)?.clone(),
                 state: record.state,
-                attempt: u64::from(record.attempts),
+                attempt: u64::from(record.attempt()),
                 max_attempts: u64::from(record.max_attempts),
                 age_ms: now.ms_since(record.accepted),
                 worker: record.worker.clone(),
@@ -254,22 +258,17 @@ impl Shard {
             let lease = share.lease()?;
             self.sessions.get(&lease.session).map(|session| session.worker.clone())
         };
-        let shares = || (0..task.recipients()).filter_map(|n| task.share(n));
-        let attempt = match task.first.state {
-            ShareState::Over(_) => task.first.charged,
-            _ => task.first.charged + 1,
-        };
         Some(TaskView {
             task: id,
             queue: task.spec.queue.clone(),
             state: task.state(),
-            attempt: u64::from(attempt.min(task.spec.max_attempts)),
+            attempt: u64::from(task.attempt()),
             max_attempts: u64::from(task.spec.max_attempts),
             age_ms: now.ms_since(task.spec.accepted),
-            worker: shares().find_map(holder),
+            worker: task.shares().find_map(holder),
             result: Payload::NULL,
-            error: shares().find_map(Share::last_error),
-            history: shares().flat_map(|share| share.history().iter().cloned()).collect(),
+            error: task.error(),
+            history: task.shares().flat_map(|share| share.history().iter().cloned()).collect(),
         })
     }
 

@@ -19,7 +19,9 @@ use taskyard_proto::{
 use super::rows::{
     DedupRow, KeysRow, QueueRow, ScheduleRow, SessionRow, UnscheduleRow, UnsessionRow, joined, split,
 };
-use crate::core::record::{Ended, FailedAttempt, Failure, FanoutRecord, Outcome, Said, ScheduleName, Totals};
+use crate::core::record::{
+    Ended, FailedAttempt, Failure, FanoutRecord, Outcome, OutcomeRef, Outcomes, Said, ScheduleName, Totals,
+};
 use crate::core::{Acceptance, Amendment, FinishRecord, RetryPolicy, StoreOp, TaskSpec, Terms, Time};
 use crate::log::{Key, RecordBatch, RecordKind};
 
@@ -563,7 +565,7 @@ struct FinishRow<'a> {
     state: u8,
     accepted: u64,
     finished: u64,
-    attempts: u16,
+    attempts: u32,
     max_attempts: u16,
     event_seq: u64,
     totals: Totals,
@@ -585,6 +587,9 @@ struct FanoutRow<'a> {
     failed: u64,
     #[serde(borrow)]
     recipients: Vec<OutcomeRow<'a>>,
+    /// If all did what they were asked to at once, without a word: their names, and no rows.
+    #[serde(default, borrow)]
+    done: Vec<&'a str>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -595,6 +600,18 @@ struct OutcomeRow<'a> {
     #[serde(borrow)]
     result: PayloadRef<'a>,
     error: Option<&'a str>,
+}
+
+impl<'a> OutcomeRow<'a> {
+    fn of(outcome: OutcomeRef<'a>) -> Self {
+        OutcomeRow {
+            worker: outcome.worker.as_str(),
+            state: outcome.state as u8,
+            attempts: u64::from(outcome.attempts),
+            result: PayloadRef::of(outcome.said.map_or(&NO_RESULT, |said| &said.result)),
+            error: outcome.said.and_then(|said| said.error.as_ref()).map(ErrorText::as_str),
+        }
+    }
 }
 
 /// Of a recipient that said nothing.
@@ -621,29 +638,15 @@ impl<'a> FinishRow<'a> {
             history: record.history.iter().map(AttemptRow::of).collect(),
             dedup: record.dedup.as_ref().map(|key| key.as_str()),
             fanout: record.fanout.as_ref().map(|fanout| {
-                Box::new(FanoutRow {
-                    delivered: fanout.delivered,
-                    acked: fanout.acked,
-                    failed: fanout.failed,
-                    recipients: fanout
-                        .recipients
-                        .iter()
-                        .map(|outcome| OutcomeRow {
-                            worker: outcome.worker.as_str(),
-                            state: outcome.state as u8,
-                            attempts: u64::from(outcome.attempts),
-                            result: match &outcome.said {
-                                Some(said) => PayloadRef::of(&said.result),
-                                None => PayloadRef::of(&NO_RESULT),
-                            },
-                            error: outcome
-                                .said
-                                .as_ref()
-                                .and_then(|said| said.error.as_ref())
-                                .map(ErrorText::as_str),
-                        })
-                        .collect(),
-                })
+                let outcomes = fanout.recipients.iter();
+                let (recipients, done) = match &fanout.recipients {
+                    Outcomes::Done(_) => {
+                        (Vec::new(), outcomes.map(|outcome| outcome.worker.as_str()).collect())
+                    }
+                    Outcomes::Each(_) => (outcomes.map(OutcomeRow::of).collect(), Vec::new()),
+                };
+                let (delivered, acked, failed) = (fanout.delivered, fanout.acked, fanout.failed);
+                Box::new(FanoutRow { delivered, acked, failed, recipients, done })
             }),
         }
     }
@@ -658,12 +661,15 @@ impl<'a> FinishRow<'a> {
                     said: Said::new(row.result.to_payload()?, row.error.map(ErrorText::new)),
                 })
             };
-            Ok(FanoutRecord {
-                delivered: row.delivered,
-                acked: row.acked,
-                failed: row.failed,
-                recipients: row.recipients.into_iter().map(outcome).collect::<Result<_, _>>()?,
-            })
+            let recipients = match row.done.is_empty() {
+                true => Outcomes::Each(row.recipients.into_iter().map(outcome).collect::<Result<_, _>>()?),
+                false => {
+                    let done = row.done.into_iter().map(|text| name(text, WorkerName::parse));
+                    Outcomes::Done(done.collect::<Result<_, _>>()?)
+                }
+            };
+            let (delivered, acked, failed) = (row.delivered, row.acked, row.failed);
+            Ok(FanoutRecord { delivered, acked, failed, recipients })
         };
         Ok(FinishRecord {
             task,

@@ -123,10 +123,14 @@ pub struct Explained {
 pub enum Hold {
     /// Nobody is subscribed to the queue.
     NoWorker,
-    /// All who may take it hold as much as they asked for.
+    /// Nobody who may take it can take more for now: most hold as much as they asked for.
     NoCredit {
         /// How many workers.
         busy: u64,
+        /// How many of them let an ack timeout pass and have not been heard since.
+        silent: u64,
+        /// How many of them want no more.
+        draining: u64,
     },
     /// The worker it is for is not subscribed.
     WorkerAbsent {
@@ -537,13 +541,20 @@ impl From<Reason> for Why {
                 "nobody is subscribed to the queue: start a worker, or see whether it takes tasks from another queue"
                     .to_owned(),
             ),
-            Reason::NoCredit { busy } => (
-                Hold::NoCredit { busy },
-                format!(
-                    "all workers that may take it are busy ({busy} of them): wait until one settles a task, start \
-                     more workers, or have them subscribe with more credit"
-                ),
-            ),
+            Reason::NoCredit { busy, silent, draining } => {
+                let message = match busy - silent - draining {
+                    0 => format!(
+                        "all workers that may take it take no more ({busy} of them; {silent} let an ack timeout pass \
+                         and were not heard since, {draining} drain): see whether they hang, or start others"
+                    ),
+                    _ => format!(
+                        "all workers that may take it are busy ({busy} of them; {silent} let an ack timeout pass and \
+                         were not heard since, {draining} drain): wait until one settles a task, start more workers, \
+                         or have them subscribe with more credit"
+                    ),
+                };
+                (Hold::NoCredit { busy, silent, draining }, message)
+            }
             Reason::WorkerAbsent { worker } => (
                 Hold::WorkerAbsent { worker: worker.to_string() },
                 format!(

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use taskyard::core::record::{
-    DedupRecord, FailedAttempt, Failure, FanoutRecord, Outcome, QueueRecord, Said, SessionRecord,
+    DedupRecord, FailedAttempt, Failure, FanoutRecord, Outcome, Outcomes, QueueRecord, Said, SessionRecord,
 };
 use taskyard::core::schedule::{Missed, Rhythm, ScheduleName, ScheduleRecord};
 use taskyard::core::settings::{Pause, Settings};
@@ -41,7 +41,7 @@ fn accept_with(number: u64, payload: Payload) -> StoreOp {
         retry: RetryPolicy::default(),
         target: Target::Any,
         complete: Complete::All,
-        recipients: Vec::new(),
+        recipients: Arc::default(),
         account: number.is_multiple_of(2).then(|| "ci".into()),
         keys: None,
         headers: Headers::from_pairs([("trace", "a1")]).unwrap(),
@@ -81,23 +81,28 @@ fn finish(number: u64) -> StoreOp {
         event_seq: 3,
         totals: [number, 0, 0],
         dedup: None,
-        fanout: number.is_multiple_of(2).then(fanout),
+        fanout: number.is_multiple_of(2).then(|| fanout(number)),
     }))
 }
 
-/// What became of a task to all: one recipient that said nothing, one with a result, one that failed.
-fn fanout() -> Arc<FanoutRecord> {
+/// What became of a task to all: all did what they should; or one recipient said nothing, one has a result, one failed.
+fn fanout(number: u64) -> Arc<FanoutRecord> {
+    if number.is_multiple_of(4) {
+        let names = ["a", "b"].map(|name| WorkerName::parse(name).unwrap());
+        let recipients = Outcomes::Done(names.into());
+        return Arc::new(FanoutRecord { delivered: 2, acked: 2, failed: 0, recipients });
+    }
     let outcome = |name: &str, state, said| Outcome {
         worker: WorkerName::parse(name).unwrap(),
         state,
         attempts: 3,
         said,
     };
-    let recipients = vec![
+    let recipients = Outcomes::Each(vec![
         outcome("c", TaskState::Dead, Said::new(Payload::NULL, Some(ErrorText::new("no")))),
         outcome("a", TaskState::Done, None),
         outcome("b", TaskState::Done, Said::new(Payload::json("7").unwrap(), None)),
-    ];
+    ]);
     Arc::new(FanoutRecord { delivered: 3, acked: 2, failed: 1, recipients })
 }
 

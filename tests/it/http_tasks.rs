@@ -323,7 +323,7 @@ fn each_thing_that_holds_a_task_up_is_explained() {
     let delivery = ws.task();
     assert_eq!(reasons(&broker, &held).0, Vec::<String>::new(), "a worker has it");
     let (codes, first) = explain("busy", json!({}));
-    assert_eq!((codes.as_str(), &first["busy"]), ("no_credit", &json!(1)));
+    assert_eq!((codes.as_str(), &first["busy"], &first["silent"]), ("no_credit", &json!(1), &json!(0)));
     ws.gets("settled", json!({"type": "nack", "lease": delivery["lease"], "delay_ms": 60_000}));
     let (codes, first) = reasons(&broker, &held);
     assert_eq!(codes, ["backoff"]);

@@ -361,7 +361,7 @@ fn a_task_to_all_that_expires_keeps_what_is_done() {
          < a: t attempt 1
          a ack t quietly
          + 50ms
-         < p: finished t expired delivered 1 acked 1 failed 0, b expired, a done",
+         < p: finished t expired delivered 1 acked 1 failed 1, b expired, a done",
     );
 }
 

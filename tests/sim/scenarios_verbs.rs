@@ -191,7 +191,7 @@ fn an_ack_within_the_grace_wins_over_a_cancel_and_nothing_else_does() {
          p cancel t
          < p: error conflict",
     );
-    for settle in ["nack t error why", "cancelled t error why"] {
+    for (settle, charged) in [("nack t error why", 1), ("cancelled t error why", 0)] {
         check(&format!(
             "a subscribe credit 5
              p submit t watch
@@ -201,7 +201,7 @@ fn an_ack_within_the_grace_wins_over_a_cancel_and_nothing_else_does() {
              < a: stop t 500
              < p: ok leased
              a {settle}
-             < p: finished t cancelled attempts 0 error why
+             < p: finished t cancelled attempts {charged} error why
              < a: settled ok
              + 60s
              < nothing",

@@ -539,7 +539,7 @@ impl Stage {
         match reason {
             Reason::OrderBlocked { by } => format!("blocked by {}", self.label(*by)),
             Reason::NoWorker => "no worker".into(),
-            Reason::NoCredit { busy } => format!("{busy} busy"),
+            Reason::NoCredit { busy, .. } => format!("{busy} busy"),
             Reason::WorkerAbsent { worker } => format!("{worker} absent"),
             Reason::Paused { .. } => "paused".into(),
             Reason::QueueLimit { max_leased } => format!("at most {max_leased}"),

@@ -48,6 +48,7 @@ impl Oracle {
             return;
         }
         if found.cancelling.is_some() {
+            found.shares[share].charges.push(Charge { turn, failure, worker, error: error.clone() });
             return self.broken_off(id, share, error);
         }
         let is_loss =

@@ -827,11 +827,16 @@ impl Oracle {
         self.require(count(TaskState::Done) == acked, promise, Some(id), || {
             format!("{acked} acked: {list:?}")
         })?;
+        let attempts: u64 = list.0.iter().map(|outcome| outcome.attempts).sum();
+        self.require(m.attempts == attempts, promise, Some(id), || {
+            format!("{} attempts in all: {list:?}", m.attempts)
+        })?;
         if found.murky {
             return Ok(());
         }
         let stopped = if found.cancelling.is_some() { count(TaskState::Cancelled) } else { 0 };
-        self.require(count(TaskState::Dead) + stopped == failed, promise, Some(id), || {
+        let late = count(TaskState::Expired);
+        self.require(count(TaskState::Dead) + stopped + late == failed, promise, Some(id), || {
             format!("{failed} failed: {list:?}")
         })?;
         for outcome in &list.0 {
@@ -872,6 +877,7 @@ impl Oracle {
         let right = match outcome.state {
             TaskState::Done => {
                 ended.is_some_and(|ended| ended.done && ended.result == outcome.result)
+                    && outcome.error.is_none()
                     && outcome.attempts == share.charges.len() as u64 + 1
             }
             TaskState::Dead if absent => {

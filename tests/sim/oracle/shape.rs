@@ -178,7 +178,9 @@ impl Oracle {
                     Reason::NoWorker => here().is_empty(),
                     Reason::WorkerAbsent { worker } => !here().iter().any(|s| s.worker == *worker),
                     Reason::GroupEmpty { group } => !here().iter().any(|s| s.groups.contains(group)),
-                    Reason::NoCredit { busy } => *busy > 0 && here().len() as u64 >= *busy,
+                    Reason::NoCredit { busy, silent, draining } => {
+                        *busy > 0 && here().len() as u64 >= *busy && silent + draining <= *busy
+                    }
                     Reason::OrderBlocked { by } => {
                         *by != *id
                             && self.tasks.get(by).is_some_and(|other| {
