@@ -6,7 +6,7 @@ use crate::code::ErrorCode;
 use crate::field::{Field, FieldError, RequestId, Scalar, Text};
 use crate::message::{BATCH_MAX, ClientMessage, Error, ServerMessage};
 use crate::msgpack::Head;
-use crate::raw::{Entries, Raw, SyntaxError, Value};
+use crate::raw::{Entries, Raw, SyntaxError, TOO_DEEP, Value, quoted};
 use crate::write::{JsonWriter, MessagePackWriter, Name, Write, name};
 use crate::{json, msgpack};
 
@@ -54,6 +54,14 @@ pub struct Rejection {
     pub id: Option<RequestId>,
     /// What to answer.
     pub error: Error,
+    /// It was to be a `hello`: whoever said it can say it again, and has said nothing else by it.
+    pub of_hello: bool,
+}
+
+impl Rejection {
+    fn new(id: Option<RequestId>, error: Error) -> Rejection {
+        Rejection { id, error, of_hello: false }
+    }
 }
 
 /// What a frame holds.
@@ -112,6 +120,9 @@ impl Fault {
     /// The fault in words; `what` is the frame or the body.
     fn text(&self, what: &str, encoding: Encoding) -> String {
         match (self, encoding) {
+            (Fault::Syntax(error), _) if error.what == TOO_DEEP => {
+                format!("the {what} is {error}: put what is deeper into text, or bytes")
+            }
             (Fault::Syntax(error), Encoding::Json) => {
                 format!("the {what} is not JSON: {error}; send one object, or an array of objects")
             }
@@ -191,9 +202,7 @@ pub fn decode_client_body(body: FrameBody<'_>) -> Result<ClientFrame, Undecodabl
     match fault {
         Fault::Syntax(_) => Err(Undecodable(text)),
         // An ordinary bad request: too long an array is well-formed all the same.
-        Fault::TooMany => {
-            Ok(Frame::One(Err(Rejection { id: None, error: Error::new(ErrorCode::BadRequest, text) })))
-        }
+        Fault::TooMany => Ok(Frame::One(Err(Rejection::new(None, Error::new(ErrorCode::BadRequest, text))))),
     }
 }
 
@@ -223,7 +232,7 @@ fn server_message(item: Item<'_, '_>) -> Result<Option<Response>, Undecodable> {
 }
 
 /// Reads the body of an HTTP request as the message `type_text`; `extra` are the fields that its
-/// path and headers give, as text.
+/// path and headers give, as text. A body that contradicts them, or the type, is refused.
 pub fn decode_body(
     encoding: Encoding,
     bytes: &[u8],
@@ -253,13 +262,29 @@ pub fn decode_body(
             start..writer.out.len()
         })
         .collect();
-    for ((name, _), span) in extra.iter().zip(spans) {
-        entries.replace(name, Raw::Json(written(&writer, span)));
-    }
     if let Some(fault) = entries.fault() {
         return Err(bad(fault));
     }
+    for (name, given) in extra.iter().copied().chain([("type", type_text)]) {
+        check_same(&entries, type_text, name, given)?;
+    }
+    for ((name, _), span) in extra.iter().zip(spans) {
+        entries.replace(name, Raw::Json(written(&writer, span)));
+    }
     client_fields(type_text.as_bytes(), &mut entries)
+}
+
+/// Refuses what says another `name` than the URL it came to.
+fn check_same(entries: &Entries<'_>, type_text: &str, name: &'static str, given: &str) -> Result<(), Error> {
+    let said = entries.get(name).filter(|said| !said.is_null());
+    if said.is_none_or(|said| said.text_bytes().as_deref() == Some(given.as_bytes())) {
+        return Ok(());
+    }
+    let text = format!(
+        "`{type_text}`, field `{name}`: this URL is for {} alone: leave it out of the body, or send it elsewhere",
+        quoted(given)
+    );
+    Err(Error::new(ErrorCode::BadRequest, text).field(name))
 }
 
 fn written(writer: &JsonWriter, span: std::ops::Range<usize>) -> &str {
@@ -302,7 +327,8 @@ pub fn decode_bulk(encoding: Encoding, bytes: &[u8]) -> Result<Vec<Result<Client
     let frame = decode(encoding, bytes, |item| match item {
         Item::Map(entries) => match entries.fault() {
             Some(fault) => Err(Error::new(ErrorCode::BadRequest, fault)),
-            None => client_fields(b"submit", entries),
+            None => check_same(entries, "submit", "type", "submit")
+                .and_then(|()| client_fields(b"submit", entries)),
         },
         Item::Other(_) => {
             Err(Error::new(ErrorCode::BadRequest, "expected an object with the fields of `submit`"))
@@ -479,9 +505,8 @@ fn msgpack_item<'e, 'a>(
 }
 
 fn client_message(item: Item<'_, '_>) -> Result<Request, Rejection> {
-    let bad = |id: Option<RequestId>, message: String| Rejection {
-        id,
-        error: Error::new(ErrorCode::BadRequest, message),
+    let bad = |id: Option<RequestId>, message: String| {
+        Rejection::new(id, Error::new(ErrorCode::BadRequest, message))
     };
     let entries = match item {
         Item::Map(entries) => entries,
@@ -498,28 +523,30 @@ fn client_message(item: Item<'_, '_>) -> Result<Request, Rejection> {
     let twice_id = fault.is_some() && entries.duplicate() == Some("id");
     // In the order in which they mostly stand.
     let (type_text, id) = (entries.take("type"), entries.take("id"));
+    let type_text = type_text.and_then(Raw::text_bytes);
+    let of_hello = type_text.as_deref() == Some(b"hello");
     let id = match id {
         Some(raw) if !raw.is_null() => match RequestId::read(raw) {
             Ok(id) => Some(id),
             Err(error) => {
                 let error = Error::new(ErrorCode::BadRequest, format!("field `id`: {error}")).field("id");
-                return Err(Rejection { id: None, error });
+                return Err(Rejection { id: None, error, of_hello });
             }
         },
         _ => None,
     };
     if let Some(fault) = fault {
-        return Err(bad(id.filter(|_| !twice_id), fault));
+        return Err(Rejection { of_hello, ..bad(id.filter(|_| !twice_id), fault) });
     }
-    let Some(type_text) = type_text.and_then(Raw::text_bytes) else {
+    let Some(type_text) = type_text else {
         let error = Error::new(ErrorCode::BadRequest, "expected a string `type`, as in {\"type\":\"ping\"}");
-        return Err(Rejection { id, error: error.field("type") });
+        return Err(Rejection::new(id, error.field("type")));
     };
     // Not by way of `client_fields`: a message is long to move.
     match ClientMessage::take(&type_text, entries) {
         Some(Ok(message)) => Ok(Request { id, message }),
-        Some(Err(error)) => Err(Rejection { id, error: unfit(&type_text, error) }),
-        None => Err(Rejection { id, error: unknown(&type_text) }),
+        Some(Err(error)) => Err(Rejection { id, error: unfit(&type_text, error), of_hello }),
+        None => Err(Rejection::new(id, unknown(&type_text))),
     }
 }
 

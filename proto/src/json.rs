@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use crate::raw::{DEPTH_MAX, Entries, Raw, SyntaxError, Value};
+use crate::raw::{DEPTH_MAX, Entries, Raw, SyntaxError, TOO_DEEP, Value};
 
 #[inline]
 pub(crate) fn skip_space(bytes: &[u8], at: usize) -> usize {
@@ -58,7 +58,7 @@ pub(crate) fn walk(bytes: &[u8], mut at: usize, visit: &mut impl Visit) -> Resul
         match bytes.get(at) {
             Some(&open @ (b'{' | b'[')) => {
                 if depth == DEPTH_MAX {
-                    return Err(SyntaxError::new(at, "nested deeper than 64"));
+                    return Err(SyntaxError::new(at, TOO_DEEP));
                 }
                 depth += 1;
                 let object = open == b'{';

@@ -954,7 +954,8 @@ impl Scalar for Target {
         let group: Option<GroupName> = Field::take(&mut entries, "group").map_err(text)?;
         let all: bool = Field::take(&mut entries, "all").map_err(text)?;
         match (worker, group, all) {
-            (None, None, false) if if_absent.is_none() => Ok(Target::Any),
+            // A field that is not known may be a misspelt `worker`: anybody is not who was meant.
+            (None, None, false) if if_absent.is_none() && entries.is_empty() => Ok(Target::Any),
             (Some(worker), None, false) => {
                 Ok(Target::Worker { worker, if_absent: if_absent.unwrap_or(IfAbsent::Wait) })
             }

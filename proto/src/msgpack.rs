@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 
-use crate::raw::{DEPTH_MAX, Entries, Raw, SyntaxError, Value};
+use crate::raw::{DEPTH_MAX, Entries, Raw, SyntaxError, TOO_DEEP, Value};
 
 pub(crate) const NIL: u8 = 0xc0;
 
@@ -199,7 +199,7 @@ fn skip_container(bytes: &[u8], mut at: usize) -> Result<usize, SyntaxError> {
         };
         let container = !matches!(found, Head::Scalar(_));
         if container && depth == DEPTH_MAX {
-            return Err(SyntaxError::new(start, "nested deeper than 64"));
+            return Err(SyntaxError::new(start, TOO_DEEP));
         }
         if count > 0 {
             // Each value takes a byte at least, so a false count is known before it is walked.

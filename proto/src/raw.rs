@@ -18,6 +18,9 @@ pub(crate) struct SyntaxError {
     pub(crate) what: &'static str,
 }
 
+/// What a [`SyntaxError`] says where nothing is wrong with the syntax, but the depth.
+pub(crate) const TOO_DEEP: &str = "nested deeper than 64";
+
 impl SyntaxError {
     pub(crate) fn new(at: usize, what: &'static str) -> SyntaxError {
         SyntaxError { at, what }
@@ -181,6 +184,11 @@ impl<'a> Entries<'a> {
             self.key_bits |= bit;
             self.list.push(Entry { key, value: Some(value) });
         }
+    }
+
+    /// The value of `key`, if it was not taken yet.
+    pub(crate) fn get(&self, key: &str) -> Option<Raw<'a>> {
+        self.list.iter().find(|entry| *entry.key == *key.as_bytes())?.value
     }
 
     /// Adds an entry in the place of the one that has its key, if there is one.

@@ -273,7 +273,8 @@ pub const KEYS: &[Key] = &[
         "payload_memory_bytes",
         Kind::Number { min: 0, max: 1 << 40, step: 1 },
         "How many bytes payloads of waiting tasks take in memory, each with 48 for itself; beyond that they are in the \
-         store alone until they are due. With the memory engine all stay.",
+         store alone until they are due. The next 256 of a queue, up to 64 KiB each, leave when it is twice as much. With \
+         the memory engine all stay.",
     )
     .default("268435456")
     .flag("payload-memory-bytes", "BYTES"),

@@ -10,8 +10,22 @@ use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{HeaderMap as Headers, StatusCode};
 use taskyard_proto::{ClientMessage, Encoding, Error, ErrorCode, Payload, ServerMessage, codec};
 
+use crate::standstill;
+
 /// How long a request's body may take.
 const BODY_TIME: Duration = Duration::from_secs(30);
+
+/// Marks what is not to be answered: see [`unanswered`].
+#[derive(Debug, Clone, Copy)]
+pub struct Unanswered;
+
+/// Ends the connection without an answer, because nobody knows what came of the request: whoever is told an error takes it
+/// that nothing did, and submits the task once more.
+pub fn unanswered() -> Response {
+    let mut response = Response::default();
+    response.extensions_mut().insert(Unanswered);
+    response
+}
 
 /// What a request's body is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,7 +89,7 @@ pub async fn read(headers: &Headers, body: Body, bytes_max: usize) -> Result<Byt
         let text = "the broker reads no compressed bodies: send it plain, without `Content-Encoding`";
         return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, Error::new(ErrorCode::BadRequest, text)));
     }
-    match tokio::time::timeout(BODY_TIME, Limited::new(body, bytes_max).collect()).await {
+    match standstill::timeout(BODY_TIME, Limited::new(body, bytes_max).collect()).await {
         Ok(Ok(whole)) => Ok(whole.to_bytes()),
         Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(too_large()),
         Ok(Err(error)) => {

@@ -49,6 +49,12 @@ pub async fn answer(
             "a request must have one length: `Content-Length` once, or `Transfer-Encoding`, see RFC 9112";
         return body::refused(encoding, Error::new(ErrorCode::BadRequest, text));
     }
+    let codings = request.headers().get_all(header::TRANSFER_ENCODING);
+    if codings.iter().any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked")) {
+        let text = "of all transfer codings the broker knows `chunked` alone: send the body plain, with that or with \
+                    `Content-Length`";
+        return body::refused(encoding, Error::new(ErrorCode::BadRequest, text));
+    }
     if !has_one_host(&request) {
         let text = "a request of HTTP/1.1 must have exactly one `Host` header, see RFC 9112";
         return body::refused(encoding, Error::new(ErrorCode::BadRequest, text));

@@ -40,8 +40,13 @@ pub(super) async fn pull(
     queue: Segment,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
+    body: Body,
 ) -> Response {
     let encoding = body::answer_encoding(&headers);
+    let given = match body::read(&headers, body, app.sockets.settings.message_bytes).await {
+        Ok(given) => given,
+        Err((status, error)) => return body::refused_as(status, encoding, error),
+    };
     let parts = || {
         let queue = queue_name(queue)?;
         allowed(&app, &identity, Action::Consume, &queue)?;
@@ -53,6 +58,10 @@ pub(super) async fn pull(
         let worker = worker.map_err(|error| bad_request(error.to_string()).field("worker"))?;
         let groups = parameters.text("groups")?.map(|list| groups(&list)).transpose()?.unwrap_or_default();
         parameters.end()?;
+        if !says_nothing(&given) {
+            let text = "a pull has no body: `credit`, `wait_ms`, `worker` and `groups` are query parameters";
+            return Err(bad_request(text));
+        }
         Ok((Wanted { queue, credit, worker, groups }, limit))
     };
     let (wanted, limit) = match parts() {
@@ -67,6 +76,12 @@ pub(super) async fn pull(
         Ok(Err(error)) => body::refused(encoding, error),
         Err(gone) => body::refused(encoding, gone.error()),
     }
+}
+
+/// Whether a body is empty, or what several languages write for that, in either encoding.
+fn says_nothing(body: &[u8]) -> bool {
+    let text: Vec<u8> = body.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).take(5).collect();
+    matches!(text.as_slice(), b"" | b"{}" | b"[]" | b"null" | [0x80] | [0x90] | [0xc0])
 }
 
 fn groups(list: &str) -> Result<Vec<GroupName>, Error> {

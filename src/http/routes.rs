@@ -1,14 +1,22 @@
 //! Which path is which verb.
 
+use std::collections::HashSet;
+use std::sync::Arc;
+
 use axum::Router;
+use axum::extract::{MatchedPath, Request, State};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::get;
 use hyper::header::HeaderMap;
 use hyper::{Method, StatusCode, Uri};
 use taskyard_proto::{Error, ErrorCode};
+use utoipa::openapi::OpenApi;
+use utoipa::openapi::path::{Operation, Parameter, ParameterIn};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::query::Parameters;
 use super::request::bad_request;
 use super::{
     App, body, dead, events, leases, overview, queues, rooms, schedules, service, submit, tasks, ui, workers,
@@ -55,9 +63,54 @@ pub(super) fn served() -> OpenApiRouter<App> {
 
 /// All routes.
 pub fn router(app: App) -> Router {
+    let (router, described) = served().split_for_parts();
+    let router = router.route_layer(from_fn_with_state(Arc::new(Bare::of(&described)), refuse_parameters));
     // Files are no verbs, and describe nothing.
-    let router = Router::from(served()).route("/ui/{file}", get(ui::file));
+    let router = router.route("/ui/{file}", get(ui::file));
     router.fallback(not_found).method_not_allowed_fallback(method_not_allowed).with_state(app)
+}
+
+/// The verbs of `/v1` that take no query parameters, by path and method, as they describe themselves. The others look
+/// themselves for what is left over.
+struct Bare(HashSet<(String, &'static str)>);
+
+impl Bare {
+    fn of(described: &OpenApi) -> Bare {
+        let mut bare = HashSet::new();
+        for (path, verbs) in described.paths.paths.iter().filter(|(path, _)| path.starts_with("/v1/")) {
+            let verbs =
+                [("GET", &verbs.get), ("PUT", &verbs.put), ("POST", &verbs.post), ("DELETE", &verbs.delete)];
+            for (method, verb) in verbs {
+                let of_query = |parameter: &Parameter| parameter.parameter_in == ParameterIn::Query;
+                let takes = |verb: &Operation| verb.parameters.iter().flatten().any(of_query);
+                if verb.as_ref().is_some_and(|verb| !takes(verb)) {
+                    bare.insert((path.clone(), method));
+                }
+            }
+        }
+        Bare(bare)
+    }
+}
+
+/// Refuses a parameter that is none of the verb's: a misspelled one must not pass for one that was left out.
+async fn refuse_parameters(
+    State(bare): State<Arc<Bare>>,
+    path: MatchedPath,
+    request: Request,
+    next: Next,
+) -> Response {
+    let method = match request.method() {
+        // Which is answered as GET is.
+        &Method::HEAD => "GET",
+        method => method.as_str(),
+    };
+    if let Some(query) = request.uri().query()
+        && bare.0.iter().any(|(of, verb)| of == path.as_str() && *verb == method)
+        && let Err(error) = Parameters::of(Some(query)).end()
+    {
+        return body::refused(body::answer_encoding(request.headers()), error);
+    }
+    next.run(request).await
 }
 
 async fn not_found(uri: Uri, headers: HeaderMap) -> Response {

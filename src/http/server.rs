@@ -1,6 +1,5 @@
 //! Connections: accepts them, gives each its limits, and hands over what they ask.
 
-use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
 use std::pin::pin;
@@ -22,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::guard::{Ambiguous, Guarded};
 use super::{App, body, front, routes};
 use crate::metrics::Refused;
+use crate::standstill;
 use crate::transport::{ReadHalf, Stream, Tls, WriteHalf, proxy};
 
 /// How long a request's head may take, and how long a connection may say nothing, at first and between
@@ -171,7 +171,7 @@ async fn enter(
         match &entrance.tls {
             None => {
                 // hyper takes 16 KiB for a connection: one that says nothing gets none.
-                match tokio::time::timeout(HEAD_TIME, stream.readable()).await {
+                match standstill::timeout(HEAD_TIME, stream.readable()).await {
                     Ok(Ok(())) => Some((Stream::from(stream), peer)),
                     _ => None,
                 }
@@ -221,8 +221,11 @@ async fn connection(
                     HeaderValue::from_static("close"),
                 );
             }
+            if response.extensions().get::<body::Unanswered>().is_some() {
+                return Err(io::Error::other("the broker ended before it knew what to answer"));
+            }
             app.metrics.answered(response.status().as_u16());
-            Ok::<_, Infallible>(response)
+            Ok(response)
         })
     });
     let mut http = hyper::server::conn::http1::Builder::new();

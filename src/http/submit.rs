@@ -19,6 +19,9 @@ use crate::broker::{Call, Gone, SubmitRefused};
 use crate::metrics::Refused;
 use crate::ws::caller::too_fast;
 
+/// Where one is submitted.
+const PATH: &str = "/v1/queues/{queue}/tasks";
+
 /// Query parameters of a submit whose values are text, whatever they look like.
 fn is_text_option(key: &str) -> bool {
     matches!(key, "queue" | "dedup_id" | "order_key" | "fair_key" | "sticky_key" | "run_at")
@@ -31,7 +34,7 @@ fn is_text_option(key: &str) -> bool {
 /// that `Submit` has, objects among them (`to`, `headers`, `backoff`) as JSON text.
 #[utoipa::path(
     post,
-    path = "/v1/queues/{queue}/tasks",
+    path = PATH,
     operation_id = "submit_task",
     tag = "tasks",
     params(
@@ -88,7 +91,7 @@ pub(super) async fn submit(
         Ok(ServerMessage::Accepted(accepted)) => accepted,
         Ok(ServerMessage::Error(error)) => return body::refused(encoding, *error),
         Ok(other) => return internal(encoding, &other),
-        Err(gone) => return body::refused(encoding, gone.error()),
+        Err(Gone) => return body::unanswered(),
     };
     let task = accepted.task;
     let location = HeaderValue::from_str(&format!("/v1/tasks/{task}")).expect("a task id is a header value");
@@ -99,6 +102,41 @@ pub(super) async fn submit(
     };
     body::add_header(response.headers_mut(), header::LOCATION, location);
     response
+}
+
+/// That each parameter is one, or an option of the task where the body has no room for them.
+fn check_options(kind: Kind, queue: &QueueName, pairs: &[(String, String)]) -> Result<(), Error> {
+    let fields = ClientMessage::TABLE.iter().find(|(name, _)| *name == "submit").map(|(_, fields)| *fields);
+    let mut options = fields.unwrap_or_default().iter().copied().filter(|field| *field != "queue");
+    for (nth, (name, value)) in pairs.iter().enumerate() {
+        if name == "queue" && value != queue.as_str() {
+            let text = format!("parameter `queue`: the path says {queue}: leave it out");
+            return Err(bad_request(text).field("queue"));
+        }
+        if name == "wait_ms" && pairs[..nth].iter().any(|(before, _)| before == name) {
+            return Err(bad_request("parameter `wait_ms` stands twice: give it once").field("wait_ms"));
+        }
+        let is_option = options.clone().any(|option| option == name);
+        let text = match kind {
+            _ if matches!(name.as_str(), "wait_ms" | "queue" | "token") => continue,
+            Kind::Bytes | Kind::Nothing if is_option || name == "payload_b64" => continue,
+            Kind::Bytes | Kind::Nothing => {
+                let options: Vec<&str> = options.by_ref().collect();
+                format!(
+                    "there is no parameter {name:?} here: expected wait_ms, or one of {}",
+                    options.join(", ")
+                )
+            }
+            _ if is_option => {
+                format!("the body is a message, and says what the parameter {name:?} would: put it there")
+            }
+            _ => format!(
+                "there is no parameter {name:?} here: expected wait_ms; options are fields of the body"
+            ),
+        };
+        return Err(bad_request(text).field(name));
+    }
+    Ok(())
 }
 
 fn read_submit(
@@ -112,7 +150,9 @@ fn read_submit(
         Some(Ok(key)) => Some(key),
         Some(Err(_)) => return Err(plain(bad_request("`Idempotency-Key` is not plain text"))),
     };
-    let message = match body::kind(headers, bytes.is_empty()) {
+    let kind = body::kind(headers, bytes.is_empty());
+    check_options(kind, &queue, pairs).map_err(plain)?;
+    let message = match kind {
         Kind::Message(encoding) => {
             let message = codec::decode_body(encoding, &bytes, "submit", &[("queue", queue.as_str())]);
             message.map_err(plain)?
@@ -128,7 +168,7 @@ fn read_submit(
         }
         Kind::Bytes | Kind::Nothing => {
             let mut pairs = pairs.to_vec();
-            pairs.retain(|(key, _)| key != "wait_ms" && key != "queue");
+            pairs.retain(|(key, _)| !matches!(key.as_str(), "wait_ms" | "queue" | "token"));
             pairs.push(("queue".into(), queue.to_string()));
             codec::decode_pairs("submit", &pairs, is_text_option).map_err(plain)?
         }
@@ -137,7 +177,7 @@ fn read_submit(
         return Err(plain(bad_request("the body is no submit")));
     };
     let mut submit = Box::<Submit>::from(submit);
-    if body::kind(headers, bytes.is_empty()) == Kind::Bytes {
+    if kind == Kind::Bytes {
         if !submit.payload.is_null() {
             return Err(plain(
                 bad_request("the body is the payload: leave the parameter `payload` out").field("payload"),
@@ -168,11 +208,12 @@ async fn await_end(app: &App, call: Call, task: TaskId, limit: Duration, encodin
         Ok(Some(message @ ServerMessage::Finished(_))) => body::message(StatusCode::OK, encoding, &message),
         Ok(Some(ServerMessage::Error(error))) => body::refused(encoding, *error),
         Ok(Some(other)) => internal(encoding, &other),
-        Err(gone) => body::refused(encoding, gone.error()),
-        Ok(None) => match state_of(app, task).await {
-            Ok(state) => body::document(StatusCode::ACCEPTED, encoding, &view::standing(task, state)),
-            Err(gone) => body::refused(encoding, gone.error()),
-        },
+        // It was accepted, whatever became of the broker since: an error would say that it was not.
+        Err(Gone) => body::document(StatusCode::ACCEPTED, encoding, &view::standing(task, None)),
+        Ok(None) => {
+            let state = state_of(app, task).await.unwrap_or_default();
+            body::document(StatusCode::ACCEPTED, encoding, &view::standing(task, state))
+        }
     }
 }
 
@@ -260,7 +301,10 @@ pub(super) async fn submit_many(
     for call in calls {
         answers.push(match call {
             Err(SubmitRefused(error)) => error.into(),
-            Ok(mut call) => call.answer().await.unwrap_or_else(|gone| gone.error().into()),
+            Ok(mut call) => match call.answer().await {
+                Ok(answer) => answer,
+                Err(Gone) => return body::unanswered(),
+            },
         });
     }
     if kind != Kind::Lines {

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Broker, Ws, message_pack};
+use crate::support::{Broker, Tokens, Ws, message_pack};
 
 const NO_TASK: &str = "0198c0de-0000-7000-8000-000000000000";
 const NO_LEASE: &str = "AAAAAAAAAAcAAAADAAAAAA";
@@ -28,6 +28,27 @@ fn hello_is_answered_by_one_welcome() {
 
     let second = ws.refused("bad_request", json!({"type": "hello"}));
     assert!(second["message"].as_str().unwrap().contains("first"), "{second}");
+}
+
+/// It was answered by a welcome under a made-up name, an error, and the refusal of the corrected one.
+#[test]
+fn a_hello_that_is_refused_may_be_said_again() {
+    let broker = Broker::in_memory();
+    let tokens = Tokens::new();
+    let token = tokens.create("a", &["submit:*"]);
+    let locked = tokens.broker(&[]);
+    for mut ws in [broker.ws(), locked.by(&token).ws()] {
+        for (field, wrong) in [
+            ("worker", json!({"type": "hello", "worker": "a b"})),
+            ("id", json!({"type": "hello", "id": 1.5})),
+        ] {
+            ws.say(wrong);
+            let error = ws.next();
+            assert_eq!((&error["type"], &error["field"]), (&json!("error"), &json!(field)), "{error}");
+        }
+        let welcome = ws.gets("welcome", json!({"type": "hello", "worker": "a"}));
+        assert_eq!(welcome["worker"], "a");
+    }
 }
 
 #[test]
@@ -242,6 +263,11 @@ fn fields_that_contradict_each_other_are_refused() {
     ] {
         ws.refused("bad_request", message);
     }
+    ws.gets("accepted", json!({"type": "submit", "queue": "q", "complete": "all"}));
+    // A misspelt name is not anybody.
+    ws.refused("bad_request", json!({"type": "submit", "queue": "q", "to": {"wrk": "gpu-1"}}));
+    ws.gets("accepted", json!({"type": "submit", "queue": "q", "to": {"worker": "gpu-1", "since": 2}}));
+    ws.gets("accepted", json!({"type": "submit", "queue": "q", "to": {}}));
     // A half of each pair that is null does not contradict.
     ws.gets("accepted", json!({"type": "submit", "queue": "q", "payload": 1, "payload_b64": null}));
     ws.gets(
@@ -298,6 +324,9 @@ fn ten_frames_that_cannot_be_read_close_1008() {
         let error = ws.next();
         assert_eq!((&error["type"], &error["code"]), (&json!("error"), &json!("bad_request")), "{text:?}");
         assert!(error.get("ref").is_none(), "{error}");
+        // Valid JSON is not told that it is none.
+        let text = if *text == *deep(65) { "nested deeper than 64" } else { "is not JSON" };
+        assert!(error["message"].as_str().unwrap().contains(text), "{error}");
     }
     ws.text("tenth");
     ws.closes(1008);
