@@ -118,6 +118,17 @@ fn a_body_that_contradicts_its_url_is_refused() {
     let pull = |body: &Value| broker.send("POST", "/v1/queues/p/lease", body);
     let error = pull(&json!({"credit": 5})).is_error(400, "bad_request");
     assert!(error["message"].as_str().unwrap().contains("query parameters"), "{error}");
+    // What says nothing, in whichever way, is no body.
+    for (kind, nothing) in [
+        ("application/json", &b" {\r\n}\n"[..]),
+        ("application/json", b"null"),
+        ("application/x-msgpack", &[0x80]),
+        ("application/x-msgpack", &[0xc0]),
+        ("application/octet-stream", b""),
+    ] {
+        let answer = http::post(broker.address, "/v1/queues/p/lease", kind, nothing);
+        assert_eq!(answer.status, 200, "{kind} {nothing:?}");
+    }
     broker.submit("p", &json!({}));
     let lease = pull(&json!({})).json()["tasks"][0]["lease"].clone();
     let ack = format!("/v1/leases/{}/ack", lease.as_str().unwrap());

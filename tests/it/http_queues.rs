@@ -275,6 +275,32 @@ fn dead_letters_are_listed_redriven_and_forgotten() {
     broker.delete("/v1/queues/none/dead?all=true").is_error(404, "not_found");
 }
 
+/// A dead letter to all was found by what a recipient had said that had done its part in the end.
+#[test]
+fn a_dead_letter_to_all_is_found_by_what_those_said_who_failed() {
+    let broker = Broker::in_memory();
+    let (mut a, mut b) = (broker.worker("a"), broker.worker("b"));
+    a.subscribe("q", 1);
+    b.subscribe("q", 1);
+    broker.submit("q", &json!({"to": {"all": true}}));
+    let nack = |ws: &mut Ws, error: &str, retry: bool| {
+        let lease = ws.task()["lease"].clone();
+        ws.gets(
+            "settled",
+            json!({"type": "nack", "lease": lease, "error": error, "retry": retry, "delay_ms": 0}),
+        );
+    };
+    nack(&mut a, "a blip", true);
+    let delivery = a.task();
+    a.ack(&delivery);
+    nack(&mut b, "no such place", false);
+    let found = |filter: &str| {
+        let list = broker.get(&format!("/v1/queues/q/dead?error_contains={filter}")).json();
+        list["tasks"].as_array().unwrap().len()
+    };
+    assert_eq!((found("blip"), found("such"), found("1%20of%202")), (0, 1, 1));
+}
+
 #[test]
 fn queues_are_managed_by_who_may_manage_them() {
     let tokens = Tokens::new();

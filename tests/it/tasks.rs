@@ -138,6 +138,85 @@ fn to_all_ends_with_what_became_of_each() {
     );
 }
 
+/// What was told of a task to all was of its first recipient: `attempt` 1 while another had its third, the history of one.
+#[test]
+fn a_task_to_all_is_told_of_all_its_recipients() {
+    let broker = Broker::start();
+    let (mut a, mut b) = (broker.worker("a"), broker.worker("b"));
+    a.subscribe("q", 1);
+    b.subscribe("q", 1);
+    let task = broker.submit("q", &json!({"to": {"all": true}, "max_attempts": 3}));
+    let delivery = a.task();
+    a.ack(&delivery);
+    let told = |standing: &Value| {
+        let history = standing["history"].as_array().unwrap();
+        let words: Vec<_> =
+            history.iter().map(|failed| failed["error"].as_str().unwrap().to_owned()).collect();
+        (standing["attempt"].as_u64().unwrap(), standing["error"].clone(), words)
+    };
+    for (attempt, word) in [(1, "one"), (2, "two"), (3, "three")] {
+        let delivery = b.task();
+        assert_eq!(delivery["attempt"], attempt);
+        b.gets("settled", json!({"type": "nack", "lease": delivery["lease"], "error": word, "delay_ms": 0}));
+        if attempt == 1 {
+            assert_eq!(told(&broker.task(&task)), (2, json!("one"), vec!["one".to_owned()]));
+        }
+    }
+    let words = ["one", "two", "three"].map(str::to_owned).to_vec();
+    let standing = broker.task(&task);
+    assert_eq!((&standing["state"], &standing["max_attempts"]), (&json!("dead"), &json!(3)));
+    assert_eq!(told(&standing), (3, json!("1 of 2 recipients failed"), words));
+
+    // The same where it went well at last: of one that ended, what is kept is told.
+    let task = broker.submit("q", &json!({"to": {"all": true}, "max_attempts": 3}));
+    let delivery = b.task();
+    b.gets("settled", json!({"type": "nack", "lease": delivery["lease"], "error": "once", "delay_ms": 0}));
+    for ws in [&mut a, &mut b] {
+        let delivery = ws.task();
+        ws.ack(&delivery);
+    }
+    let standing = broker.task(&task);
+    assert_eq!(standing["state"], "done");
+    assert_eq!(told(&standing), (2, Value::Null, vec!["once".to_owned()]));
+}
+
+/// Who breaks off says why; who waited is told of, and counted, too.
+#[test]
+fn a_task_to_all_that_is_cancelled_tells_of_those_who_work_and_those_who_wait() {
+    let broker = Broker::start();
+    let (mut works, mut waits) = (broker.worker("works"), broker.worker("waits"));
+    works.subscribe("q", 1);
+    waits.subscribe("q", 0);
+    let mut producer = broker.ws();
+    let task = producer.submit(json!({"queue": "q", "to": {"all": true}, "watch": true}));
+    let delivery = works.task();
+    broker.delete(&format!("/v1/tasks/{task}?grace_ms=60000"));
+    works.wait_for("stop");
+    works.gets("settled", json!({"type": "cancelled", "lease": delivery["lease"], "error": "half way"}));
+    let mut ends = Vec::new();
+    let finished = loop {
+        let message = producer.next();
+        match message["type"].as_str().unwrap() {
+            "event" if message["state"] == "cancelled" => {
+                ends.push((message["worker"].clone(), message["error"].clone()));
+            }
+            "finished" => break message,
+            _ => {}
+        }
+    };
+    assert_eq!(ends, [(json!("waits"), Value::Null), (json!("works"), json!("half way"))]);
+    assert_eq!(finished["state"], "cancelled");
+    assert_eq!([&finished["delivered"], &finished["acked"], &finished["failed"]], [1, 0, 2]);
+    let mut recipients: Vec<_> = finished["recipients"].as_array().unwrap().clone();
+    recipients.sort_by_key(|recipient| recipient["worker"].to_string());
+    let told: Vec<_> = recipients.iter().map(|r| (&r["worker"], &r["state"], &r["error"])).collect();
+    let cancelled = json!("cancelled");
+    assert_eq!(
+        told,
+        [(&json!("waits"), &cancelled, &Value::Null), (&json!("works"), &cancelled, &json!("half way"))]
+    );
+}
+
 #[test]
 fn a_worker_that_is_killed_loses_its_tasks_to_another_at_once() {
     let broker = Broker::start();

@@ -58,6 +58,8 @@ fn what_was_in_a_missing_first_segment_is_gone() {
     assert!(last > 0);
 }
 
+type Damage = (&'static str, fn(&mut Vec<u8>));
+
 /// A number in a damaged header was believed: a repair set nearly all aside as read already, or told of gone records by
 /// the thousand billion.
 #[test]
@@ -67,7 +69,7 @@ fn a_damaged_header_of_a_segment_costs_none_of_its_records() {
     let segments: Vec<String> = whole.names().into_iter().filter(|name| name.ends_with(".seg")).collect();
     assert!(segments.len() > 2, "{segments:?}");
     for name in &segments {
-        let damages: [(&str, fn(&mut Vec<u8>)); 4] = [
+        let damages: [Damage; 4] = [
             ("numbers", |bytes| bytes[40..56].fill(0xa5)),
             ("the oldest segment", |bytes| bytes[64..68].fill(0xa5)),
             ("a low number", |bytes| bytes[40..48].fill(0)),
@@ -111,7 +113,6 @@ fn whatever_is_damaged_the_rest_is_kept() {
         open(&whole.fork()).expect("start").log.append(&batch(&[Item::put(1, b"")])).expect("append").0;
     let mut dice = Dice::new(5);
     let names: Vec<String> = whole.names().into_iter().filter(|name| !name.ends_with(".spare")).collect();
-    let oldest = names.iter().find(|name| name.ends_with(".seg")).expect("a segment").clone();
     let mut repaired = 0;
     for _ in 0..150 {
         let disk = whole.fork();
