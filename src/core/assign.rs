@@ -196,6 +196,12 @@ impl Shard {
         self.leases_out += 1;
         let session = self.sessions.get_mut(&session_id).expect("a subscription's session exists");
         let held_at = session.held.insert((task, recipient)) as u32;
+        let found = &mut self.tasks[task];
+        let deadline = now.plus_ms(u64::from(found.spec.ack_timeout_ms));
+        if session.leases_at.is_none_or(|at| deadline < at) {
+            session.leases_at = Some(deadline);
+            self.timers.set(deadline, Timer::Leases { session: session_id });
+        }
         let resume_key = session.resume_key.filter(|_| !auto);
         let pulled = session.pull.is_some();
         if let Some(pull) = &mut session.pull {
@@ -209,8 +215,6 @@ impl Shard {
 
         let found = &mut self.tasks[task];
         let queue = &mut self.queues[found.queue as usize];
-        let deadline = now.plus_ms(u64::from(found.spec.ack_timeout_ms));
-        self.timers.set(deadline, Timer::Lease { task, recipient, number });
         if let Some(limit) = found.spec.run_limit_ms {
             self.timers.set(now.plus_ms(u64::from(limit)), Timer::RunLimit { task, recipient, number });
         }
@@ -221,7 +225,7 @@ impl Shard {
             held_at,
             since: now,
             deadline,
-            timer: deadline,
+            timer: None,
             started: false,
             unstarted,
         };

@@ -15,7 +15,7 @@ use super::queue::Tally;
 use super::record::{Amendment, StoreOp};
 use super::session::Verb;
 use super::shard::{Place, Shard};
-use super::task::{Share, ShareState};
+use super::task::ShareState;
 use super::timers::Timer;
 
 /// How long a worker may take to stop, where nobody says.
@@ -144,8 +144,7 @@ impl Shard {
     /// Ends a task to all that is being cancelled, once nobody has it any longer.
     pub(super) fn decide_cancelled(&mut self, key: u32, fx: &mut Effects) {
         let task = &self.tasks[key];
-        let held = (0..task.recipients()).any(|n| task.share(n).and_then(Share::lease).is_some());
-        if !held && !task.decided {
+        if !task.is_leased() && !task.decided {
             self.finish_cancelled(key, None, fx);
         }
     }

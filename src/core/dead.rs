@@ -6,7 +6,7 @@ use super::effect::Effects;
 use super::manage::Which;
 use super::record::{Amendment, StoreOp};
 use super::shard::Shard;
-use super::task::{Share, ShareState};
+use super::task::ShareState;
 
 impl Shard {
     /// The dead letters that are meant, oldest first.
@@ -87,8 +87,7 @@ impl Shard {
         self.unload(spec.account.as_ref(), bytes);
         self.unlist(spec.id(), key);
         // Leases of a task to all may still be out; the last of them takes it away.
-        let task = &self.tasks[key];
-        if !(0..task.recipients()).any(|n| task.share(n).and_then(Share::lease).is_some()) {
+        if !self.tasks[key].is_leased() {
             self.tasks.remove(key);
         }
         let dedup = spec.keys.as_ref().and_then(|keys| keys.dedup.clone()).map(|key| (key, spec.accepted));

@@ -3,6 +3,7 @@
 use slab::Slab;
 use taskyard_proto::{RevokeReason, TaskState};
 
+use super::command::SessionId;
 use super::effect::{Effects, Output};
 use super::fanout::Fate;
 use super::queue::{Queue, Tally};
@@ -14,10 +15,49 @@ use super::time::Time;
 use super::timers::Timer;
 use crate::slots::Slots;
 
+/// So long before its end a lease gets a timer of its own, in milliseconds. Most are settled long before. A session's are all
+/// looked at when the first of the others ends: at most so often, and no delivery has to set a timer.
+const LEASES_SOON_MS: u64 = 1000;
+
 impl Shard {
     pub(super) fn current_lease(&self, task: u32, recipient: u32, number: u64) -> Option<&Lease> {
         let lease = self.tasks.get(task)?.share(recipient)?.lease()?;
         (lease.number == number).then_some(lease)
+    }
+
+    /// Sees to it that a session's leases are looked at by then.
+    pub(super) fn look_at_leases(&mut self, session: SessionId, by: Time) {
+        let Some(found) = self.sessions.get_mut(&session) else { return };
+        if found.leases_at.is_none_or(|at| by < at) {
+            found.leases_at = Some(by);
+            self.timers.set(by, Timer::Leases { session });
+        }
+    }
+
+    /// Gives those that run out soon timers of their own, and looks at the others when the first of them does.
+    pub(super) fn leases_due(&mut self, now: Time, at: Time, session: SessionId) {
+        let Some(found) = self.sessions.get_mut(&session).filter(|found| found.leases_at == Some(at)) else {
+            return;
+        };
+        let (soon, mut next) = (now.plus_ms(LEASES_SOON_MS), None);
+        for (task, recipient) in found.held() {
+            let share = self.tasks.get_mut(task).and_then(|task| task.share_mut(recipient));
+            let Some(lease) = share.and_then(Share::lease_mut) else { continue };
+            let deadline = lease.deadline;
+            if lease.timer.is_some_and(|timer| timer <= deadline) {
+                continue;
+            }
+            if deadline <= soon {
+                lease.timer = Some(deadline);
+                self.timers.set(deadline, Timer::Lease { task, recipient, number: lease.number });
+            } else {
+                next = Some(next.map_or(deadline, |next: Time| next.min(deadline)));
+            }
+        }
+        found.leases_at = next;
+        if let Some(at) = next {
+            self.timers.set(at, Timer::Leases { session });
+        }
     }
 
     /// `now` may lie before the latest command: what arrived between the two is not applied yet.
@@ -29,15 +69,14 @@ impl Shard {
         fx: &mut Effects,
     ) {
         let lease = self.current_lease(task, recipient, number);
-        let Some(lease) = lease.filter(|lease| lease.timer == at) else { return };
+        let Some(lease) = lease.filter(|lease| lease.timer == Some(at)) else { return };
         if lease.deadline > now {
             // It was extended since.
-            let deadline = lease.deadline;
+            let (session, deadline) = (lease.session, lease.deadline);
             if let Some(lease) = self.tasks[task].share_mut(recipient).and_then(Share::lease_mut) {
-                lease.timer = deadline;
+                lease.timer = None;
             }
-            self.timers.set(deadline, Timer::Lease { task, recipient, number });
-            return;
+            return self.look_at_leases(session, deadline);
         }
         let session = lease.session;
         self.revoke(task, recipient, RevokeReason::AckTimeout, fx);
@@ -197,8 +236,131 @@ pub(super) fn timer_matters(tasks: &Slots<Task>, queues: &Slab<Queue>, at: Time,
         }
         Timer::Absent { .. }
         | Timer::Dedup { .. }
+        | Timer::Leases { .. }
         | Timer::Resume { .. }
         | Timer::Schedule { .. }
         | Timer::Job { .. } => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use taskyard_proto::message::{Ack, Credit, Extend, Subscribe, TimeoutMs};
+    use taskyard_proto::{
+        ClientMessage, Hello, LeaseId, Payload, QueueName, ServerMessage, Submit, TaskId, WorkerName,
+    };
+
+    use super::*;
+    use crate::core::{CallId, Command, Config, Open, Origin};
+
+    const WORKER: SessionId = SessionId(1);
+
+    /// A worker that takes whatever there is.
+    struct Stage {
+        shard: Shard,
+        fx: Effects,
+        now: Time,
+        submitted: u64,
+    }
+
+    impl Stage {
+        fn new() -> Stage {
+            let (shard, fx, now) = (Shard::new(Config::default()), Effects::default(), Time(1_000_000));
+            let mut stage = Stage { shard, fx, now, submitted: 0 };
+            stage.apply(Command::Open(Box::new(Open {
+                session: WORKER,
+                access: None,
+                hello: Box::new(Hello::empty()),
+                reference: None,
+                made_up_name: WorkerName::parse("w").unwrap(),
+                resume_key: 0,
+                subscribe: Some(Subscribe {
+                    queue: QueueName::parse("q").unwrap(),
+                    credit: Credit::new(1000),
+                    mode: None,
+                    explicit_start: false,
+                }),
+                join: None,
+            })));
+            stage
+        }
+
+        fn apply(&mut self, command: Command) {
+            self.shard.apply(self.now, command, &mut self.fx);
+        }
+
+        fn say(&mut self, message: impl Into<ClientMessage>) {
+            let origin = Origin::Session(WORKER, None);
+            self.apply(Command::Message { origin, message: message.into() });
+        }
+
+        /// What the worker gets of a task with so long an ack timeout.
+        fn deliver(&mut self, ack_timeout_ms: u64) -> LeaseId {
+            self.submitted += 1;
+            let mut submit = Submit::new(QueueName::parse("q").unwrap(), Payload::NULL);
+            submit.ack_timeout_ms = TimeoutMs::new(ack_timeout_ms);
+            let (origin, task) = (Origin::Call(CallId(self.submitted)), TaskId(u128::from(self.submitted)));
+            self.apply(Command::Submit { origin, access: None, task, submit: submit.into() });
+            self.apply(Command::Stored { through: self.shard.operations() });
+            let lease = self.fx.outputs.drain(..).find_map(|output| match output {
+                Output::Send { message: ServerMessage::Task(task), .. } => task.lease,
+                _ => None,
+            });
+            lease.expect("it is delivered")
+        }
+
+        fn extend(&mut self, lease: LeaseId, ms: u64) -> Time {
+            self.say(Extend { lease: lease.into(), ack_timeout_ms: TimeoutMs::new(ms) });
+            self.now.plus_ms(ms)
+        }
+    }
+
+    #[test]
+    fn each_lease_runs_out_in_its_time_whatever_else_the_worker_holds() {
+        let mut stage = Stage::new();
+        let mut expected = Vec::new();
+        for nth in 0..200 {
+            stage.now = stage.now.plus_ms(nth % 7);
+            let ms = [30_000, 5_000, 60_000, 30_001][nth as usize % 4];
+            let lease = stage.deliver(ms);
+            let ends = match nth % 5 {
+                0 => stage.extend(lease, ms * 3),
+                1 => stage.extend(lease, ms / 4),
+                2 => {
+                    stage.extend(lease, ms / 2);
+                    stage.extend(lease, ms + 700)
+                }
+                3 => {
+                    stage.say(Ack { leases: lease.into(), result: Payload::NULL });
+                    continue;
+                }
+                _ => stage.now.plus_ms(ms),
+            };
+            expected.push((ends, lease));
+        }
+        expected.sort_by_key(|(ends, lease)| (*ends, lease.number));
+        stage.fx.outputs.clear();
+        let mut seen = Vec::new();
+        while let Some(next) = stage.shard.next_deadline().filter(|_| seen.len() < expected.len()) {
+            stage.shard.expire(next, &mut stage.fx);
+            let revoked = stage.fx.outputs.drain(..).filter_map(|output| match output {
+                Output::Send { message: ServerMessage::Revoked(revoked), .. } => Some((next, revoked.lease)),
+                _ => None,
+            });
+            seen.extend(revoked);
+        }
+        seen.sort_by_key(|(ends, lease)| (*ends, lease.number));
+        assert_eq!(seen, expected);
+    }
+
+    /// Each delivery set a timer, which stood long after the ack; half of all timers were such.
+    #[test]
+    fn what_is_settled_in_time_leaves_no_timers_behind() {
+        let mut stage = Stage::new();
+        for _ in 0..500 {
+            let lease = stage.deliver(30_000);
+            stage.say(Ack { leases: lease.into(), result: Payload::NULL });
+        }
+        assert!(stage.shard.timers.len() <= 3, "{}", stage.shard.timers.len());
     }
 }

@@ -12,7 +12,7 @@ use super::record::{
     Said, StoreOp,
 };
 use super::shard::Shard;
-use super::task::{Fanout, HISTORY_MAX, Notes, Share, ShareState, Task};
+use super::task::{Fanout, HISTORY_MAX, Notes, ShareState, Task};
 
 /// How a task ends.
 #[derive(Debug, Clone, PartialEq)]
@@ -181,7 +181,7 @@ impl Shard {
         let task = &mut self.tasks[key];
         let id = task.spec.id();
         task.lay(recipient);
-        let held = (0..task.recipients()).any(|n| task.share(n).and_then(Share::lease).is_some());
+        let held = task.is_leased();
         let live = self.live(id) == Some(key);
         if !held && !live {
             self.tasks.remove(key);

@@ -438,11 +438,11 @@ impl Replay {
             held_at,
             since: shard.now,
             deadline,
-            timer: deadline,
+            timer: None,
             started: false,
             unstarted: lease.explicit_start,
         };
-        shard.timers.set(deadline, super::timers::Timer::Lease { task: key, recipient, number });
+        shard.look_at_leases(session, deadline);
         if lease.slot != key {
             shard.aliases.insert(number, key);
         }

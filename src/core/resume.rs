@@ -75,6 +75,10 @@ impl Shard {
         session.access = access;
         session.resume_key = before.resume_key;
         session.settled = std::mem::take(&mut before.settled);
+        session.leases_at = before.leases_at;
+        if let Some(at) = session.leases_at {
+            self.timers.set(at, Timer::Leases { session: id });
+        }
         for (_, (task, recipient)) in before.held {
             let lease = self.tasks[task].share_mut(recipient).and_then(|share| share.lease_mut());
             let lease = lease.expect("what a session holds is leased");

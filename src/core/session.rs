@@ -71,6 +71,8 @@ pub(super) struct Session {
     pub(super) subscriptions: SmallVec<[(u32, SubscriptionKey); 2]>,
     /// The leases it holds: task and recipient. A lease knows its place here; no other moves when it ends.
     pub(super) held: Slab<(u32, u32)>,
+    /// When its leases are looked at: no later than the first of them runs out, but for those with a timer of their own.
+    pub(super) leases_at: Option<Time>,
     /// The latest settles, newest last.
     pub(super) settled: VecDeque<(u64, Verb)>,
     /// Submits that wait for their answer.
@@ -103,6 +105,7 @@ impl Session {
             since: now,
             subscriptions: SmallVec::new(),
             held: Slab::new(),
+            leases_at: None,
             settled: VecDeque::new(),
             unconfirmed: 0,
             watching: BTreeSet::new(),

@@ -15,6 +15,7 @@ use super::record::{Amendment, FailedAttempt, Failure, StoreOp};
 use super::session::{SubscriptionKey, Verb};
 use super::shard::{AVOID_MS, Shard};
 use super::task::{FREE_RETURNS_MAX, ShareState};
+use super::time::Time;
 use super::timers::Timer;
 
 /// Subscriptions that got credit back and wait to be fed.
@@ -333,14 +334,8 @@ impl Shard {
         if let Some(lease) = found.share_mut(recipient).and_then(|share| share.lease_mut()) {
             lease.started = true;
             lease.unstarted = false;
-            let number = lease.number;
-            // As in `extend`: it may have been extended beyond.
-            if deadline < lease.timer {
-                lease.timer = deadline;
-                self.timers.set(deadline, Timer::Lease { task, recipient, number });
-            }
-            lease.deadline = deadline;
         }
+        self.move_deadline(session, (task, recipient), deadline);
         fx.answer(&origin, Done::PLAIN);
         self.event(task, recipient, None, fx);
     }
@@ -349,19 +344,21 @@ impl Shard {
         let Some((task, recipient)) = self.find_lease(session, &message.lease) else {
             return fx.answer(&origin, lease_lost(&message.lease));
         };
-        let found = &mut self.tasks[task];
-        let ms = message.ack_timeout_ms.map_or(u64::from(found.spec.ack_timeout_ms), |t| t.get());
+        let usual = self.tasks[task].spec.ack_timeout_ms;
+        let ms = message.ack_timeout_ms.map_or(u64::from(usual), |given| given.get());
         let deadline = self.now.plus_ms(ms);
-        if let Some(lease) = found.share_mut(recipient).and_then(|share| share.lease_mut()) {
-            let number = lease.number;
-            // A later deadline is found by the timer that stands; an earlier one needs its own.
-            if deadline < lease.timer {
-                lease.timer = deadline;
-                self.timers.set(deadline, Timer::Lease { task, recipient, number });
-            }
-            lease.deadline = deadline;
-        }
+        self.move_deadline(session, (task, recipient), deadline);
         fx.answer(&origin, Done { ack_timeout_ms: Applies(Some(ms)), ..Done::PLAIN });
+    }
+
+    /// A lease runs out then, sooner or later than it would have.
+    fn move_deadline(&mut self, session: SessionId, (task, recipient): (u32, u32), deadline: Time) {
+        let share = self.tasks[task].share_mut(recipient);
+        let Some(lease) = share.and_then(|share| share.lease_mut()) else { return };
+        // A later deadline is found by whatever looks at the one that stood.
+        if deadline < std::mem::replace(&mut lease.deadline, deadline) {
+            self.look_at_leases(session, deadline);
+        }
     }
 
     pub(super) fn progress(

@@ -339,12 +339,16 @@ impl Shard {
             timers.clean(|at, timer| match *timer {
                 Timer::Schedule { schedule, serial } => self.schedules.timer_matters(schedule, serial),
                 Timer::Job { number } => self.jobs.contains_key(&number),
+                Timer::Leases { session } => {
+                    self.sessions.get(&session).is_some_and(|session| session.leases_at == Some(at))
+                }
                 _ => timer_matters(tasks, queues, at, timer),
             });
             self.timers = timers;
         }
         while let Some((at, timer)) = self.timers.due(now) {
             match timer {
+                Timer::Leases { session } => self.leases_due(now, at, session),
                 Timer::Lease { task, recipient, number } => {
                     self.lease_due(now, at, (task, recipient, number), fx)
                 }

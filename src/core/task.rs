@@ -190,8 +190,8 @@ pub(super) struct Lease {
     pub(super) held_at: u32,
     pub(super) since: Time,
     pub(super) deadline: Time,
-    /// When the timer goes off that looks at the deadline: then, or before.
-    pub(super) timer: Time,
+    /// When a timer of its own goes off; else that of its session looks at the deadline in time.
+    pub(super) timer: Option<Time>,
     pub(super) started: bool,
     /// Not begun, by a worker that asked to say when it begins: its loss is not charged.
     pub(super) unstarted: bool,
@@ -227,6 +227,10 @@ pub(super) struct Fanout {
     /// How many shares are in each state: scheduled, queued, leased, retrying.
     pub(super) standing: [u32; 4],
 }
+
+/// Where [`Fanout::standing`] counts those that are with a worker, and those that wait out a back-off.
+const LEASED: usize = 2;
+const RETRYING: usize = 3;
 
 impl Lease {
     /// The lease as its holder knows it.
@@ -314,8 +318,8 @@ impl ShareState {
         match self {
             ShareState::Scheduled { .. } => Some(0),
             ShareState::Queued { .. } => Some(1),
-            ShareState::Leased(_) => Some(2),
-            ShareState::Retrying { .. } => Some(3),
+            ShareState::Leased(_) => Some(LEASED),
+            ShareState::Retrying { .. } => Some(RETRYING),
             ShareState::Over(_) => None,
         }
     }
@@ -571,7 +575,15 @@ impl Task {
     pub(super) fn is_under_way(&self) -> bool {
         match self.fanout() {
             None => matches!(self.first.state, ShareState::Leased(_) | ShareState::Retrying { .. }),
-            Some(fanout) => fanout.standing[2] + fanout.standing[3] > 0,
+            Some(fanout) => fanout.standing[LEASED] + fanout.standing[RETRYING] > 0,
+        }
+    }
+
+    /// Whether any of its recipients has it.
+    pub(super) fn is_leased(&self) -> bool {
+        match self.fanout() {
+            None => self.first.lease().is_some(),
+            Some(fanout) => fanout.standing[LEASED] > 0,
         }
     }
 

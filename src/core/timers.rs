@@ -9,6 +9,8 @@ use super::time::Time;
 /// A timer knows what it is for; whether that still holds is asked when it goes off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Timer {
+    /// Some of a session's leases may have run out, or be about to.
+    Leases { session: SessionId },
     /// The lease with this number may have run out.
     Lease { task: u32, recipient: u32, number: u64 },
     /// The attempt under the lease with this number may have run too long.
