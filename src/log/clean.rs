@@ -30,7 +30,7 @@ pub enum Maintenance {
 ///
 /// One more is kept of those that are freed: in a steady flow a segment is freed about when the next begins, and if that
 /// was just before, its file would be removed, and another one made and zeroed.
-const SPARES: usize = 2;
+pub(super) const SPARES: usize = 2;
 
 /// Zeros written and synced at once. Blocks that were written once make the later fdatasync about twice as fast, as
 /// no metadata changes then. Small, so that a commit's own sync never queues behind much of it.
@@ -152,11 +152,13 @@ impl<S: Storage> Log<S> {
         self.reading = None;
         self.lent.retain(|(sequence, _)| *sequence != oldest.sequence);
         let name = segment_name(oldest.sequence);
-        let recycle = self.spares.len() <= SPARES && oldest.file_bytes == self.options.segment_bytes;
+        let recycle = self.spares.len() <= SPARES
+            && oldest.file_bytes == self.options.segment_bytes
+            && self.unfilled != Some(oldest.sequence);
         let freed = if recycle {
             let spare = self.next_spare_name();
             let renamed = self.storage.rename(&name, &spare).map_err(LogError::io("rename", &name));
-            self.spares.push(Spare { name: spare, recycled: true });
+            self.spares.push(Spare { name: spare, recycled: true, untouched: false });
             renamed
         } else {
             self.storage.remove(&name).map_err(LogError::io("remove", &name))
@@ -172,7 +174,9 @@ impl<S: Storage> Log<S> {
 
     /// Brings the next spare segment a step closer.
     fn prepare_step(&mut self) -> Result<Maintenance, LogError> {
-        if self.spares.len() >= SPARES {
+        // One more to go on in, where nothing was ever written to what is written now.
+        let wanted = SPARES + usize::from(self.is_untouched() && !self.no_better);
+        if self.spares.len() >= wanted {
             self.drop_preparing();
             self.no_room = false;
             return Ok(Maintenance::Done);
@@ -229,8 +233,7 @@ impl<S: Storage> Log<S> {
             Err(error) if error.is_full() => {
                 self.preparing = Some(preparing);
                 self.drop_preparing();
-                self.no_room = true;
-                return Ok(Maintenance::NoRoom);
+                return Ok(self.found_no_room());
             }
             Err(error) => return Err(self.poison(error)),
         }
@@ -240,7 +243,7 @@ impl<S: Storage> Log<S> {
             .map_err(LogError::io("rename", &preparing.name))
             .and_then(|()| self.storage.sync_dir().map_err(LogError::io("sync the directory of", &spare)))
             .map_err(|error| self.poison(error))?;
-        self.spares.push(Spare { name: spare, recycled: false });
+        self.spares.push(Spare { name: spare, recycled: false, untouched: false });
         Ok(Maintenance::More)
     }
 
@@ -264,12 +267,21 @@ impl<S: Storage> Log<S> {
                 // Whether this works or not, the next start removes it.
                 let _ = self.storage.remove(&name);
                 if is_full(&source) {
-                    self.no_room = true;
-                    return Ok(Maintenance::NoRoom);
+                    return Ok(self.found_no_room());
                 }
                 Err(LogError::io("allocate", name)(source))
             }
         }
+    }
+
+    /// The disk has no room for another spare: for one that there must be, or for one that there had better be.
+    fn found_no_room(&mut self) -> Maintenance {
+        if self.spares.len() >= SPARES {
+            self.no_better = true;
+            return Maintenance::Done;
+        }
+        self.no_room = true;
+        Maintenance::NoRoom
     }
 
     /// Gives up the spare that is being prepared; the next start removes what cannot be removed now.

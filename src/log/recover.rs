@@ -115,6 +115,8 @@ impl<S: Storage> Log<S> {
             index,
             current: None,
             spares: Vec::new(),
+            no_better: false,
+            unfilled: None,
             next_spare: 1,
             preparing: None,
             zeroer: None,
@@ -168,7 +170,7 @@ impl<S: Storage> Log<S> {
             let bytes = file.length().map_err(LogError::io("measure", name))?;
             if bytes == self.options.segment_bytes {
                 // It may have held a segment once; assuming so is safe.
-                self.spares.push(Spare { name: name.clone(), recycled: true });
+                self.spares.push(Spare { name: name.clone(), recycled: true, untouched: false });
             } else {
                 self.storage.remove(name).map_err(LogError::io("remove", name))?;
             }
@@ -218,6 +220,7 @@ impl<S: Storage> Log<S> {
                 offset: last.end,
                 file_bytes,
                 dirty: false,
+                untouched: false,
                 file: last.reader.file,
             });
         } else if torn.as_ref().is_none_or(|torn| torn.kept.is_some()) && file_bytes > last.end {

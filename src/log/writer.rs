@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::clean::{Cleaning, Preparing, Zeroer};
+use super::clean::{Cleaning, Preparing, SPARES, Zeroer};
 use super::error::{LogError, is_full};
 use super::index::{Index, Location, Segment};
 use super::record::{
@@ -101,6 +101,10 @@ pub struct Log<S: Storage> {
     /// The segment being written; `None` when there was no room for one at the start.
     pub(super) current: Option<Current<S::File>>,
     pub(super) spares: Vec<Spare>,
+    /// There is no room for a spare to leave an untouched segment for.
+    pub(super) no_better: bool,
+    /// The latest segment that was left for a spare and never written to its end: see [`Current::untouched`].
+    pub(super) unfilled: Option<Sequence>,
     pub(super) next_spare: u32,
     pub(super) preparing: Option<Preparing<S::File>>,
     /// Where files are zeroed, if not in steps of maintenance.
@@ -136,6 +140,9 @@ pub(super) struct Current<F> {
     pub file_bytes: u64,
     /// Written since the last sync.
     pub dirty: bool,
+    /// Its room is reserved, but nothing was ever written there: the file system writes down with each sync which blocks are
+    /// in use now.
+    pub untouched: bool,
 }
 
 impl<F> Current<F> {
@@ -149,6 +156,8 @@ pub(super) struct Spare {
     pub name: String,
     /// It held a segment before.
     pub recycled: bool,
+    /// It is no spare that was zeroed, but was made in a hurry: see [`Current::untouched`].
+    pub untouched: bool,
 }
 
 impl<S: Storage> Log<S> {
@@ -304,8 +313,14 @@ impl<S: Storage> Log<S> {
         if total > BATCH_BYTES_MAX {
             return Err(LogError::TooBig { bytes: total, bytes_max: BATCH_BYTES_MAX });
         }
-        if !self.current.as_ref().is_some_and(|current| current.has_room_for(total)) {
+        let has_room = self.current.as_ref().is_some_and(|current| current.has_room_for(total));
+        // The first segment of a store is there before any spare is: what comes next is cheaper to sync. Not at the cost of
+        // a spare that there must be.
+        let has_better = records > 0 && self.is_untouched() && self.spares.len() > SPARES;
+        if !has_room || has_better {
+            let left = self.current.as_ref().filter(|_| has_room).map(|current| current.sequence);
             self.begin_segment(total)?;
+            self.unfilled = left.or(self.unfilled);
         }
         let current = self.current.as_mut().expect("there is one, or beginning it failed");
         let header = BatchHeader {
@@ -369,6 +384,11 @@ impl<S: Storage> Log<S> {
         }
     }
 
+    /// Whether nothing was ever written to the room of the segment that is written now: see [`Current::untouched`].
+    pub(super) fn is_untouched(&self) -> bool {
+        self.current.as_ref().is_some_and(|current| current.untouched)
+    }
+
     /// Seals the current segment and begins the next, with room for a batch of `batch_total` bytes.
     ///
     /// The order matters. All of the old segment is durable before the new one exists, so that only the last
@@ -414,6 +434,7 @@ impl<S: Storage> Log<S> {
             offset: FIRST_BATCH_OFFSET,
             file_bytes,
             dirty: false,
+            untouched: spare.untouched,
         });
         self.announced = self.durable;
         self.store.last_segment = sequence;
@@ -432,7 +453,7 @@ impl<S: Storage> Log<S> {
             return Ok((file, spare));
         }
         if let Some(preparing) = self.preparing.take() {
-            return Ok((preparing.file, Spare { name: preparing.name, recycled: false }));
+            return Ok((preparing.file, Spare { name: preparing.name, recycled: false, untouched: true }));
         }
         self.make_file(sequence, self.options.segment_bytes)
     }
@@ -442,7 +463,7 @@ impl<S: Storage> Log<S> {
         let name = format!("{sequence:08}{NEW_SEGMENT_SUFFIX}");
         let made = self.storage.create(&name).and_then(|file| file.allocate(bytes).map(|()| file));
         match made {
-            Ok(file) => Ok((file, Spare { name, recycled: false })),
+            Ok(file) => Ok((file, Spare { name, recycled: false, untouched: true })),
             Err(source) => {
                 // Whether this works or not, the next start removes it.
                 let _ = self.storage.remove(&name);

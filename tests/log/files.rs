@@ -66,6 +66,37 @@ fn files_are_recycled_and_stay_few() {
     assert!(bytes <= 5 * options().segment_bytes, "{bytes}");
 }
 
+/// A store's first 64 MiB were written to room that was only reserved, and each sync wrote down what was in use now.
+#[test]
+fn the_first_segment_is_left_for_one_that_was_zeroed_and_its_file_is_not_used_again() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (mut log, _) = open_files(&directory, options());
+    let mut append = |key| {
+        let mut batch = RecordBatch::new();
+        batch.push(RecordKind::Put, key, b"body");
+        if key > 1 {
+            batch.push(RecordKind::Remove, key - 1, &[]);
+        }
+        log.append(&batch).expect("append");
+        let before = log.stats().segments;
+        while log.maintain().expect("maintain") == Maintenance::More {}
+        before
+    };
+    assert_eq!(append(1), 1);
+    assert_eq!(append(2), 2, "a spare is ready");
+    assert_eq!(append(3), 1, "it stays there");
+    log.close().expect("close");
+    let mut names: Vec<String> = fs::read_dir(directory.path())
+        .expect("a directory")
+        .map(|entry| entry.expect("an entry").file_name().into_string().expect("a name"))
+        .filter(|name| !matches!(name.as_str(), "STORE" | "LOCK"))
+        .collect();
+    names.sort();
+    assert_eq!(names, ["00000001.spare", "00000002.seg", "00000002.spare"]);
+    let (_, records) = open_files(&directory, options());
+    assert_eq!(records, [(3, b"body".to_vec())]);
+}
+
 /// In a steady flow a segment is freed about when the next begins. It was once removed when that was just before, and a
 /// new file was made and zeroed: all was written twice.
 #[test]
