@@ -93,8 +93,9 @@ fn the_first_segment_is_left_for_one_that_was_zeroed_and_its_file_is_not_used_ag
         .collect();
     names.sort();
     assert_eq!(names, ["00000001.spare", "00000002.seg", "00000002.spare"]);
-    let (_, records) = open_files(&directory, options());
-    assert_eq!(records, [(3, b"body".to_vec())]);
+    let (log, records) = open_files(&directory, options());
+    assert_eq!(log.stats().live_records, 1);
+    assert!(records.contains(&(3, b"body".to_vec())), "{records:?}");
 }
 
 /// In a steady flow a segment is freed about when the next begins. It was once removed when that was just before, and a
