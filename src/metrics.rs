@@ -443,7 +443,7 @@ fn queue_metrics(sample: &Sample, hops: &Hops, families: &mut Families) {
     };
     each("taskyard_workers", "Workers subscribed, by queue", &|queue| queue.workers as f64);
     each("taskyard_unsettled_deliveries", "Deliveries that their workers hold, by queue", &|queue| {
-        queue.unsettled as f64
+        queue.in_flight as f64
     });
     each("taskyard_credit_free", "How many more tasks the workers would take, by queue", &|queue| {
         queue.credit_free as f64
@@ -623,7 +623,7 @@ mod tests {
             attempts_sum: 9,
             oldest_ms: Some(1),
             workers: 1,
-            unsettled: 1,
+            in_flight: 1,
             credit_free: 1,
         };
         let mut measured = Vec::new();

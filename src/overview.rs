@@ -251,7 +251,7 @@ fn one(queue: &QueueSample) -> QueueOverview {
         counts: standing(&queue.counts),
         oldest_ms: queue.oldest_ms,
         workers: queue.workers,
-        in_flight: queue.unsettled,
+        in_flight: queue.in_flight,
         credit_free: queue.credit_free,
         events: happened(&queue.tallies),
     }

@@ -42,9 +42,9 @@ pub struct QueueSample {
     pub oldest_ms: Option<u64>,
     /// Subscriptions.
     pub workers: u64,
-    /// How many deliveries they hold.
-    pub unsettled: u64,
-    /// How many more they could.
+    /// How many leases are out on its tasks, those of pulls included.
+    pub in_flight: u64,
+    /// How many more tasks the subscriptions would take.
     pub credit_free: u64,
 }
 
@@ -70,7 +70,7 @@ impl QueueSample {
         self.paused |= other.paused;
         self.oldest_ms = self.oldest_ms.max(other.oldest_ms);
         self.workers += other.workers;
-        self.unsettled += other.unsettled;
+        self.in_flight += other.in_flight;
         self.credit_free += other.credit_free;
     }
 
@@ -157,12 +157,6 @@ impl Shard {
     }
 
     fn sample_of(&self, queue: &Queue, now: Time) -> QueueSample {
-        let (mut unsettled, mut credit_free) = (0, 0);
-        for key in queue.subscribers.values() {
-            let Some(subscription) = self.subscriptions.get(key.0 as usize) else { continue };
-            unsettled += u64::from(subscription.unsettled);
-            credit_free += u64::from(subscription.credit.saturating_sub(subscription.unsettled));
-        }
         QueueSample {
             queue: queue.name.clone(),
             paused: queue.pause.is_some(),
@@ -174,8 +168,8 @@ impl Shard {
             attempts_sum: queue.used.sum,
             oldest_ms: queue.oldest_waiting(&self.tasks).map(|since| now.ms_since(since)),
             workers: queue.subscribers.len() as u64,
-            unsettled,
-            credit_free,
+            in_flight: queue.leased,
+            credit_free: self.credit_free(queue),
         }
     }
 }

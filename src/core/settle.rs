@@ -389,7 +389,7 @@ impl Shard {
 pub(super) fn lease_lost(lease: &GivenLease) -> Error {
     Error::new(
         ErrorCode::LeaseLost,
-        "this lease is not, or no longer, this session's: the task went on without it; drop the work",
+        "this lease is over, or was never its sender's: the task goes on without it; drop the work",
     )
     .lease(lease)
 }

@@ -52,8 +52,8 @@ pub struct QueueView {
     pub rates: [f64; 3],
     /// How many workers are subscribed.
     pub workers: u64,
-    /// How many tasks they hold, and how many more they could.
-    pub unsettled: u64,
+    /// How many leases are out on its tasks, those of pulls included.
+    pub in_flight: u64,
     /// Credit that is not in use.
     pub credit_free: u64,
     /// Whether somebody declared it.
@@ -310,9 +310,14 @@ impl Shard {
         self.queues.iter().skip(skip).take(count).map(|(_, queue)| self.view_of(queue, now)).collect()
     }
 
-    fn view_of(&self, queue: &Queue, now: Time) -> QueueView {
+    /// How many more tasks the subscriptions of a queue would take.
+    pub(super) fn credit_free(&self, queue: &Queue) -> u64 {
         let subscriptions =
-            || queue.subscribers.values().filter_map(|key| self.subscriptions.get(key.0 as usize));
+            queue.subscribers.values().filter_map(|key| self.subscriptions.get(key.0 as usize));
+        subscriptions.map(|found| u64::from(found.credit.saturating_sub(found.unsettled))).sum()
+    }
+
+    fn view_of(&self, queue: &Queue, now: Time) -> QueueView {
         let oldest = queue.oldest_waiting(&self.tasks);
         QueueView {
             queue: queue.name.clone(),
@@ -325,8 +330,8 @@ impl Shard {
             settings: queue.settings.clone(),
             pause: queue.pause.clone(),
             paused_ms: queue.pause.as_ref().and_then(|pause| Some(pause.until?.ms_since(now))),
-            unsettled: subscriptions().map(|s| u64::from(s.unsettled)).sum(),
-            credit_free: subscriptions().map(|s| u64::from(s.credit.saturating_sub(s.unsettled))).sum(),
+            in_flight: queue.leased,
+            credit_free: self.credit_free(queue),
         }
     }
 

@@ -701,7 +701,7 @@ impl From<&QueueView> for Queue {
             oldest_ms: view.oldest_ms,
             rates: Rates { accepted, delivered, settled },
             workers: view.workers,
-            in_flight: view.unsettled,
+            in_flight: view.in_flight,
             credit_free: view.credit_free,
             declared: view.declared,
             settings: SettingsShown::from(&view.settings),

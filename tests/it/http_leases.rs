@@ -35,6 +35,12 @@ fn a_pull_takes_what_there_is() {
     let rest = pull(&broker, "/v1/queues/q/lease?credit=10");
     let ids: Vec<&str> = rest.iter().map(|task| task["task"].as_str().unwrap()).collect();
     assert_eq!(ids, tasks[1..]);
+    let queue = broker.get("/v1/queues/q").json();
+    assert_eq!(
+        (&queue["counts"]["leased"], &queue["in_flight"]),
+        (&json!(3), &json!(3)),
+        "whoever holds them"
+    );
 
     let acked = say(&broker, delivery, "ack", &json!({"result": {"n": 1}}));
     assert_eq!((acked.status, acked.json()), (200, json!({"lease": delivery["lease"], "outcome": "ok"})));
