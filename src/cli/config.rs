@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
+use super::output::{complain, print_line};
 use super::{Failed, print};
 use crate::auth::{Authority, Fetch};
 use crate::config::print::{effective, template};
@@ -57,15 +58,13 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failed> {
             sources.file = path.or(sources.file);
             let config = sources.values().and_then(|values| values.resolve()).map_err(Failed::usage)?;
             all_problems(&config).map_err(Failed::usage)?;
-            let mut text = String::new();
-            for warning in config.warnings().into_iter().chain(unknown_variables()) {
-                text += &format!("warning: {warning}\n");
+            for warning in config.warnings(has_tokens).into_iter().chain(unknown_variables()) {
+                complain(&format!("warning: {warning}"));
             }
-            text += &match &sources.file {
-                Some(path) => format!("{} is good\n", path.display()),
-                None => "flags and environment are good; no file was named\n".to_owned(),
-            };
-            print(text.as_bytes())?;
+            print_line(&match &sources.file {
+                Some(path) => format!("{} is good", path.display()),
+                None => "flags and environment are good; no file was named".to_owned(),
+            })?;
             Ok(ExitCode::SUCCESS)
         }
     }

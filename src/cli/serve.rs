@@ -26,7 +26,7 @@ impl From<ServeError> for Failed {
 pub(super) fn run(args: Args) -> Result<ExitCode, Failed> {
     let config = read(&args.sources).map_err(Failed::usage)?;
     start_logging();
-    for warning in config.warnings().into_iter().chain(unknown_variables()) {
+    for warning in config.warnings(has_tokens).into_iter().chain(unknown_variables()) {
         tracing::warn!("{warning}");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -166,7 +166,7 @@ async fn reload(running: Config, sources: &Sources, server: &Server) -> Config {
         tracing::info!("read the configuration again: nothing in it has changed");
     }
     if !reloaded.changed.is_empty() {
-        for warning in reloaded.config.warnings() {
+        for warning in reloaded.config.warnings(has_tokens) {
             tracing::warn!("{warning}");
         }
     }

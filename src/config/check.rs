@@ -277,7 +277,7 @@ impl Config {
             );
             problems.push(Problem { place, text });
         };
-        if self.admin_token.is_none() && self.jwt.is_none() && !has_tokens(&self.tokens_file) {
+        if !self.authenticates(has_tokens) {
             let place = match self.values.given("tokens_file") {
                 Some(_) => format!(" --tokens-file {}", self.tokens_file.display()),
                 None => String::new(),
@@ -311,9 +311,21 @@ impl Config {
         if check.problems.is_empty() { Ok(()) } else { Err(ConfigError(check.problems)) }
     }
 
-    /// What can be, and is worth a second thought.
-    pub fn warnings(&self) -> Vec<String> {
+    /// Whether anybody must say who they are.
+    fn authenticates(&self, has_tokens: impl Fn(&Path) -> bool) -> bool {
+        self.admin_token.is_some() || self.jwt.is_some() || has_tokens(&self.tokens_file)
+    }
+
+    /// What can be, and is worth a second thought. `has_tokens` as for [`check_public`](Self::check_public).
+    pub fn warnings(&self, has_tokens: impl Fn(&Path) -> bool) -> Vec<String> {
         let mut warnings = Vec::new();
+        if self.live.limits != Limits::default() && !self.authenticates(has_tokens) {
+            warnings.push(
+                "[limits] are each account's, and nobody has one without authentication, so nothing is limited: make tokens \
+                 with `taskyard token create`"
+                    .to_owned(),
+            );
+        }
         if self.live.allow_origins.contains(&OriginRule::Any) {
             warnings.push(
                 "allow_origins is \"*\": a page of any site may connect through its visitors' browsers; name the sites"

@@ -200,7 +200,8 @@ pub const SECTIONS: &[Section] = &[
     },
     Section {
         name: "limits",
-        doc: "What each account may, over all its connections, unless its token says otherwise.",
+        doc: "What each account may, over all its connections, unless its token says otherwise. An account is what a token \
+              names: without authentication nothing is limited.",
         optional: false,
     },
 ];

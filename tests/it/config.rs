@@ -210,7 +210,22 @@ fn a_variable_that_nothing_reads_is_told() {
     let checked =
         config(&["check"], &[("TASKYARD_DATADIR", "/elsewhere"), ("TASKYARD_URL", "http://localhost:1")]);
     assert_eq!(checked.code, Some(0), "{checked:?}");
-    let told = "warning: TASKYARD_DATADIR is set, and nothing reads it: did you mean TASKYARD_DATA_DIR?\n\
-                flags and environment are good; no file was named\n";
-    assert_eq!(checked.out, told);
+    let told =
+        "taskyard: warning: TASKYARD_DATADIR is set, and nothing reads it: did you mean TASKYARD_DATA_DIR?\n";
+    assert_eq!(checked.err, told);
+    assert_eq!(checked.out, "flags and environment are good; no file was named\n");
+}
+
+/// Limits are an account's, and nobody has one without authentication: they did nothing, and nothing said so.
+#[test]
+fn limits_that_limit_nobody_are_told() {
+    let limits = ["--limits-queued-tasks", "5"];
+    let broker = Broker::with(&[&["--engine", "memory"], &limits[..]].concat());
+    assert!(broker.logged("[limits] are each account's").contains("WARN"));
+
+    let checked = config(&[&["check"], &limits[..]].concat(), &[]);
+    assert_eq!(checked.code, Some(0), "{checked:?}");
+    assert!(checked.err.contains("taskyard token create"), "{checked:?}");
+    let checked = config(&[&["check"], &limits[..]].concat(), &[("TASKYARD_ADMIN_TOKEN", &"x".repeat(40))]);
+    assert_eq!((checked.code, checked.err.as_str()), (Some(0), ""), "{checked:?}");
 }
